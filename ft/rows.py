@@ -1,0 +1,178 @@
+"""Rows of source and target text, checked one by one, with every bad row named at once."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+from ft.errors import UserError, nearest
+
+Record: TypeAlias = tuple[int, dict[str, Any] | str]
+"""A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
+
+_SHOWN = 20  # bad rows that one message names
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Sequence[dict[str, str]]):
+    """Rows ``{"source", "target"}`` and where they came from."""
+
+    rows: list[dict[str, str]]
+    origin: str  # for people: "MTNT en-fr valid, data/MTNT/valid/valid.en-fr.tsv"
+    sha256: str  # of the bytes read
+    skipped: int = 0  # bad rows left out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self.rows)
+
+    def __add__(self, other: "Rows") -> "Rows":
+        return Rows(
+            self.rows + other.rows,
+            f"{self.origin} + {other.origin}",
+            digest(f"{self.sha256} {other.sha256}".encode()),
+            self.skipped + other.skipped,
+        )
+
+    def map_targets(self, change: Callable[[str], str]) -> "Rows":
+        """The rows with changed targets; the origin names what changed them."""
+        name = getattr(change, "__name__", "changed")
+        rows = [row | {"target": change(row["target"])} for row in self.rows]
+        return Rows(
+            rows, f"{self.origin} ({name})", digest(f"{self.sha256} {name}".encode()), self.skipped
+        )
+
+    def head(self, n: int) -> "Rows":
+        """The first ``n`` rows; all of them where there are no more."""
+        if n >= len(self):
+            return self
+        origin = f"the first {n} rows of {self.origin}"
+        return Rows(self.rows[:n], origin, digest(f"{self.sha256} {n}".encode()), self.skipped)
+
+
+def overlap(train: Rows, *others: Rows) -> list[int]:
+    """Indices of ``train`` rows whose source, but for case and spaces, stands in another split."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    known = {plain(row["source"]) for rows in others for row in rows}
+    return [i for i, row in enumerate(train) if plain(row["source"]) in known]
+
+
+def checked(
+    records: Iterable[Record],
+    origin: str,
+    sha256: str,
+    where: str,
+    columns: tuple[str, str] = ("source", "target"),
+    on_bad_row: str = "error",
+) -> Rows:
+    """The good ones of ``records``; the others are an error that names them, or are counted.
+
+    ``where`` stands before a row's number in messages; ``columns`` are those of source and target.
+    Raises UserError for bad rows (unless ``on_bad_row="skip"``), a column that no row has, no rows.
+    """
+    one_of("on_bad_row", on_bad_row, ("error", "skip"))
+    rows: list[dict[str, str]] = []
+    bad: list[str] = []
+    seen: dict[str, None] = {}
+    for number, record in records:
+        if isinstance(record, str):
+            bad.append(f"{where}{number}: {record}")
+            continue
+        seen.update(dict.fromkeys(record))
+        if faults := [fault for column in columns if (fault := _fault(record, column))]:
+            bad.append(f"{where}{number}: {'; '.join(dict.fromkeys(faults))}")
+        else:
+            rows.append({"source": record[columns[0]], "target": record[columns[1]]})
+    if seen:
+        require(columns, seen, origin)
+    if bad and on_bad_row == "error":
+        listed = "".join(f"\n  {line}" for line in bad[:_SHOWN])
+        more = f"\n  ... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+        advice = "Mend the data, or leave such rows out with --on-bad-row skip."
+        raise UserError(f"{count} in {origin}:{listed}{more}\n{advice}")
+    if not rows:
+        why = f"all {len(bad)} are bad; the first is {bad[0]}" if bad else "it is empty"
+        raise UserError(f"no rows in {origin}: {why}")
+    return Rows(rows, origin, sha256, len(bad))
+
+
+def _fault(record: dict[str, Any], column: str) -> str:
+    """What is wrong with a column of a row; an empty string for nothing."""
+    if column not in record:
+        return f"no column {column!r}"
+    value = record[column]
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        return f"{column} is not a string but {kind}"
+    if not value.strip():
+        return f"{column} is empty"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half
+        return f"{column} has half a character (U+{ord(value[error.start]):04X}) at {error.start}"
+    return ""
+
+
+def require(columns: Iterable[str], there: Iterable[str], origin: str) -> None:
+    """UserError for the first of ``columns`` that is not among those that are there."""
+    there = list(there)
+    for column in columns:
+        if column not in there:
+            raise UserError(
+                f"{origin} has no column {column!r}; its columns are "
+                f"{', '.join(map(repr, there))}.{nearest(column, there)}"
+            )
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """UserError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choice = ", ".join(map(repr, allowed))
+        raise UserError(
+            f"{name} is {value!r}; it must be one of {choice}.{nearest(value, allowed)}"
+        )
+
+
+def read(file: Path) -> bytes:
+    """A file's bytes; UserError with the system's reason where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def lines_of(data: bytes) -> tuple[list[str], dict[int, str]]:
+    r"""Lines of text, ended by "\n" only, and why a line is not UTF-8, by its number from 1."""
+    bad: dict[int, str] = {}
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text, start = data.decode(errors="replace"), 0
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte, offset = line[error.start], start + error.start
+                bad[number] = f"invalid UTF-8: byte 0x{byte:02x} at offset {offset} of the file"
+            start += len(line) + 1
+    lines = text.removeprefix("\ufeff").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines, bad

@@ -1,0 +1,32 @@
+"""Rows: a sequence that knows its origin, and what two splits share."""
+
+from ft.data import Rows, overlap
+
+ROW = {"source": "idk lol", "target": "jsp mdr"}
+OTHER = {"source": 'he said "hi', "target": 'il a dit "salut, ça va'}
+
+
+def rows_of(*rows: dict[str, str]) -> Rows:
+    return Rows(list(rows), "here", "0")
+
+
+def test_rows_are_a_sequence_with_an_origin() -> None:
+    rows = Rows([ROW, OTHER], "here", "0", 1)
+    assert (len(rows), rows[1], rows[:1], list(rows)) == (2, OTHER, [ROW], [ROW, OTHER])
+    assert ROW in rows
+    first = rows.head(1)
+    assert (first.rows, first.skipped) == ([ROW], 1)
+    assert first.origin == "the first 1 rows of here"
+    assert first.sha256 not in (rows.sha256, rows.head(0).sha256)
+    assert rows.head(2) is rows
+    both = rows + first
+    assert (both.rows, both.skipped) == ([ROW, OTHER, ROW], 2)
+    assert both.origin == "here + the first 1 rows of here"
+    assert both.sha256 != (first + rows).sha256
+
+
+def test_overlap_disregards_case_and_spaces() -> None:
+    train = rows_of(ROW, OTHER, {"source": " IDK   Lol", "target": "x"})
+    assert overlap(train, rows_of({"source": "idk lol", "target": "y"})) == [0, 2]
+    assert overlap(train, rows_of(), rows_of(OTHER)) == [1]
+    assert overlap(train) == []
