@@ -29,7 +29,8 @@ NOISE = {
 
 def rows(split):
     text = (ROOT / "MTNT" / split / f"{split}.en-fr.tsv").read_bytes().decode("utf-8")
-    assert text.endswith("\n") and not text.endswith("\n\n")
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
     return [line.split("\t") for line in text[:-1].split("\n")]
 
 
@@ -52,7 +53,8 @@ def test_characters(split):
         for text in (source, target):
             assert text == unicodedata.normalize("NFC", text)
             assert not any(unicodedata.category(c) in ("Cc", "Zl", "Zp", "Co", "Cn") for c in text)
-            assert "  " not in text and "\ufffd" not in text
+            assert "  " not in text
+            assert "\ufffd" not in text
         assert not re.search("[\u2018\u2019\u201c\u201d\u00ab\u00bb\u00a0\u202f]", target)
         assert '"' not in target or target.count('"') % 2 == 0
 
@@ -107,7 +109,8 @@ def test_lengths(split):
     table = rows(split)
     source = [len(row[1].split()) for row in table]
     target = [len(row[2].split()) for row in table]
-    assert min(source) == 1 and 60 <= max(source) <= 100
+    assert min(source) == 1
+    assert 60 <= max(source) <= 100
     assert 14 < sum(source) / len(source) < 22
     assert 1.0 < sum(target) / sum(source) < 1.3
 

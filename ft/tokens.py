@@ -1,0 +1,215 @@
+"""Token ids and labels: encode, mask, length policy, packing, collating, and a view of the mask."""
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ft.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE = (
+    -100
+)  # label of a position that no loss is taken of; PyTorch's and Hugging Face's convention
+Example = dict[str, list[int]]  # {"input_ids", "labels"}, equal lengths
+Policy = Literal["drop", "truncate", "error"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples that fit, and what the length policy did to the others."""
+
+    examples: list[Example]
+    rows: list[int]  # index of the pair behind each example
+    lengths: list[int]  # tokens of every pair before the policy
+    dropped: int
+    truncated: int
+
+    @property
+    def supervised(self) -> int:
+        """Number of positions that a loss is taken of."""
+        return sum(label != IGNORE for e in self.examples for label in e["labels"])
+
+    def summary(self, max_length: int) -> str:
+        """One line for people: how many examples, how long, what was cut."""
+        total = sum(len(e["input_ids"]) for e in self.examples)
+        text = (
+            f"{len(self.examples):,} examples, {total:,} tokens, "
+            f"{self.supervised / max(total, 1):.0%} supervised, longest {max(self.lengths):,}"
+        )
+        if self.dropped:
+            text += f"; {self.dropped:,} dropped (longer than {max_length} tokens)"
+        if self.truncated:
+            text += f"; {self.truncated:,} lost their ending (cut at {max_length} tokens)"
+        return text
+
+
+def encode(
+    pairs: Iterable[Mapping[str, str]],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    policy: Policy = "drop",
+    seed_parity: bool = False,
+) -> Encoded:
+    """Encode ``{"prompt", "completion"}`` pairs; labels are the completion and its end token.
+
+    Prompt and completion are encoded apart and joined as ids, so that training sees exactly the ids
+    that inference will see (google-deepmind/gemma, ``gm/data/_tasks.py``). ``seed_parity`` puts the
+    second BOS before the completion that Google's tutorials put there, and supervises it.
+
+    ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
+    loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
+    error. Raises ``UserError`` for that, for a control token inside a text, and if nothing is left.
+    """
+    pairs = list(pairs)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if not pairs:
+        raise UserError("there are no pairs to encode")
+    prompts = tokenizer([p["prompt"] for p in pairs], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([p["completion"] for p in pairs], add_special_tokens=False)["input_ids"]
+    examples, rows, lengths, truncated, too_long = [], [], [], 0, []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if bos in prompt or bos in completion or eos in completion:
+            raise UserError(
+                f"row {row + 1}: the text contains {tokenizer.bos_token!r} or {tokenizer.eos_token!r}, "
+                "which the tokenizer reads as a control token; remove it from the data"
+            )
+        prompt = [bos, *prompt]
+        completion = [*([bos] if seed_parity else []), *completion, eos]
+        ids = prompt + completion
+        labels = [IGNORE] * len(prompt) + completion
+        lengths.append(len(ids))
+        if len(ids) > max_length:
+            too_long.append(row)
+            if policy != "truncate" or len(prompt) >= max_length:
+                continue
+            truncated += 1
+            ids, labels = ids[:max_length], labels[:max_length]
+        assert len(ids) == len(labels)
+        assert labels[-1] != IGNORE
+        examples.append({"input_ids": ids, "labels": labels})
+        rows.append(row)
+    if policy == "error" and too_long:
+        raise UserError(
+            f"{len(too_long)} of {len(pairs)} rows have more than max_length={max_length} tokens, the "
+            f"first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
+            "the length policy drop or truncate"
+        )
+    if not examples:
+        raise UserError(
+            f"all {len(pairs)} rows have more than max_length={max_length} tokens (the shortest has "
+            f"{min(lengths)}); raise --max-length"
+        )
+    return Encoded(examples, rows, lengths, len(pairs) - len(examples), truncated)
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: indices of ``lengths`` in rows of at most ``capacity`` tokens.
+
+    A length over the capacity gets a row of its own. Each index occurs once.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(room, (lengths[index], -1))
+        if at < len(room):
+            left, row = room.pop(at)
+        else:
+            left, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(room, (left - lengths[index], row))
+    return rows
+
+
+def packed_row(examples: Sequence[Example]) -> dict[str, "Tensor"]:
+    """Examples laid end to end in one row: ``input_ids``, ``position_ids``, ``labels``, each [1, T].
+
+    Positions restart with each example and there is no 2-D mask: from these two facts transformers
+    derives attention that keeps examples apart. Labels stand at their token, as Hugging Face has
+    them, and the first of each example is masked, since the token before it is another example's.
+    """
+    import torch
+
+    ids = [i for e in examples for i in e["input_ids"]]
+    labels = [i for e in examples for i in (IGNORE, *e["labels"][1:])]
+    positions = [i for e in examples for i in range(len(e["input_ids"]))]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "labels": torch.tensor([labels]),
+    }
+
+
+def padded_batch(examples: Sequence[Example], pad: int) -> dict[str, "Tensor"]:
+    """Examples padded on the right to the longest: the same keys as ``packed_row``, each [B, T].
+
+    No mask is needed: a causal model's real positions never see what stands to their right.
+    """
+    import torch
+
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def fill(key: str, value: int) -> "Tensor":
+        return torch.tensor([e[key] + [value] * (width - len(e[key])) for e in examples])
+
+    labels = fill("labels", IGNORE)
+    labels[:, 0] = IGNORE
+    return {
+        "input_ids": fill("input_ids", pad),
+        "position_ids": torch.arange(width).expand(len(examples), width).contiguous(),
+        "labels": labels,
+    }
+
+
+def layout(
+    examples: Sequence[Example], *, packing: bool, capacity: int, pad: int
+) -> list[dict[str, "Tensor"]]:
+    """One batch as the pieces that run through the model one after the other.
+
+    Packed: rows of at most ``capacity`` tokens without any padding. Otherwise one padded batch.
+    """
+    if not packing:
+        return [padded_batch(examples, pad)]
+    rows = pack([len(e["input_ids"]) for e in examples], capacity)
+    return [packed_row([examples[i] for i in row]) for row in rows]
+
+
+def show(example: Example, tokenizer: Any, *, colour: bool) -> str:
+    """The example as text with the supervised tokens green, or in ``⟦ ⟧`` without colour."""
+    before, after = ("\x1b[32m", "\x1b[0m") if colour else ("⟦", "⟧")
+    parts: list[str] = []
+    start, ids, labels = 0, example["input_ids"], example["labels"]
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or (labels[end] == IGNORE) != (labels[start] == IGNORE):
+            text = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            parts.append(text if labels[start] == IGNORE else f"{before}{text}{after}")
+            start = end
+    return "".join(parts)
+
+
+def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
+    """Bars of how many examples have how many tokens; the last bar is of those over ``max_length``."""
+    step = max(1, -(-min(max(lengths), max_length) // 8))
+    edges = list(range(step, min(max(lengths), max_length) + step, step))
+    edges[-1] = min(edges[-1], max_length)
+    bounds = [*zip([1, *(e + 1 for e in edges)], edges, strict=False)]
+    bars = [(f"{a}-{b}", sum(a <= n <= b for n in lengths)) for a, b in bounds]
+    if over := sum(n > max_length for n in lengths):
+        bars.append((f">{max_length}", over))
+    most = max(count for _, count in bars)
+    return "\n".join(
+        f"  {label:>9} tokens {count:>7,} {'█' * round(width * count / most)}"
+        for label, count in bars
+    )
+
+
+def packs_exactly(model: Any) -> bool:
+    """Whether packed rows give the loss of separate examples.
+
+    RecurrentGemma's convolution looks across the border of two examples, so its batches are padded.
+    """
+    return model.config.model_type != "recurrent_gemma"
