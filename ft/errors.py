@@ -20,7 +20,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def exit_cleanly() -> Iterator[None]:
-    """Turn a user's mistake into one message and exit status 2, Ctrl-C into 130, SIGTERM into 143.
+    """Turn a user's mistake into one message and exit status 2, and Ctrl-C into 130.
 
     Anything else is our own fault and keeps its traceback.
     """
@@ -29,6 +29,8 @@ def exit_cleanly() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output has seen enough
+        raise SystemExit(0) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -39,8 +41,6 @@ def exit_cleanly() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

@@ -1,0 +1,193 @@
+"""TRL's SFTTrainer on our ids, labels, rows and loss; imports TRL at its top, so only `train` imports it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl.trainer.sft_trainer import SFTTrainer
+
+from ft import loss, optim
+from ft.errors import UserError
+from ft.files import sync_dir, write_json
+from ft.tokens import IGNORE, Example, layout
+
+RETRY = "Try a lower --learning-rate, a longer --warmup-ratio or --precision fp32."
+STATE = "ft_state.json"  # what a checkpoint was made with; its presence says that it is complete
+
+
+class Order(torch.utils.data.Sampler[int]):
+    """A permutation that is a function of seed and epoch alone, not of the number of processes.
+
+    With ``group`` examples to an optimizer step, examples of like length come together (as in
+    transformers' group_by_length): each stretch of 50 steps is sorted, longest first.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, group: int | None) -> None:
+        self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.group is None:
+            return iter(order)
+        stretch = 50 * self.group
+        parts = [order[i : i + stretch] for i in range(0, len(order), stretch)]
+        return iter([i for part in parts for i in sorted(part, key=lambda j: -self.lengths[j])])
+
+
+class Trainer(SFTTrainer):
+    """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
+
+    The loss of a step is the sum over supervised tokens divided by their number in the whole
+    optimizer step, over all micro-batches and processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: Any,
+        examples: Any,
+        tokenizer: Any,
+        packing: bool,
+        row_length: int,
+        optimizer_name: optim.Name,
+        fingerprint: dict[str, Any],
+        callbacks: list[Any],
+    ) -> None:
+        self.pad = tokenizer.pad_token_id
+        self.packing, self.row_length = packing, row_length
+        self.optimizer_name: optim.Name = optimizer_name
+        self.fingerprint = fingerprint
+        self.tokens_seen = self.supervised_seen = 0
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths = [len(ids) for ids in examples["input_ids"]]
+        self.order = Order(lengths, args.seed, None if packing else step)
+        # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
+        adapters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=examples,
+            processing_class=tokenizer,
+            data_collator=self.collate,
+            callbacks=callbacks,
+        )
+        for name, parameter in model.named_parameters():
+            if name in adapters:
+                parameter.data = adapters[name].to(parameter.device)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        loss.install(inner)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return self.order
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        rows = layout(examples, packing=self.packing, capacity=self.row_length, pad=self.pad)
+        return {"rows": rows}
+
+    def create_optimizer(self, *_: Any, **__: Any) -> Any:
+        if self.optimizer is None:
+            model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+            self.optimizer = optim.create(
+                model,
+                self.optimizer_name,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        rows = [row for batch in batch_samples for row in batch["rows"]]
+        count = (
+            torch.stack([(row["labels"][:, 1:] != IGNORE).sum() for row in rows]).sum().to(device)
+        )
+        return self.accelerator.reduce(count)
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch, row by row; gradients meet at the last row."""
+        model.train()
+        rows: list[dict[str, torch.Tensor]] = self._prepare_inputs(inputs)["rows"]  # pyright: ignore[reportAssignmentType]
+        total = torch.zeros((), device=self.args.device)
+        processes = self.accelerator.num_processes  # DDP averages what should be summed
+        for at, row in enumerate(rows):
+            last = at == len(rows) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    share = model(**row)["loss"] * (processes / num_items_in_batch)
+                if not torch.isfinite(share):
+                    self._stop_not_finite(share)
+                self.accelerator.backward(share)
+            total += share.detach()
+            self.tokens_seen += row["input_ids"].numel()
+            self.supervised_seen += int((row["labels"][:, 1:] != IGNORE).sum())
+        return total
+
+    def _stop_not_finite(self, value: torch.Tensor) -> None:
+        raise UserError(
+            f"the loss became {value.item()} at step {self.state.global_step + 1}; the last complete "
+            f"checkpoint is untouched. {RETRY} `ft show` shows the data."
+        )
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted by ft.speed, which knows what is frozen and what is supervised
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the card is made from the finished run, not at each checkpoint."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super(SFTTrainer, self).log(logs, start_time)  # past TRL's metrics, which we do not compute
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.staging or super()._get_output_dir(trial)
+
+    staging: str = ""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write ``checkpoint-N`` beside its place and rename it, so that it is complete or absent."""
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir))
+        staging = folder / ".staging"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+        self.accelerator.wait_for_everyone()
+        self.staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.staging = ""
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        made, place = staging / name, folder / name
+        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+        write_json(made / STATE, self.fingerprint)
+        for file in made.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(made, place)
+        sync_dir(place.parent)
+        staging.rmdir()
+        for old in checkpoints(place.parent)[:-1]:
+            shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))

@@ -1,0 +1,72 @@
+"""Where a run happens: package versions, hardware, threads, seed, the commit of the code."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and memory; the GPU too once torch is imported."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
+
+
+def use_all_cores() -> str:
+    """Divide the cores among the local processes, and say so.
+
+    ``accelerate launch`` sets OMP_NUM_THREADS=1 where it finds no GPU, which would leave all cores
+    but one idle.
+    """
+    import torch
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    threads = max(1, cores // processes)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # a vanishing gradient otherwise costs ten times the time
+    return f"{threads} threads in each of {processes} processes ({cores} cores)"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators, on every device."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def git_commit(file: Path) -> str | None:
+    """The commit that ``file`` lies in, with ``-dirty`` behind it if anything differs; none without git."""
+    command = [
+        "git",
+        "-C",
+        str(file.resolve().parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

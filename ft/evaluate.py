@@ -1,0 +1,184 @@
+"""How good a model is: token-weighted loss, and BLEU and chrF with signature, interval and paired test."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ft.errors import UserError
+from ft.generate import greedy
+from ft.prompts import Template
+from ft.tokens import IGNORE, Example, layout, pack
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROW = 1024  # tokens of a packed row: its block mask costs the square of it
+RESAMPLES = 1000  # bootstrap samples, sacreBLEU's default
+
+
+def loss(
+    model: "nn.Module",
+    examples: Sequence[Example],
+    *,
+    packing: bool,
+    pad: int,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> float:
+    """Mean cross-entropy over all supervised tokens, in nats; each process takes its share.
+
+    ``model`` answers ``labels=`` with a summed loss (``ft.loss.install``). Raises ``UserError`` when
+    nothing is supervised.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+    from tqdm import tqdm
+
+    state = PartialState()
+    lengths = [len(e["input_ids"]) for e in examples]
+    if packing:
+        batches = pack(lengths, ROW)
+    else:
+        order = sorted(range(len(examples)), key=lambda i: lengths[i])
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    total = torch.zeros(2, dtype=torch.float64, device=state.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        mine = batches[state.process_index :: state.num_processes]
+        for batch in tqdm(mine, desc="loss", disable=not progress, leave=False):
+            chosen = [examples[i] for i in batch]
+            for piece in layout(chosen, packing=packing, capacity=ROW, pad=pad):
+                piece = {key: value.to(state.device) for key, value in piece.items()}
+                total[0] += model(**piece)["loss"]
+                total[1] += (piece["labels"][:, 1:] != IGNORE).sum()
+    model.train(was_training)
+    if state.num_processes > 1:
+        total = reduce(total)
+    summed, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    if not count:
+        raise UserError("no position is supervised: every label is masked")
+    return summed / count
+
+
+def before_after(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    examples: Sequence[Example],
+    *,
+    ask: dict[str, str],
+    packing: bool,
+    max_new_tokens: int = 256,
+) -> dict[str, Any]:
+    """The base (the adapter switched off) against the tuned model on the same rows.
+
+    Returns loss and ``scores`` of both, their translations, the answers to the row ``ask``, and the
+    seconds that it took.
+    """
+    import contextlib
+    import time
+
+    pad = tokenizer.pad_token_id
+    result: dict[str, Any] = {"n": len(rows), "ask": template.prompt_for(ask)}
+    texts: dict[str, list[str]] = {}
+    losses: dict[str, float] = {}
+    answers: dict[str, str] = {}
+    start = time.perf_counter()
+    for name in ("base", "tuned"):
+        with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+            losses[name] = loss(model, examples, packing=packing, pad=pad, progress=True)
+            *texts[name], answers[name] = greedy(
+                model,
+                tokenizer,
+                template,
+                [*rows, ask],
+                max_new_tokens=max_new_tokens,
+                progress=True,
+            )
+    references = [row["target"] for row in rows]
+    result |= scores({"base": texts["base"], "tuned": texts["tuned"]}, references)
+    for name in ("base", "tuned"):
+        result[name] |= {"loss": losses[name], "answer": answers[name]}
+    result["seconds"] = time.perf_counter() - start
+    result["samples"] = [
+        {"source": row["source"], "reference": row["target"], "base": base, "tuned": tuned}
+        for row, base, tuned in zip(rows, texts["base"], texts["tuned"], strict=True)
+    ]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of ``before_after`` as a few lines for the terminal."""
+    lines = [f"\ntest, {result['n']:,} lines   {'base':>20}   {'tuned':>20}   p"]
+    loss_of = [f"{result[name]['loss']:.3f}" for name in ("base", "tuned")]
+    lines.append(f"{'loss':<18}{loss_of[0]:>20}   {loss_of[1]:>20}")
+    for key, label in (("bleu", "BLEU"), ("chrf", "chrF")):
+        cells = [
+            f"{s['score']:.1f} [{s['low']:.1f}, {s['high']:.1f}]"
+            for s in (result["base"][key], result["tuned"][key])
+        ]
+        p = result["p_value"]["tuned"][key]
+        lines.append(f"{label:<18}{cells[0]:>20}   {cells[1]:>20}   {p:.4f}")
+    lines += [f"{key}: {value}" for key, value in result["signatures"].items()]
+    lines.append(f"\n{result['ask'].strip()}\n  base:  {result['base']['answer']}")
+    lines.append(f"  tuned: {result['tuned']['answer']}\n")
+    return "\n".join([*lines, samples(result, limit=10)])
+
+
+def samples(result: dict[str, Any], limit: int | None = None) -> str:
+    """Source, reference and both translations of each line, as text."""
+    return "\n".join(
+        f"source     {s['source']}\nreference  {s['reference']}\n"
+        f"base       {s['base']}\ntuned      {s['tuned']}\n"
+        for s in result["samples"][:limit]
+    )
+
+
+def scores(
+    systems: dict[str, Sequence[str]], references: Sequence[str], *, seed: int = 12345
+) -> dict[str, Any]:
+    """Corpus BLEU and chrF of several systems' translations of the same lines.
+
+    Returns for each system ``{"bleu": {"score", "low", "high"}, "chrf": …}`` with 95% bootstrap
+    intervals, ``"p_value"`` of every later system against the first by paired bootstrap resampling
+    (Koehn 2004, as sacreBLEU computes it), and ``"signatures"``, without which a score says nothing.
+    """
+    import os
+
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.significance import PairedTest
+
+    lengths = {name: len(lines) for name, lines in systems.items()} | {
+        "references": len(references)
+    }
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"translations and references differ in number: {lengths}")
+    os.environ.setdefault("SACREBLEU_SEED", str(seed))
+    # force: the lines are detokenised already, so sacreBLEU need not warn that they might not be
+    metrics = {
+        "BLEU": BLEU(references=[references], force=True),
+        "chrF2": CHRF(references=[references]),
+    }
+    named: list[tuple[str, Sequence[str]]] = [(name, list(s)) for name, s in systems.items()]
+    test = PairedTest(named, metrics, references=None, test_type="bs", n_samples=RESAMPLES)
+    signatures, found_by_metric = test()
+    table: Any = found_by_metric
+    result: dict[str, Any] = {name: {} for name in systems}
+    result["p_value"] = {}
+    result["signatures"] = {}
+    for metric, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
+        result["signatures"][key] = str(signatures[metric])
+        for name, found in zip(table["System"], table[metric], strict=True):
+            name = name.removeprefix("Baseline: ")
+            mean, half = float(found.mean), float(found.ci)
+            result[name][key] = {
+                "score": float(found.score),
+                "low": mean - half,
+                "high": mean + half,
+            }
+            if found.p_value is not None:
+                result["p_value"].setdefault(name, {})[key] = float(found.p_value)
+    return result

@@ -1,0 +1,38 @@
+"""The curves of a run as one PNG."""
+
+import io
+from pathlib import Path
+
+from ft.files import write_bytes
+from ft.run import METRICS, read_lines
+
+
+def curve(folder: Path) -> None:
+    """Draw ``loss.png`` from ``metrics.jsonl``: training loss, its running mean, validation loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_lines(folder / METRICS)
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    valid = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    if train:
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="training")
+        window = max(1, len(losses) // 20)
+        means = [
+            sum(losses[max(0, i - window) : i + 1]) / (i - max(0, i - window) + 1)
+            for i in range(len(losses))
+        ]
+        axes.plot(steps, means, color="tab:blue", label=f"training, mean of {window + 1} steps")
+    if valid:
+        axes.plot(*zip(*valid, strict=True), color="tab:orange", marker="o", label="validation")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    plt.close(figure)
+    write_bytes(folder / "loss.png", image.getvalue())

@@ -1,0 +1,192 @@
+"""Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from ft.config import differences
+from ft.errors import UserError
+from ft.optim import Name
+from ft.run import Run, adopt, say
+from ft.tokens import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run cost and reached."""
+
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    supervised_tokens_per_second: float
+    mfu: float | None
+    start_loss: float
+    eval_loss: float
+
+
+def sft(
+    model: "PreTrainedModel | Any",
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    run: Run,
+    validate: Callable[[], float],
+    learning_rate: float,
+    optim: Name = "adamw",
+    weight_decay: float = 0.0,
+    lr_scheduler_type: Schedule = "linear",
+    warmup_ratio: float = 0.0,
+    max_grad_norm: float = 1.0,
+    num_train_epochs: float = 1.0,
+    max_steps: int | None = None,
+    per_device_train_batch_size: int = 8,
+    gradient_accumulation_steps: int = 1,
+    packing: bool = True,
+    row_length: int = 1024,
+    gradient_checkpointing: bool = False,
+    eval_steps: int = 20,
+    save_steps: int = 100,
+    seed: int = 42,
+    report_to: str = "none",
+    resume_from_checkpoint: str | None = None,
+    fingerprint: dict[str, Any] | None = None,
+) -> Trained:
+    """Train the trainable parameters of ``model`` on encoded examples.
+
+    A batch is a number of **examples**; packing lays them in rows of at most ``row_length`` tokens
+    and changes speed alone. The loss of an optimizer step is the mean over all its supervised
+    tokens, whatever the accumulation and the number of processes.
+
+    ``validate`` returns the validation loss; it is called before the first step and every
+    ``eval_steps``. ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
+    ``UserError`` when ``fingerprint`` (data, model, template, recipe, settings) differs from the
+    one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
+    step and exit with 143 and 130.
+    """
+    import torch
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+
+    from ft._journal import Journal
+    from ft._trainer import RETRY, Trainer
+
+    checkpoint = _resumable(run.folder, resume_from_checkpoint, fingerprint or {})
+    if checkpoint:
+        run.begin()
+        run.note(resumed_from=checkpoint.name)
+    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__  # transformers 5.22
+    recompute: Any = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    args = SFTConfig(
+        output_dir=str(run.folder),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        lr_scheduler_type=lr_scheduler_type,
+        warmup_steps=warmup_ratio,
+        max_grad_norm=max_grad_norm,
+        num_train_epochs=num_train_epochs,
+        max_steps=max_steps if max_steps is not None else -1,
+        per_device_train_batch_size=per_device_train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        **dict[str, Any]({recompute: gradient_checkpointing}),
+        bf16=half,  # autocast: the adapters' fp32 weights meet a bf16 base
+        max_length=None,
+        packing=False,  # TRL's own; ours happens in the collator, within one batch
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=save_steps,
+        disable_tqdm=True,
+        report_to=report_to,
+        seed=seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+    journal = Journal(run, validate, eval_steps)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        examples=Dataset.from_list(list(examples)),
+        tokenizer=tokenizer,
+        packing=packing,
+        row_length=row_length,
+        optimizer_name=optim,
+        fingerprint=fingerprint or {},
+        callbacks=[journal],
+    )
+    journal.attach(trainer)
+    with _signals(journal):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if journal.signal is not None:
+        say(f"stopped by {signal.Signals(journal.signal).name}; go on with --resume last")
+        raise SystemExit(128 + journal.signal)
+    if bad := [
+        n for n, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()
+    ]:
+        raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
+    made = run.folder / ".adapter"
+    trainer.save_model(str(made), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+    adopt(run, made)
+    return Trained(steps=trainer.state.global_step, **journal.summary())
+
+
+def _resumable(folder: Path, resume: str | None, fingerprint: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, after a look at what it was made with."""
+    from ft._trainer import STATE, checkpoints
+
+    if resume is None:
+        return None
+    if resume == "last":
+        found = checkpoints(folder)
+        if not found:
+            raise UserError(
+                f"--resume last: {folder} holds no complete checkpoint; start without --resume"
+            )
+        place = found[-1]
+    else:
+        place = Path(resume)
+        if not (place / STATE).exists():
+            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
+    made_with = json.loads((place / STATE).read_text(encoding="utf-8"))
+    if changed := differences(made_with, json.loads(json.dumps(fingerprint))):
+        raise UserError(
+            f"--resume {resume}: {place} was made with something else, so going on would not continue "
+            "that run:\n  "
+            + "\n  ".join(changed)
+            + "\nrestore it, or start anew in another --output-dir"
+        )
+    return place
+
+
+@contextlib.contextmanager
+def _signals(journal: Any) -> Iterator[None]:
+    """Let the first SIGTERM or Ctrl-C end training after the step; a second one ends it at once."""
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if journal.signal is not None:
+            raise SystemExit(128 + number)
+        journal.signal = number
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,205 @@
+"""Gemma learns to translate noisy English into French: LoRA or QLoRA on MTNT.
+
+accelerate launch recipes/mtnt_lora.py                                    a laptop, offline
+accelerate launch recipes/mtnt_lora.py --data PATH/TO/MTNT                real data
+accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA on one GPU
+accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
+
+Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
+Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ft import config, data, environment, evaluate, prompts, run, tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    # Base model
+    model_name_or_path: str = (
+        "embedded"  # Hub id, local folder, or `embedded`: Gemma 3 270M from PyPI
+    )
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+
+    # Adapter
+    lora_r: int = 16  # rank of the update
+    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
+    lora_target_modules: tuple[str, ...] = (
+        "auto",
+    )  # auto: all linear layers of the language model
+    use_rslora: bool = False  # scale by alpha / sqrt(r)
+    use_dora: bool = False  # learn magnitude and direction apart
+
+    # Data
+    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    download: bool = False  # fetch MTNT 1.1 once into the cache, for --data release
+    extra_data: str | None = (
+        None  # more training pairs: FILE.jsonl, NAME.en:NAME.fr, folder, Hub id
+    )
+    language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
+    normalize_punctuation: bool = (
+        True  # French quotes and apostrophes of training targets as MTNT's
+    )
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    max_length: int = 512  # tokens of a whole example; longer ones are dropped
+
+    # Optimisation
+    learning_rate: float = 5e-4  # at the top of the schedule
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.05  # share of the steps until the top
+    optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    num_train_epochs: float = 3.0  # passes over the training pairs
+    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: int = 16  # examples, not rows, in each process
+    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    packing: bool = True  # rows without padding; changes speed, not results
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+
+    # Run
+    output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
+    eval_steps: int = 20  # optimizer steps between validations
+    save_steps: int = 100  # optimizer steps between checkpoints
+    eval_limit: int | None = None  # lines of valid and test to score; none: all
+    seed: int = 42  # of adapter, order and bootstrap
+    report_to: str = "none"  # tensorboard, trackio or wandb
+    push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
+
+    def check(self) -> list[str]:
+        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
+        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    splits = {
+        split: data.mtnt(
+            split, c.language_pair, c.data, on_bad_row=c.on_bad_row, download=c.download
+        )
+        for split in data.SPLITS
+    }
+    if c.extra_data:
+        more = data.open_pairs(c.extra_data, pair=c.language_pair, on_bad_row=c.on_bad_row)
+        splits["train"] += more
+    if c.normalize_punctuation and c.language_pair == "en-fr":
+        splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
+    if c.eval_limit:
+        splits |= {split: splits[split].head(c.eval_limit) for split in ("valid", "test")}
+    return splits
+
+
+def template(c: Config) -> prompts.Template:
+    """How a row reads; training, evaluation, generation and the card all use this one."""
+    return prompts.translation_of(c.language_pair)
+
+
+def main(c: Config) -> None:
+    # Everything that can be wrong without a model is found before torch is imported.
+    r = run.start(
+        c.output_dir,
+        recipe=__file__,
+        config_yaml=config.to_yaml(c),
+        seed=c.seed,
+        overwrite=c.overwrite_output_dir,
+        resume=c.resume_from_checkpoint,
+    )
+    splits, t = rows(c), template(c)
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+    if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
+        run.say(f"note: {len(shared)} training sources also stand in valid or test")
+
+    from ft import hub, lora, loss, models, report, train
+
+    run.say(environment.use_all_cores())
+    base = models.load(
+        c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
+    )
+    run.say("\n".join(base.notes))
+    environment.seed_everything(c.seed)
+    model = lora.attach(
+        base,
+        r=c.lora_r,
+        alpha=c.lora_alpha,
+        dropout=c.lora_dropout,
+        targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
+        use_rslora=c.use_rslora,
+        use_dora=c.use_dora,
+    )
+    loss.install(model.get_base_model())
+    run.say(lora.summary(model))
+
+    def encode(split: str) -> tokens.Encoded:
+        pairs = [t.render(row) for row in splits[split]]
+        encoded = tokens.encode(pairs, base.tokenizer, max_length=c.max_length)
+        run.say(f"{split}: {encoded.summary(c.max_length)}")
+        return encoded
+
+    encoded = {split: encode(split) for split in splits}
+    run.say("first example, ⟦supervised⟧:")
+    run.say(tokens.show(encoded["train"].examples[0], base.tokenizer, colour=sys.stdout.isatty()))
+    run.describe(
+        r,
+        base=base,
+        adapter=lora.describe(model),
+        template=t,
+        splits=splits,
+        encoded=encoded,
+    )
+
+    packing = c.packing and tokens.packs_exactly(base.model)
+    pad = base.tokenizer.pad_token_id
+    trained = train.sft(
+        model,
+        base.tokenizer,
+        encoded["train"].examples,
+        run=r,
+        validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
+        learning_rate=c.learning_rate,
+        optim=c.optim,
+        lr_scheduler_type=c.lr_scheduler_type,
+        warmup_ratio=c.warmup_ratio,
+        num_train_epochs=c.num_train_epochs,
+        max_steps=c.max_steps,
+        per_device_train_batch_size=c.per_device_train_batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+        packing=packing,
+        gradient_checkpointing=c.gradient_checkpointing,
+        eval_steps=c.eval_steps,
+        save_steps=c.save_steps,
+        seed=c.seed,
+        report_to=c.report_to,
+        resume_from_checkpoint=c.resume_from_checkpoint,
+        fingerprint=run.fingerprint(r, config.to_dict(c)),
+    )
+    r.note(training=asdict(trained))
+    result = evaluate.before_after(
+        model,
+        base.tokenizer,
+        t,
+        splits["test"],
+        encoded["test"].examples,
+        ask={"source": "Hello, my name is Morgane."},
+        packing=packing,
+    )
+    run.say(evaluate.table(result))
+    r.note(evaluation={"test": result})
+    r.write("samples.txt", evaluate.samples(result))
+    report.curve(r.folder)
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\nadapter, card and curves: {r.folder}")
+    run.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    if c.push_to_hub and run.is_main():
+        run.say(hub.push(r.folder, c.push_to_hub))
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

@@ -1,0 +1,77 @@
+"""Greedy answers: a batch gives what single prompts give, and what transformers gives; stops do not leak."""
+
+import pytest
+import tiny
+import torch
+
+from ft import generate, prompts
+from ft.errors import UserError
+
+ROWS = [{"source": text} for text in ("le chat", "Hello, my name is Morgane.", "a", "table " * 9)]
+TEMPLATE = prompts.translation()
+
+
+def answers(model, rows=ROWS, template=TEMPLATE, **options):
+    return generate.greedy(
+        model, tiny.tokenizer(), template, rows, **{"max_new_tokens": 12, **options}
+    )
+
+
+@pytest.mark.parametrize("kind", [k for k in tiny.KINDS if k != "recurrent_gemma"])
+def test_a_batch_gives_exactly_what_single_prompts_give(kind):
+    model = tiny.build(kind)
+    assert answers(model) == [answers(model, [row])[0] for row in ROWS]
+
+
+def test_answers_equal_transformers_own():
+    model, tokenizer = tiny.build("gemma3_text"), tiny.tokenizer()
+    template = prompts.Template("plain", "{source}", "{target}")
+    for row, found in zip(ROWS, answers(model, template=template), strict=True):
+        ids = torch.tensor([tokenizer(row["source"])["input_ids"]])
+        whole = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+        )
+        text = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        assert found == text.strip()
+
+
+def test_generation_stops_at_every_token_that_holds_a_stop_string():
+    tokenizer = tiny.tokenizer()
+    stops = generate.stop_ids(tokenizer, TEMPLATE)
+    assert tokenizer.eos_token_id in stops
+    newline = tokenizer("a\nb", add_special_tokens=False)["input_ids"]
+    assert set(newline) & set(stops)
+    assert all("\n" in tokenizer.decode([i]) for i in stops if i != tokenizer.eos_token_id)
+
+
+def test_training_mode_is_left_as_it_was():
+    model = tiny.build("gemma3_text").train()
+    answers(model, ROWS[:1])
+    assert model.training
+
+
+def test_an_empty_row_is_named():
+    with pytest.raises(UserError, match="row 2 is empty"):
+        answers(tiny.build("gemma3_text"), [ROWS[0], {"source": "  "}])
+
+
+def test_a_prompt_longer_than_the_context_is_named():
+    with pytest.raises(UserError, match=r"row 1 has \d+ tokens; .*context of 512"):
+        answers(tiny.build("gemma3_text"), [{"source": "x" * 600}])
+
+
+@pytest.mark.real
+def test_the_real_base_model_continues_in_french():
+    pytest.importorskip("gguf", reason='needs pip install "ft[embedded]"')
+    from ft import models
+
+    base = models.load("embedded", precision="fp32")
+    template = prompts.Template(
+        "one example",
+        "English: Good morning.\nFrench: Bonjour.\nEnglish: {source}\nFrench:",
+        "{target}",
+        stop=("\n",),
+    )
+    rows = [{"source": "My name is Morgane."}]
+    found = generate.greedy(base.model, base.tokenizer, template, rows, max_new_tokens=12)
+    assert found == ["Je m'appelle Morgane."]

@@ -1,0 +1,112 @@
+"""The import graph of ft, written down once and checked, and imports that stay cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(p.stem for p in (ROOT / "ft").glob("*.py"))
+
+BASE = {"errors", "files", "__init__"}  # what any module may import
+GRAPH = {
+    # level 0: one concept each
+    "config": set(),
+    "rows": set(),
+    "tables": {"rows"},
+    "data": {"rows", "tables"},
+    "prompts": set(),
+    "tokens": set(),
+    "environment": set(),
+    "hardware": set(),
+    "gguf_tokenizer": set(),
+    "embedded": {"gguf_tokenizer"},
+    "sources": {"embedded"},
+    "models": {"hardware", "sources", "unsloth_backend"},
+    "unsloth_backend": set(),
+    "targets": set(),
+    "lora": {"targets", "models", "sources", "unsloth_backend"},
+    "merge": {"lora", "models"},
+    "loss": {"tokens"},
+    "optim": set(),
+    "speed": set(),
+    "run": {"environment"},
+    "card": set(),
+    "generate": {"prompts"},
+    # level 1: parts put together
+    "_journal": {"speed", "run"},
+    "_trainer": {"loss", "optim", "tokens"},
+    "train": {"_journal", "_trainer", "config", "optim", "run", "tokens"},
+    "evaluate": {"generate", "prompts", "tokens"},
+    "hub": {"card"},
+    "report": {"run"},
+}
+HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
+HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyarrow"}
+OPEN = {
+    "_trainer",
+    "_journal",
+}  # subclasses of TRL's and transformers' classes, imported by `train`
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "ft":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ft."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ft.")}
+    return found & set(MODULES)
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m not in BASE | {"__main__"}])
+def test_ft_imports_only_downwards(name):
+    assert imported(ROOT / "ft" / f"{name}.py") <= GRAPH[name] | BASE, f"{name} imports upwards"
+
+
+def test_the_graph_has_no_cycle_and_no_ghost():
+    assert set(GRAPH) == set(MODULES) - BASE - {"__main__"}
+    seen: set[str] = set()
+    while len(seen) < len(GRAPH):
+        ready = {name for name in GRAPH if GRAPH[name] <= seen} - seen
+        assert ready, f"a cycle among {set(GRAPH) - seen}"
+        seen |= ready
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.stem)
+def test_a_recipe_imports_ft_and_no_other_recipe(path):
+    others = {p.stem for p in path.parent.glob("*.py")}
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not names & others
+
+
+def heavy_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_ft_loads_nothing_heavy():
+    names = [m for m in MODULES if m not in OPEN | {"__init__"}]
+    assert heavy_after("\n".join(f"import ft.{name}" for name in names)) == set()
+
+
+def test_that_test_can_fail():
+    assert heavy_after("import numpy") == {"numpy"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_in_one_sentence_what_it_is(name):
+    text = ast.get_docstring(ast.parse((ROOT / "ft" / f"{name}.py").read_text())) or ""
+    first = text.split("\n\n")[0]
+    assert first.endswith(".")
+    assert len(first) < 140

@@ -1,0 +1,89 @@
+"""The recipe's training on a tiny model, as a program: for tests that kill it or run two of it."""
+
+import argparse
+from pathlib import Path
+
+import tiny
+import torch
+
+from ft import evaluate, lora, loss, run, tokens, train
+from ft.environment import seed_everything, use_all_cores
+from ft.errors import exit_cleanly
+
+
+def examples(n: int, seed: int = 0) -> list[tokens.Example]:
+    """Rows of 6 to 40 tokens, some of whose second half is supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        length = int(torch.randint(6, 40, (1,), generator=generator))
+        ids = [2, *torch.randint(6, 60, (length - 2,), generator=generator).tolist(), 1]
+        made.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kind", default="gemma3_text")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--resume")
+    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--padded", action="store_true")
+    parser.add_argument("--data-seed", type=int, default=0)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--checkpointing", action="store_true")
+    a = parser.parse_args()
+    with exit_cleanly():
+        go(**vars(a))
+
+
+def go(
+    out: Path,
+    kind: str = "gemma3_text",
+    batch: int = 4,
+    accumulate: int = 1,
+    epochs: float = 2,
+    resume: str | None = None,
+    rate: float = 1e-2,
+    padded: bool = False,
+    data_seed: int = 0,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+    **options,
+) -> train.Trained:
+    """Train, save, and return what it cost."""
+    use_all_cores()
+    r = run.start(out, recipe=__file__, config_yaml="{}\n", seed=0, resume=resume)
+    seed_everything(0)
+    model = lora.attach(tiny.build(kind), r=4, alpha=8, dropout=dropout)
+    loss.install(model.get_base_model())
+    packing = not padded and tokens.packs_exactly(model)
+    valid = examples(6, seed=1)
+    trained = train.sft(
+        model,
+        tiny.tokenizer(),
+        examples(24, seed=data_seed),
+        run=r,
+        validate=lambda: evaluate.loss(model, valid, packing=packing, pad=0),
+        learning_rate=rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        packing=packing,
+        row_length=64,
+        gradient_checkpointing=checkpointing,
+        eval_steps=4,
+        save_steps=2,
+        resume_from_checkpoint=resume,
+        fingerprint={"data": data_seed, "learning_rate": rate},
+        **options,
+    )
+    r.note(training=vars(trained))
+    return trained
+
+
+if __name__ == "__main__":
+    main()
