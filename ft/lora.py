@@ -1,0 +1,235 @@
+"""LoRA adapters on every linear layer of a Gemma's language model: attach, count, load, merge."""
+
+import contextlib
+import functools
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft import divergence, files, unsloth_backend
+from ft import targets as linear
+from ft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def attach(
+    base: Any,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "auto",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> "PeftModel":
+    """Wrap a ``models.Base`` (or a bare model) in a new LoRA adapter; only the adapter trains.
+
+    The adapter's weights are float32 whatever the base's precision, and drawn from PyTorch's
+    generator. It starts as the identity: B is zero. LoRA: https://arxiv.org/abs/2106.09685; rsLoRA
+    (scale alpha/sqrt(r)): 2312.03732; DoRA: 2402.09353. Raises ``UserError`` for a bad option.
+    """
+    if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise UserError(
+            f"LoRA needs r >= 1, alpha > 0 and 0 <= dropout < 1; got r {r}, alpha {alpha}, "
+            f"dropout {dropout}."
+        )
+    model = base.model if hasattr(base, "precision") else base
+    chosen = linear.select(model, targets)
+    options: dict[str, Any] = {
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": linear.portable(model, chosen),
+        "use_rslora": use_rslora,
+        "use_dora": use_dora,
+    }
+    if getattr(base, "backend", "transformers") == "unsloth":
+        peft_model = unsloth_backend.attach(model, **options)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(task_type="CAUSAL_LM", bias="none", **options)
+        with _quiet():
+            peft_model = get_peft_model(model, config)
+    assert _adapted(peft_model) == set(chosen), "the saved target_modules mean something else"
+    return _ready(peft_model)
+
+
+def count(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; a 4-bit tensor counts its values, a tied one counts once."""
+
+    def size(parameter: Any) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return math.prod(state.shape) if state is not None else parameter.numel()
+
+    sizes = [(parameter.requires_grad, size(parameter)) for parameter in model.parameters()]
+    return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
+
+
+def summary(model: "PeftModel") -> str:
+    """One line: the adapter, the number of its layers, the trained parameters and their share."""
+    config: Any = model.active_peft_config
+    trained, total = count(model)
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    return (
+        f"{kind} r {config.r}, alpha {config.lora_alpha:g} on {len(_adapted(model))} linear layers: "
+        f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})"
+    )
+
+
+def describe(model: "PeftModel") -> dict[str, Any]:
+    """The adapter as plain values, for a run's record."""
+    config: Any = model.active_peft_config
+    targets, (trained, total) = config.target_modules, count(model)
+    return {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "layers": len(_adapted(model)),
+        "trainable": trained,
+        "share": trained / total,
+    }
+
+
+def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
+    """Attach the adapter that lies in ``folder`` to a ``models.Base``.
+
+    Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids of both, by the
+    shapes, or by names of layers that only one of the two has.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    if missing := [file.name for file in needed if not file.is_file()]:
+        raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
+    config = LoraConfig.from_pretrained(str(folder))
+    recorded, given = config.base_model_name_or_path or "", base.model.name_or_path
+    wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
+    hub_ids = not Path(recorded).is_absolute() and not Path(given).is_absolute()
+    if recorded != given and hub_ids:
+        raise UserError(f"{wrong}: give --model {recorded}.")
+    try:
+        with safe_open(needed[1], framework="pt") as weights:
+            stored = set(weights.keys())
+        with _quiet():
+            model = PeftModel.from_pretrained(
+                base.model, str(folder), is_trainable=trainable, config=config
+            )
+    except SafetensorError as error:
+        raise UserError(f"{needed[1]} is damaged: {error}.") from None
+    except (RuntimeError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if "size mismatch" in line), error)
+        raise UserError(f"{wrong}: {' '.join(str(first).split())}") from error
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if stored != expected:
+        some = ", ".join(sorted(stored ^ expected)[:3])
+        raise UserError(
+            f"{wrong}: {len(expected - stored)} of its tensors are missing and "
+            f"{len(stored - expected)} fit nothing, such as {some}."
+        )
+    return _ready(model)
+
+
+def merge(
+    adapter_folder: Path,
+    out_folder: Path,
+    *,
+    prompts: Sequence[str],
+    base: str | None = None,
+    dtype: str = "auto",
+    bound: float | None = None,
+) -> divergence.Difference:
+    """Write base + adapter as one plain model folder, safetensors and tokenizer included.
+
+    ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
+    bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
+    The written folder is loaded again by plain transformers and compared with base + adapter;
+    ``bound`` limits the mean KL divergence (by default ``divergence.BOUNDS``). Nothing is written
+    unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ft import models
+
+    if dtype not in {"auto", *divergence.BOUNDS}:
+        raise UserError(
+            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(divergence.BOUNDS)}, "
+            "never in 4 bits." + nearest(dtype, divergence.BOUNDS)
+        )
+    if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
+        raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
+    if not (texts := [prompt for prompt in prompts if prompt.strip()]):
+        raise UserError("merging needs at least one prompt to compare the merged model on.")
+    config_file = adapter_folder / "adapter_config.json"
+    if not config_file.is_file():
+        raise UserError(f"{adapter_folder} is not an adapter: it has no adapter_config.json.")
+    base = base or json.loads(config_file.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{config_file} does not say which base it belongs to: give --model.")
+    if dtype == "auto":
+        stored = str(models.load_config(base).dtype)
+        dtype = "fp32" if stored.endswith("float32") else "bf16"
+    loaded = models.load(base, precision=dtype, backend="transformers", text_only=False)
+    ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    model = load(loaded, adapter_folder)
+    expected = divergence.logits(model, ids)
+    merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    with files.new_dir(out_folder) as new:
+        merged.save_pretrained(new)
+        loaded.tokenizer.save_pretrained(new)
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (loaded.path / name).is_file():
+                shutil.copyfile(loaded.path / name, new / name)
+        device = next(merged.parameters()).device
+        # older versions of transformers take sdpa for Gemma 2, which leaves out its soft cap
+        attention = "eager" if loaded.attention == "eager" else None
+        del model, merged, loaded  # make room for the second copy
+        plain = AutoModelForCausalLM.from_pretrained(
+            new,
+            dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
+            attn_implementation=attention,
+            local_files_only=True,
+        )
+        difference = divergence.compare(
+            expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]
+        )
+        if not difference.kl <= difference.bound:
+            raise UserError(
+                f"merged and adapter differ, {difference}. Nothing was written. In fp32 merging "
+                "rounds less (dtype fp32)."
+            )
+    return difference
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5.23 by an old name; and missing keys are refused, not warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        yield
+
+
+def _ready(model: "PeftModel") -> "PeftModel":
+    # On each save PEFT would otherwise ask the Hub whether the vocabulary grew, which it never does
+    # here. `partial` and not a closure: it follows a deep copy of the model.
+    save: Any = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    model.save_pretrained = save
+    return model
+
+
+def _adapted(model: Any) -> set[str]:
+    """Names, in the base model, of the layers that have an adapter."""
+    modules = model.base_model.model.named_modules()
+    return {name for name, module in modules if hasattr(module, "lora_A")}
