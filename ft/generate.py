@@ -7,7 +7,7 @@ from typing import Any
 from ft.errors import UserError
 from ft.prompts import Template
 
-BATCH_TOKENS = 4096  # prompt and answer tokens of one batch; bounds the key-value cache
+BATCH_TOKENS = 16384  # prompt and answer tokens of one batch; bounds the key-value cache
 
 
 def stop_ids(tokenizer: Any, template: Template) -> list[int]:
@@ -78,27 +78,77 @@ def greedy(
         ) as bar,
     ):
         for batch in share:
-            width = len(ids[batch[0]])
-            padded = [[pad] * (width - len(ids[i])) + ids[i] for i in batch]
-            tokens = torch.tensor(padded, device=state.device)
-            answers = model.generate(
-                input_ids=tokens,
-                attention_mask=tokens != pad,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                top_k=None,
-                top_p=None,
-                eos_token_id=stops,
-                pad_token_id=pad,
-                use_cache=True,
-            )
-            texts = tokenizer.batch_decode(answers[:, width:], skip_special_tokens=True)
+            answers = _answers(model, [ids[i] for i in batch], stops, pad, max_new_tokens)
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             mine += [(i, template.trim(text)) for i, text in zip(batch, texts, strict=True)]
             bar.update(len(batch))
     model.train(was_training)
     found = gather_object(mine) if state.num_processes > 1 else mine
     answers_by_row = dict(found)
     return [answers_by_row[i] for i in range(len(rows))]
+
+
+def _answers(
+    model: Any, prompts: list[list[int]], stops: list[int], pad: int, max_new_tokens: int
+) -> list[list[int]]:
+    """New ids for each prompt, up to and without the first stop.
+
+    Prompts are padded on the left. Rows that have stopped leave the batch, cache and all, once they
+    are a fourth of it: transformers' ``generate`` would compute them until the last one stops.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    device = model.get_input_embeddings().weight.device
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    lengths = [len(p) for p in prompts]
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=device)
+    if model.config.model_type == "recurrent_gemma":  # its state lies in its layers, not in a cache
+        whole = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=pad,
+        )
+        return [_before(answer, stops) for answer in whole[:, width:].tolist()]
+    cache = DynamicCache(config=model.config)
+    answers: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    stop_tensor = torch.tensor(stops, device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for _ in range(max_new_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        chosen = output.logits[:, -1].argmax(-1)  # [B]
+        done |= torch.isin(chosen, stop_tensor)
+        for prompt, token, stopped in zip(alive, chosen.tolist(), done.tolist(), strict=True):
+            if not stopped:
+                answers[prompt].append(token)
+        if bool(done.all()):
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        ids, positions = chosen[:, None], positions[:, -1:] + 1
+        if 4 * int(done.sum()) >= len(done):
+            keep = (~done).nonzero().flatten()
+            cache.batch_select_indices(keep)
+            ids, positions, mask, done = ids[keep], positions[keep], mask[keep], done[keep]
+            alive = [alive[i] for i in keep.tolist()]
+    return answers
+
+
+def _before(ids: list[int], stops: list[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any
 
+from ft import attention
 from ft.tokens import IGNORE
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def install(model: Any) -> None:
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **kwargs: Any) -> Any:
         if labels is None:
             return plain(*args, **kwargs)
+        if attention.installed(self) and kwargs.get("position_ids") is not None:
+            kwargs["example_lengths"] = attention.examples_of(kwargs["position_ids"])
         hidden = trunk(*args, use_cache=False, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight
         return {"loss": supervised_loss(hidden, weight, labels, softcap)}

@@ -1,0 +1,63 @@
+"""Examples of a packed row attended one by one: equal to the block mask, alone, and elsewhere untouched."""
+
+import pytest
+import tiny
+import torch
+
+from ft import attention, loss, tokens
+
+KINDS = [k for k in tiny.KINDS if k not in ("gemma2", "recurrent_gemma")]
+
+
+def examples(*lengths: int) -> list[tokens.Example]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for length in lengths:
+        ids = [2, *torch.randint(6, 300, (length - 1,), generator=generator).tolist()]
+        made.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return made
+
+
+ROW = examples(5, 23, 1, 12, 9)  # the window is 8: some are longer than it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_row_has_the_loss_and_gradient_of_the_block_mask(kind):
+    model = tiny.build(kind)
+    loss.install(model)
+    weight = next(p for n, p in model.named_parameters() if "layers.1" in n and "q_proj" in n)
+    found = []
+    for by_example in (False, True):
+        if by_example:
+            attention.install(model)
+        assert attention.installed(model) is by_example
+        model.zero_grad()
+        value = model(**tokens.packed_row(ROW))["loss"]
+        value.backward()
+        found.append((value.detach(), weight.grad.clone()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    assert (found[0][1] - found[1][1]).norm() / found[1][1].norm() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_batches_go_through_sdpa_as_before(kind):
+    model = tiny.build(kind)
+    ids = torch.randint(6, 300, (2, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        attention.install(model)
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+def test_a_padded_batch_is_no_packed_row():
+    assert attention.examples_of(torch.arange(5).expand(3, 5)) is None
+    assert attention.examples_of(tokens.packed_row(ROW)["position_ids"]) == [5, 23, 1, 12, 9]
+
+
+def test_a_merged_or_saved_model_does_not_ask_for_it(tmp_path):
+    model = tiny.build("gemma3_text")
+    attention.install(model)
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
