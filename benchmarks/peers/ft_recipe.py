@@ -1,0 +1,50 @@
+"""``ft`` as its recipes use it: ``models.load``, ``lora.attach``, ``train.sft``, packing on."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from worker import load_adapter, open_job, step_callback
+
+
+def main() -> None:
+    """Train with the recipe's own defaults but for what all peers have in common."""
+    job, pipe = open_job()
+    import torch
+
+    from ft import _trainer, environment, lora, loss, models, run, train
+
+    class InOrder(_trainer.Trainer):
+        """The trainer of ``train.sft``, its rows in the order given and one more callback."""
+
+        def __init__(self, **keywords: Any) -> None:
+            keywords["args"].train_sampling_strategy = "sequential"
+            super().__init__(**keywords)
+            self.add_callback(step_callback(pipe))
+
+    _trainer.Trainer = InOrder
+    environment.use_all_cores()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    base = models.load(job.model, precision=job.precision)
+    settings = job.lora()
+    model = lora.attach(base, r=settings["r"], alpha=settings["lora_alpha"], dropout=0.0)
+    load_adapter(model, job.adapter)
+    loss.install(model.get_base_model())
+    train.sft(
+        model,
+        base.tokenizer,
+        job.read_rows(),
+        run=run.start(Path(job.output) / "run", recipe=__file__, config_yaml="", seed=42),
+        validate=lambda: 0.0,  # not part of a step
+        learning_rate=job.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=1e9,
+        max_steps=job.steps + 1,
+        per_device_train_batch_size=job.batch_size,
+        eval_steps=10**9,
+        save_steps=10**9,
+    )
+
+
+if __name__ == "__main__":
+    main()

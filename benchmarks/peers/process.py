@@ -1,0 +1,74 @@
+"""A peer as the driver sees it: a process that sleeps until it is told to take one step."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError
+from ft.files import write_json
+
+SCRIPTS = Path(__file__).resolve().parent
+
+
+class Worker:
+    """A running script of this folder and the pipe to it."""
+
+    def __init__(
+        self, name: str, python: str, script: str, job: dict[str, Any], threads: int
+    ) -> None:
+        begin = time.perf_counter()
+        self.name, self._log = name, Path(job["output"]) / "log.txt"
+        self._process = start(python, script, job, threads)
+        self.started = self._read() | {"start_s": time.perf_counter() - begin}
+
+    def step(self) -> dict[str, Any]:
+        """Take one step: ``wall_s``, ``cpu_s``, ``peak_mib`` and what else the script reports."""
+        assert self._process.stdin
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def stop(self) -> None:
+        """End the process, wherever it is."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        status = self._process.wait()
+        end = "\n  ".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        raise UserError(f"{self.name} ended with status {status}; its last words:\n  {end}")
+
+
+def start(python: str, script: str, job: dict[str, Any], threads: int) -> subprocess.Popen[str]:
+    """Start a script with its job as JSON: offline, no GPU, and no thread spins when it has no work.
+
+    ``job["output"]``, a folder that must not exist yet, gets the job, the log and what the script
+    writes.
+    """
+    folder = Path(job["output"])
+    folder.mkdir()
+    write_json(folder / "job.json", job)
+    env = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [python, str(SCRIPTS / script), str(folder / "job.json")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=folder,
+            env=env,
+        )
