@@ -109,7 +109,9 @@ def show(recipe: Path, rest: list[str], examples: int) -> None:
     template = module.template(config)
     for split, rows in module.rows(config).items():
         pairs = [template.render(row) for row in rows]
-        encoded = tokens.encode(pairs, tokenizer, max_length=config.max_length)
+        encoded = tokens.encode(
+            pairs, tokenizer, max_length=config.max_length, policy=config.length_policy
+        )
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
         if split == "train":

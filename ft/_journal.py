@@ -32,8 +32,7 @@ class Journal(TrainerCallback):
         self.tokens = self.supervised = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        dtype = torch.bfloat16 if args.bf16 else torch.float32
-        self.peak = speed.matrix_peak(args.device, dtype) * self.trainer.accelerator.num_processes
+        self.dtype = torch.bfloat16 if args.bf16 else torch.float32
         self.run.rewind(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
         self.bar = tqdm(
@@ -129,6 +128,9 @@ class Journal(TrainerCallback):
         )
 
     def _validate(self, state: Any) -> None:
+        # the best rate seen so far: another program may be using the processor at any one time
+        rate = speed.matrix_peak(self.trainer.args.device, self.dtype)
+        self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
         self.eval_loss = self.validate()
         self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})
 

@@ -23,17 +23,22 @@ STATE = "ft_state.json"  # what a checkpoint was made with; its presence says th
 class Order(torch.utils.data.Sampler[int]):
     """A permutation that is a function of seed and epoch alone, not of the number of processes.
 
-    With ``group`` examples to an optimizer step, examples of like length come together (as in
+    Without ``shuffle`` it is the order of the data. With ``group`` examples to an optimizer step, examples of like length come together (as in
     transformers' group_by_length): each stretch of 50 steps is sorted, longest first.
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, group: int | None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], seed: int, group: int | None = None, shuffle: bool = True
+    ) -> None:
         self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+        self.shuffle = shuffle
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(len(self.lengths)))
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.group is None:
@@ -57,6 +62,7 @@ class Trainer(SFTTrainer):
         args: Any,
         examples: Any,
         tokenizer: Any,
+        shuffle: bool,
         packing: bool,
         row_length: int,
         optimizer_name: optim.Name,
@@ -70,7 +76,7 @@ class Trainer(SFTTrainer):
         self.tokens_seen = self.supervised_seen = 0
         step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         lengths = [len(ids) for ids in examples["input_ids"]]
-        self.order = Order(lengths, args.seed, None if packing else step)
+        self.order = Order(lengths, args.seed, None if packing else step, shuffle)
         # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
         adapters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
         super().__init__(

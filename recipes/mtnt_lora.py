@@ -47,7 +47,8 @@ class Config:
         True  # French quotes and apostrophes of training targets as MTNT's
     )
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 512  # tokens of a whole example; longer ones are dropped
+    max_length: int = 512  # tokens of a whole example
+    length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
 
     # Optimisation
     learning_rate: float = 5e-4  # at the top of the schedule
@@ -67,7 +68,8 @@ class Config:
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: int = 20  # optimizer steps between validations
     save_steps: int = 100  # optimizer steps between checkpoints
-    eval_limit: int | None = None  # lines of valid and test to score; none: all
+    valid_rows: int = 100  # rows of the validation split whose loss is watched
+    eval_limit: int | None = None  # lines of the test split to score at the end; none: all
     seed: int = 42  # of adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
@@ -90,8 +92,9 @@ def rows(c: Config) -> dict[str, data.Rows]:
         splits["train"] += more
     if c.normalize_punctuation and c.language_pair == "en-fr":
         splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
+    splits["valid"] = splits["valid"].head(c.valid_rows)
     if c.eval_limit:
-        splits |= {split: splits[split].head(c.eval_limit) for split in ("valid", "test")}
+        splits["test"] = splits["test"].head(c.eval_limit)
     return splits
 
 
@@ -138,7 +141,9 @@ def main(c: Config) -> None:
 
     def encode(split: str) -> tokens.Encoded:
         pairs = [t.render(row) for row in splits[split]]
-        encoded = tokens.encode(pairs, base.tokenizer, max_length=c.max_length)
+        encoded = tokens.encode(
+            pairs, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+        )
         run.say(f"{split}: {encoded.summary(c.max_length)}")
         return encoded
 

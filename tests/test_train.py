@@ -78,6 +78,7 @@ def test_an_epoch_is_a_permutation_that_the_next_does_not_repeat():
     assert list(order) == first
     order.epoch = 1
     assert list(order) != first
+    assert list(Order([5] * 4, seed=1, shuffle=False)) == [0, 1, 2, 3]
 
 
 def test_padded_batches_are_of_like_length():

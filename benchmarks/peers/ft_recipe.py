@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from worker import load_adapter, open_job, step_callback
 
@@ -12,17 +11,8 @@ def main() -> None:
     job, pipe = open_job()
     import torch
 
-    from ft import _trainer, environment, lora, loss, models, run, train
+    from ft import environment, lora, loss, models, run, train
 
-    class InOrder(_trainer.Trainer):
-        """The trainer of ``train.sft``, its rows in the order given and one more callback."""
-
-        def __init__(self, **keywords: Any) -> None:
-            keywords["args"].train_sampling_strategy = "sequential"
-            super().__init__(**keywords)
-            self.add_callback(step_callback(pipe))
-
-    _trainer.Trainer = InOrder
     environment.use_all_cores()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     base = models.load(job.model, precision=job.precision)
@@ -41,6 +31,8 @@ def main() -> None:
         max_grad_norm=1e9,
         max_steps=job.steps + 1,
         per_device_train_batch_size=job.batch_size,
+        shuffle=False,
+        callbacks=[step_callback(pipe)],
         eval_steps=10**9,
         save_steps=10**9,
     )

@@ -1,0 +1,104 @@
+"""What `trl sft` reaches on the rows of a finished run, in the same wall-clock time.
+
+    accelerate launch recipes/mtnt_lora.py --data PATH/TO/MTNT …        makes runs/mtnt_lora
+    python benchmarks/quality.py --run runs/mtnt_lora --out quality.json
+
+TRL's own script trains on the same prompts and completions, with its defaults and LoRA (`--use_peft`),
+until the time that the run spent on training and validation is over. Both are then compared on the
+run's test lines: greedy decoding, the same stop rules, paired bootstrap.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from ft import config, data, environment, evaluate, files, generate, prompts, run
+from ft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Path = Path("runs/mtnt_lora")  # a finished run of recipes/mtnt_lora.py
+    seconds: float | None = None  # time for TRL; none: as long as the run trained and validated
+    limit: int | None = None  # test lines to score; none: those of the run
+    out: Path | None = None  # where the result goes, as JSON
+
+
+def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float) -> Path:
+    """Run TRL's script for ``seconds`` from its first step on; its last checkpoint."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
+    out = folder / "trl"
+    command = ["trl", "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder)]
+    command += ["--use_peft", "--use_cpu", "--save_steps", "5", "--save_total_limit", "2"]
+    command += ["--report_to", "none", "--output_dir", str(out), "--num_train_epochs", "100"]
+    cores = str(len(os.sched_getaffinity(0)))
+    with open(folder / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": cores}
+        )
+        started = None
+        while process.poll() is None:
+            text = (folder / "log.txt").read_text(errors="replace")
+            if started is None and " 0/" in text:  # the progress bar of its first step
+                started = time.monotonic()
+            if started is not None and time.monotonic() - started > seconds:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(1)
+    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    found = [p for p in found if (p / "trainer_state.json").exists()]
+    if not found:
+        raise UserError(f"trl saved nothing in {seconds:.0f} s:\n{(folder / 'log.txt').read_text()[-2000:]}")
+    return found[-1]
+
+
+def main(c: Config) -> None:
+    """Train with TRL, translate, compare."""
+    from peft import PeftModel
+
+    from ft import models
+
+    record = run.read(c.run)
+    test = record["evaluation"]["test"]["samples"][: c.limit]
+    settings = yaml.safe_load((c.run / run.CONFIG).read_text())
+    template = prompts.Template(**record["template"] | {"stop": tuple(record["template"]["stop"])})
+    train_rows = data.mtnt("train", settings["language_pair"], settings["data"])
+    if settings["extra_data"]:
+        train_rows += data.open_pairs(settings["extra_data"], pair=settings["language_pair"])
+    if settings["normalize_punctuation"]:
+        train_rows = train_rows.map_targets(data.normalize_punctuation)
+    seconds = c.seconds or record["training"]["wall_seconds"]
+    base = models.load(settings["model_name_or_path"])
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = [template.render(row) for row in train_rows]
+        checkpoint = train(base.path, rows, folder, seconds)
+        environment.use_all_cores()
+        model = PeftModel.from_pretrained(base.model, str(checkpoint))
+        found = generate.greedy(
+            model, base.tokenizer, template, test, max_new_tokens=256, progress=True
+        )
+        steps = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    systems = {"trl": found, "ft": [row["tuned"] for row in test]}
+    result = evaluate.scores(systems, [row["reference"] for row in test])
+    result |= {"seconds": seconds, "trl_steps": steps, "versions": environment.versions()}
+    for system in systems:
+        print(system, json.dumps(result[system]))
+    print("p", result["p_value"], result["signatures"], f"{steps} steps of TRL in {seconds:.0f} s")
+    if c.out:
+        files.write_json(c.out, result)
+
+
+if __name__ == "__main__":
+    if shutil.which("trl") is None:
+        sys.exit("error: `trl` is not on the PATH; activate the environment that ft is installed in")
+    config.run(main, Config, __doc__)
