@@ -44,7 +44,10 @@ def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float)
     cores = str(len(os.sched_getaffinity(0)))
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": cores}
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": cores},
         )
         started = None
         while process.poll() is None:
@@ -57,7 +60,9 @@ def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float)
     found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     found = [p for p in found if (p / "trainer_state.json").exists()]
     if not found:
-        raise UserError(f"trl saved nothing in {seconds:.0f} s:\n{(folder / 'log.txt').read_text()[-2000:]}")
+        raise UserError(
+            f"trl saved nothing in {seconds:.0f} s:\n{(folder / 'log.txt').read_text()[-2000:]}"
+        )
     return found[-1]
 
 
@@ -100,5 +105,7 @@ def main(c: Config) -> None:
 
 if __name__ == "__main__":
     if shutil.which("trl") is None:
-        sys.exit("error: `trl` is not on the PATH; activate the environment that ft is installed in")
+        sys.exit(
+            "error: `trl` is not on the PATH; activate the environment that ft is installed in"
+        )
     config.run(main, Config, __doc__)

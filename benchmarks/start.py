@@ -31,7 +31,10 @@ def first_step(command: list[str], mark: str) -> float:
     """Seconds until ``mark`` stands in the command's output; the command is ended then."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     assert process.stdout is not None
     seen = b""
@@ -66,14 +69,20 @@ def main(c: Config) -> None:
         ours = ["accelerate", "launch", str(RECIPE), "--max-steps", "2", "--valid-rows", "1"]
         times: dict[str, list[float]] = {"ft": [], "trl": []}
         for i in range(c.runs):
-            times["ft"].append(first_step([*ours, "--output-dir", f"{name}/ft{i}"], "Start, validation"))
+            times["ft"].append(
+                first_step([*ours, "--output-dir", f"{name}/ft{i}"], "Start, validation")
+            )
             command = [*trl, *flags, "--use_cpu", "--output_dir", f"{name}/trl{i}"]
             times["trl"].append(first_step(command, "0/2"))
     ft, theirs = (statistics.median(times[key]) for key in ("ft", "trl"))
     print(f"first training step: ft {ft:.1f} s, trl {theirs:.1f} s, ratio {ft / theirs:.2f}")
     for label, a, b in (
         ("--help", ["ft", "--help"], ["trl", "sft", "--help"]),
-        ("settings and data checked", ["ft", "check", str(RECIPE), "--output-dir", "never-made"], None),
+        (
+            "settings and data checked",
+            ["ft", "check", str(RECIPE), "--output-dir", "never-made"],
+            None,
+        ),
     ):
         line = f"{label}: ft {statistics.median(cpu(a) for _ in range(c.runs)):.2f} CPU s"
         if b:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -51,6 +52,15 @@ class Rows(Sequence[dict[str, str]]):
         return Rows(
             rows, f"{self.origin} ({name})", digest(f"{self.sha256} {name}".encode()), self.skipped
         )
+
+    def sample(self, n: int, seed: int) -> "Rows":
+        """``n`` rows drawn by ``seed``, in their order; all of them where there are no more."""
+        if n >= len(self):
+            return self
+        chosen = sorted(random.Random(seed).sample(range(len(self)), n))
+        origin = f"{n} rows drawn by seed {seed} of {self.origin}"
+        name = digest(f"{self.sha256} {n} of seed {seed}".encode())
+        return Rows([self.rows[i] for i in chosen], origin, name, self.skipped)
 
     def head(self, n: int) -> "Rows":
         """The first ``n`` rows; all of them where there are no more."""

@@ -42,6 +42,7 @@ class Config:
     extra_data: str | None = (
         None  # more training pairs: FILE.jsonl, NAME.en:NAME.fr, folder, Hub id
     )
+    extra_rows: int | None = None  # how many of them, drawn by seed; none: all
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
     normalize_punctuation: bool = (
         True  # French quotes and apostrophes of training targets as MTNT's
@@ -89,7 +90,7 @@ def rows(c: Config) -> dict[str, data.Rows]:
     }
     if c.extra_data:
         more = data.open_pairs(c.extra_data, pair=c.language_pair, on_bad_row=c.on_bad_row)
-        splits["train"] += more
+        splits["train"] += more.sample(c.extra_rows, c.seed) if c.extra_rows else more
     if c.normalize_punctuation and c.language_pair == "en-fr":
         splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
     splits["valid"] = splits["valid"].head(c.valid_rows)

@@ -38,7 +38,7 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
 
     module = load(path)
     fields = dataclasses.fields(module.Config)
-    assert len(fields) <= 35
+    assert len(fields) <= 36
     with pytest.raises(dataclasses.FrozenInstanceError):
         module.Config().seed = 1
     with pytest.raises(SystemExit) as stopped:

@@ -30,3 +30,21 @@ def test_overlap_disregards_case_and_spaces() -> None:
     assert overlap(train, rows_of({"source": "idk lol", "target": "y"})) == [0, 2]
     assert overlap(train, rows_of(), rows_of(OTHER)) == [1]
     assert overlap(train) == []
+
+
+def test_a_sample_is_of_its_seed_and_keeps_the_order():
+    rows = Rows([{"source": str(i), "target": "x"} for i in range(50)], "numbers", "hash")
+    some = rows.sample(10, seed=1)
+    assert list(some) == list(rows.sample(10, seed=1))
+    assert list(some) != list(rows.sample(10, seed=2))
+    assert [int(row["source"]) for row in some] == sorted(int(row["source"]) for row in some)
+    assert some.sha256 != rows.sample(10, seed=2).sha256
+    assert "10 rows drawn by seed 1" in some.origin
+    assert rows.sample(99, seed=1) is rows
+
+
+def test_changed_targets_are_named_and_hashed():
+    rows = Rows([{"source": "a", "target": "b"}], "letters", "hash").map_targets(str.upper)
+    assert list(rows) == [{"source": "a", "target": "B"}]
+    assert rows.origin == "letters (upper)"
+    assert rows.sha256 != "hash"
