@@ -195,6 +195,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def check_folder(folder: Path, *, overwrite: bool = False, resume: str | None = None) -> None:
     """Raise ``UserError`` if a run could not start in ``folder``. Changes nothing."""
+    if not is_main():  # the main process may already have made it
+        return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output folder {folder}: that is a file; choose another --output-dir")
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())

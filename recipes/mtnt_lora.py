@@ -105,15 +105,10 @@ def template(c: Config) -> prompts.Template:
 
 
 def main(c: Config) -> None:
-    # Everything that can be wrong without a model is found before torch is imported.
-    r = run.start(
-        c.output_dir,
-        recipe=__file__,
-        config_yaml=config.to_yaml(c),
-        seed=c.seed,
-        overwrite=c.overwrite_output_dir,
-        resume=c.resume_from_checkpoint,
-    )
+    # What can be wrong without a model is found before torch is imported, and nothing is written
+    # before model and data are known to be good.
+    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
+    run.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
         run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
@@ -149,16 +144,16 @@ def main(c: Config) -> None:
         return encoded
 
     encoded = {split: encode(split) for split in splits}
-    run.say("first example, ⟦supervised⟧:")
-    run.say(tokens.show(encoded["train"].examples[0], base.tokenizer, colour=sys.stdout.isatty()))
-    run.describe(
-        r,
-        base=base,
-        adapter=lora.describe(model),
-        template=t,
-        splits=splits,
-        encoded=encoded,
+    first = encoded["train"].examples[: c.per_device_train_batch_size]
+    run.say("first example, supervised tokens marked:")
+    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    r = run.start(
+        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
+    adapter = lora.describe(model)
+    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
+    r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = c.packing and tokens.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id

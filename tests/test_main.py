@@ -111,6 +111,7 @@ def test_the_recipe_tells_its_story(finished):
     assert "chrf: nrefs:1" in out
     names = {p.name for p in (place / "run").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "config.yaml", "run.json"} <= names
+    assert (place / "run" / "examples.txt").read_text().count("<bos>") == 16
     assert {"metrics.jsonl", "samples.txt", "README.md", "loss.png", "tokenizer.json"} <= names
     record = json.loads((place / "run" / "run.json").read_text())
     assert record["data"]["train"]["rows"] == 300
@@ -123,6 +124,28 @@ def test_running_again_is_refused(finished):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "is not empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--max-length", "3"], "all 300 rows have more than max_length=3"),
+        (["--lora-target-modules", "q_porj"], "q_proj"),
+        (["--resume", "last"], "no complete checkpoint"),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing(flags, said, finished, tmp_path):
+    place, _ = finished
+    out = tmp_path / "run"
+    command = [sys.executable, RECIPE, "--model", str(place / "base"), "--precision", "fp32"]
+    command += ["--output-dir", str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists() or not any(out.iterdir())
 
 
 def test_translate_gives_a_line_for_a_line(finished, capsys, tmp_path):
