@@ -9,6 +9,7 @@ run's test lines: greedy decoding, the same stop rules, paired bootstrap.
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import yaml
 
@@ -30,17 +30,22 @@ class Config:
     run: Path = Path("runs/mtnt_lora")  # a finished run of recipes/mtnt_lora.py
     seconds: float | None = None  # time for TRL; none: as long as the run trained and validated
     limit: int | None = None  # test lines to score; none: those of the run
+    work: Path = Path("runs/trl")  # TRL's data, log and checkpoints; one that is there is scored
     out: Path | None = None  # where the result goes, as JSON
 
 
 def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float) -> Path:
     """Run TRL's script for ``seconds`` from its first step on; its last checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "train.jsonl").write_text(lines, encoding="utf-8")
     out = folder / "trl"
-    command = ["trl", "sft", "--model_name_or_path", str(model), "--dataset_name", str(folder)]
+    command = ["trl", "sft", "--model_name_or_path", str(model)]
+    command += ["--dataset_name", str(folder / "data")]
     command += ["--use_peft", "--use_cpu", "--save_steps", "5", "--save_total_limit", "2"]
-    command += ["--report_to", "none", "--output_dir", str(out), "--num_train_epochs", "100"]
+    command += ["--report_to", "none", "--output_dir", str(out)]
+    first = f" 0/{3 * math.ceil(len(rows) / 8)} "  # the bar of training: 3 epochs in batches of 8
     cores = str(len(os.sched_getaffinity(0)))
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen(
@@ -52,18 +57,23 @@ def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float)
         started = None
         while process.poll() is None:
             text = (folder / "log.txt").read_text(errors="replace")
-            if started is None and " 0/" in text:  # the progress bar of its first step
+            if started is None and first in text:
                 started = time.monotonic()
             if started is not None and time.monotonic() - started > seconds:
                 process.send_signal(signal.SIGKILL)
             time.sleep(1)
-    found = sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    found = [p for p in found if (p / "trainer_state.json").exists()]
+    found = checkpoints(folder)
     if not found:
         raise UserError(
             f"trl saved nothing in {seconds:.0f} s:\n{(folder / 'log.txt').read_text()[-2000:]}"
         )
     return found[-1]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """TRL's complete checkpoints, oldest first."""
+    found = [p.parent for p in folder.glob("trl/checkpoint-*/trainer_state.json")]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
 def main(c: Config) -> None:
@@ -73,32 +83,37 @@ def main(c: Config) -> None:
     from ft import models
 
     record = run.read(c.run)
-    test = record["evaluation"]["test"]["samples"][: c.limit]
     settings = yaml.safe_load((c.run / run.CONFIG).read_text())
     template = prompts.Template(**record["template"] | {"stop": tuple(record["template"]["stop"])})
-    train_rows = data.mtnt("train", settings["language_pair"], settings["data"])
+    rows = data.mtnt("train", settings["language_pair"], settings["data"])
     if settings["extra_data"]:
-        train_rows += data.open_pairs(settings["extra_data"], pair=settings["language_pair"])
+        more = data.open_pairs(settings["extra_data"], pair=settings["language_pair"])
+        number = settings["extra_rows"]
+        rows += more.sample(number, settings["seed"]) if number else more
     if settings["normalize_punctuation"]:
-        train_rows = train_rows.map_targets(data.normalize_punctuation)
+        rows = rows.map_targets(data.normalize_punctuation)
     seconds = c.seconds or record["training"]["wall_seconds"]
     base = models.load(settings["model_name_or_path"])
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        rows = [template.render(row) for row in train_rows]
-        checkpoint = train(base.path, rows, folder, seconds)
-        environment.use_all_cores()
-        model = PeftModel.from_pretrained(base.model, str(checkpoint))
-        found = generate.greedy(
-            model, base.tokenizer, template, test, max_new_tokens=256, progress=True
-        )
-        steps = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    done = checkpoints(c.work)
+    pairs = [template.render(row) for row in rows]
+    checkpoint = done[-1] if done else train(base.path, pairs, c.work, seconds)
+    steps = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    print(f"{steps} steps of TRL in {seconds:.0f} s")
+
+    test = run.read(c.run).get("evaluation", {}).get("test", {}).get("samples", [])[: c.limit]
+    if not test:
+        raise UserError(f"{c.run} is not finished: it has no translations of the test split yet")
+    environment.use_all_cores()
+    model = PeftModel.from_pretrained(base.model, str(checkpoint))
+    found = generate.greedy(
+        model, base.tokenizer, template, test, max_new_tokens=256, progress=True
+    )
     systems = {"trl": found, "ft": [row["tuned"] for row in test]}
     result = evaluate.scores(systems, [row["reference"] for row in test])
     result |= {"seconds": seconds, "trl_steps": steps, "versions": environment.versions()}
     for system in systems:
         print(system, json.dumps(result[system]))
-    print("p", result["p_value"], result["signatures"], f"{steps} steps of TRL in {seconds:.0f} s")
+    print("p", result["p_value"], result["signatures"])
     if c.out:
         files.write_json(c.out, result)
 

@@ -99,7 +99,9 @@ class Trainer(SFTTrainer):
         return self.order
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        rows = layout(examples, packing=self.packing, capacity=self.row_length, pad=self.pad)
+        # sharded parameters are gathered in each forward, so all processes must run as many
+        capacity = sum(self.order.lengths) if self.is_fsdp_enabled else self.row_length
+        rows = layout(examples, packing=self.packing, capacity=capacity, pad=self.pad)
         return {"rows": rows}
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:

@@ -45,20 +45,25 @@ def loss(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        mine = batches[state.process_index :: state.num_processes]
-        for batch in tqdm(mine, desc="loss", disable=not progress, leave=False):
-            chosen = [examples[i] for i in batch]
+        turns = range(state.process_index, len(batches) + state.process_index, state.num_processes)
+        for turn in tqdm(turns, desc="loss", disable=not progress, leave=False):
+            # with nothing left for this process, one batch more that is not counted: where
+            # parameters are sharded, all processes must run as many
+            counted = turn < len(batches)
+            chosen = [examples[i] for i in batches[turn if counted else 0]]
             for piece in layout(chosen, packing=packing, capacity=ROW, pad=pad):
                 piece = {key: value.to(state.device) for key, value in piece.items()}
-                total[0] += model(**piece)["loss"]
-                total[1] += (piece["labels"][:, 1:] != IGNORE).sum()
+                summed = model(**piece)["loss"]
+                if counted:
+                    total[0] += summed
+                    total[1] += (piece["labels"][:, 1:] != IGNORE).sum()
     model.train(was_training)
     if state.num_processes > 1:
         total = reduce(total)
-    summed, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    loss_sum, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
     if not count:
         raise UserError("no position is supervised: every label is masked")
-    return summed / count
+    return loss_sum / count
 
 
 def before_after(

@@ -5,6 +5,10 @@ accelerate launch recipes/mtnt_lora.py --data PATH/TO/MTNT                real d
 accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA on one GPU
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
+Hardware  two CPU cores and no GPU for Gemma 3 270M; one GPU of 8 GB or more for 2B in 4 bits (not seen)
+Time      @@TIME@@
+Memory    @@MEMORY@@
+Score     @@SCORE@@
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
 """
@@ -20,9 +24,7 @@ from ft import config, data, environment, evaluate, prompts, run, tokens
 @dataclass(frozen=True)
 class Config:
     # Base model
-    model_name_or_path: str = (
-        "embedded"  # Hub id, local folder, or `embedded`: Gemma 3 270M from PyPI
-    )
+    model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
 
