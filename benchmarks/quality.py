@@ -53,6 +53,7 @@ def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float)
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": cores},
+            start_new_session=True,  # it trains in a child of its own, which must end with it
         )
         started = None
         while process.poll() is None:
@@ -60,7 +61,7 @@ def train(model: Path, rows: list[dict[str, str]], folder: Path, seconds: float)
             if started is None and first in text:
                 started = time.monotonic()
             if started is not None and time.monotonic() - started > seconds:
-                process.send_signal(signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             time.sleep(1)
     found = checkpoints(folder)
     if not found:

@@ -91,7 +91,7 @@ def greedy(
 def _answers(
     model: Any, prompts: list[list[int]], stops: list[int], pad: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """New ids for each prompt, up to and without the first stop.
+    """New ids for each prompt, up to the first stop and with it: it may begin with wanted text.
 
     Prompts are padded on the left. Rows that have stopped leave the batch, cache and all, once they
     are a fourth of it: transformers' ``generate`` would compute them until the last one stops.
@@ -113,7 +113,7 @@ def _answers(
             eos_token_id=stops,
             pad_token_id=pad,
         )
-        return [_before(answer, stops) for answer in whole[:, width:].tolist()]
+        return [_through(answer, stops) for answer in whole[:, width:].tolist()]
     cache = DynamicCache(config=model.config)
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
@@ -130,10 +130,10 @@ def _answers(
             logits_to_keep=1,
         )
         chosen = output.logits[:, -1].argmax(-1)  # [B]
-        done |= torch.isin(chosen, stop_tensor)
         for prompt, token, stopped in zip(alive, chosen.tolist(), done.tolist(), strict=True):
             if not stopped:
                 answers[prompt].append(token)
+        done |= torch.isin(chosen, stop_tensor)
         if bool(done.all()):
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -146,9 +146,9 @@ def _answers(
     return answers
 
 
-def _before(ids: list[int], stops: list[int]) -> list[int]:
+def _through(ids: list[int], stops: list[int]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return ids[:end]
+    return ids[: end + 1]
 
 
 @functools.lru_cache(maxsize=8)

@@ -39,13 +39,15 @@ class Run:
     """One folder and the record that grows in it; every write is complete or absent."""
 
     def __init__(self, folder: Path, record: dict[str, Any], config_yaml: str) -> None:
-        self.folder, self.record, self.config_yaml = folder, record, config_yaml
+        self.folder, self.record = folder, record
         self.begun = False
+        self.held: dict[str, str] = {CONFIG: config_yaml}
 
     def begin(self) -> None:
         """Write settings and record; a resumed run does so once nothing can refuse it any more."""
         self.begun = True
-        self.write(CONFIG, self.config_yaml)
+        for name, text in self.held.items():
+            self.write(name, text)
         self.note()
 
     def note(self, **values: Any) -> None:
@@ -70,8 +72,10 @@ class Run:
         self.write(METRICS, "".join(kept))
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file of the folder."""
-        if is_main():
+        """Write a text file of the folder, once the run has begun."""
+        if not self.begun:
+            self.held[name] = text
+        elif is_main():
             write_text(self.folder / name, text)
 
 

@@ -44,6 +44,19 @@ def test_generation_stops_at_every_token_that_holds_a_stop_string():
     assert all("\n" in tokenizer.decode([i]) for i in stops if i != tokenizer.eos_token_id)
 
 
+def test_what_stands_before_the_stop_inside_its_token_is_kept(monkeypatch):
+    """A token such as ``.\\n`` ends the answer and gives it its full stop."""
+    model, tokenizer = tiny.build("gemma3_text"), tiny.tokenizer()
+    template = prompts.Template("plain", "{source}", "{target}")
+    (whole,) = answers(model, ROWS[:1], template)
+    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3
+    monkeypatch.setattr(generate, "stop_ids", lambda *_: [1, ids[2]])
+    (stopped,) = answers(model, ROWS[:1], template)
+    assert whole.startswith(stopped)
+    assert len(stopped) >= len(tokenizer.decode(ids[:3]).strip())
+
+
 def test_training_mode_is_left_as_it_was():
     model = tiny.build("gemma3_text").train()
     answers(model, ROWS[:1])

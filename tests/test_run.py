@@ -61,9 +61,11 @@ def test_a_resumed_run_writes_nothing_until_it_begins(tmp_path):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     resumed = start(tmp_path, resume="last")
     resumed.note(data="other")
+    resumed.write("examples.txt", "text")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     resumed.begin()
     assert run.read(tmp_path)["data"] == "other"
+    assert (tmp_path / "examples.txt").read_text() == "text"
 
 
 def test_rewinding_forgets_what_will_be_written_again(tmp_path):

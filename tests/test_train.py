@@ -214,8 +214,9 @@ def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3", "recurrent_gemma"])
 def test_other_generations_train(kind, tmp_path):
-    trained = toy.go(tmp_path / "run", kind=kind, epochs=2)
-    assert trained.eval_loss < trained.start_loss
+    toy.go(tmp_path / "run", kind=kind, epochs=3)
+    losses = lines(tmp_path / "run", "loss")
+    assert sum(losses[-6:]) < sum(losses[:6])
 
 
 def test_rates_are_of_training_alone(whole):
