@@ -107,7 +107,13 @@ def main(c: Config) -> None:
     environment.use_all_cores()
     model = PeftModel.from_pretrained(base.model, str(checkpoint))
     found = generate.greedy(
-        model, base.tokenizer, template, test, max_new_tokens=256, progress=True
+        model,
+        base.tokenizer,
+        template,
+        test,
+        max_new_tokens=256,
+        max_ratio=evaluate.RATIO,
+        progress=True,
     )
     systems = {"trl": found, "ft": [row["tuned"] for row in test]}
     result = evaluate.scores(systems, [row["reference"] for row in test])

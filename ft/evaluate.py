@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROW = 1024  # tokens of a packed row: its block mask costs the square of it
+RATIO = 2.0  # tokens that a scored answer may have for each of its prompt, and 16 more
 RESAMPLES = 1000  # bootstrap samples, sacreBLEU's default
 
 
@@ -100,6 +101,7 @@ def before_after(
                 template,
                 [*rows, ask],
                 max_new_tokens=max_new_tokens,
+                max_ratio=RATIO,
                 progress=True,
             )
     references = [row["target"] for row in rows]

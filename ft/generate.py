@@ -26,11 +26,13 @@ def greedy(
     rows: Sequence[dict[str, str]],
     *,
     max_new_tokens: int,
+    max_ratio: float | None = None,
     progress: bool = False,
 ) -> list[str]:
     """The model's most likely answer to each row's prompt, in the order of ``rows``.
 
-    Prompts of like length share a batch, padded on the left. The answer ends before the template's
+    With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more: a
+    model that repeats itself would otherwise take most of an evaluation's time. Prompts of like length share a batch, padded on the left. The answer ends before the template's
     stop strings. Several processes share the work; each gets all answers.
     """
     import torch
@@ -78,7 +80,13 @@ def greedy(
         ) as bar,
     ):
         for batch in share:
-            answers = _answers(model, [ids[i] for i in batch], stops, pad, max_new_tokens)
+            most = [
+                min(max_new_tokens, int(max_ratio * len(ids[i])) + 16)
+                if max_ratio
+                else max_new_tokens
+                for i in batch
+            ]
+            answers = _answers(model, [ids[i] for i in batch], stops, pad, most)
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             mine += [(i, template.trim(text)) for i, text in zip(batch, texts, strict=True)]
             bar.update(len(batch))
@@ -89,9 +97,9 @@ def greedy(
 
 
 def _answers(
-    model: Any, prompts: list[list[int]], stops: list[int], pad: int, max_new_tokens: int
+    model: Any, prompts: list[list[int]], stops: list[int], pad: int, most: list[int]
 ) -> list[list[int]]:
-    """New ids for each prompt, up to the first stop and with it: it may begin with wanted text.
+    """At most ``most`` new ids for each prompt, up to the first stop and with it: it may begin with wanted text.
 
     Prompts are padded on the left. Rows that have stopped leave the batch, cache and all, once they
     are a fourth of it: transformers' ``generate`` would compute them until the last one stops.
@@ -108,19 +116,21 @@ def _answers(
         whole = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(most),
             do_sample=False,
             eos_token_id=stops,
             pad_token_id=pad,
         )
-        return [_through(answer, stops) for answer in whole[:, width:].tolist()]
+        found = [_through(answer, stops) for answer in whole[:, width:].tolist()]
+        return [answer[:n] for answer, n in zip(found, most, strict=True)]
     cache = DynamicCache(config=model.config)
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     stop_tensor = torch.tensor(stops, device=device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for _ in range(max_new_tokens):
+    limits = torch.tensor(most, device=device)
+    for step in range(max(most)):
         output = model(
             input_ids=ids,
             attention_mask=mask,
@@ -133,7 +143,7 @@ def _answers(
         for prompt, token, stopped in zip(alive, chosen.tolist(), done.tolist(), strict=True):
             if not stopped:
                 answers[prompt].append(token)
-        done |= torch.isin(chosen, stop_tensor)
+        done |= torch.isin(chosen, stop_tensor) | (limits <= step + 1)
         if bool(done.all()):
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -142,6 +152,7 @@ def _answers(
             keep = (~done).nonzero().flatten()
             cache.batch_select_indices(keep)
             ids, positions, mask, done = ids[keep], positions[keep], mask[keep], done[keep]
+            limits = limits[keep]
             alive = [alive[i] for i in keep.tolist()]
     return answers
 

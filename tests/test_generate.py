@@ -57,6 +57,17 @@ def test_what_stands_before_the_stop_inside_its_token_is_kept(monkeypatch):
     assert len(stopped) >= len(tokenizer.decode(ids[:3]).strip())
 
 
+def test_an_answer_is_bounded_by_its_own_prompt_whatever_its_batch():
+    model = tiny.build("gemma3_text")
+    template = prompts.Template("plain", "{source}", "{target}")
+    whole = answers(model, template=template, max_new_tokens=60)
+    bounded = answers(model, template=template, max_new_tokens=60, max_ratio=0.5)
+    alone = [answers(model, [row], template, max_new_tokens=60, max_ratio=0.5)[0] for row in ROWS]
+    assert bounded == alone
+    assert all(long.startswith(short) for long, short in zip(whole, bounded, strict=True))
+    assert bounded != whole
+
+
 def test_training_mode_is_left_as_it_was():
     model = tiny.build("gemma3_text").train()
     answers(model, ROWS[:1])
