@@ -51,6 +51,38 @@ def test_other_batches_go_through_sdpa_as_before(kind):
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_with_a_cache_equals_sdpa(kind):
+    """Left-padded rows, some steps beyond the sliding window of 8."""
+    from transformers import DynamicCache
+
+    model = tiny.build(kind)
+    prompt = torch.randint(6, 300, (2, 12), generator=torch.Generator().manual_seed(1))
+    new = torch.randint(6, 300, (2, 4), generator=torch.Generator().manual_seed(2))
+    found = []
+    for install in (False, True):
+        if install:
+            attention.install(model)
+        cache, mask, logits = DynamicCache(config=model.config), torch.ones_like(prompt), []
+        mask[0, :5] = 0
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids = prompt
+        for step in range(5):
+            with torch.no_grad():
+                out = model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            logits.append(out.logits[:, -1])
+            ids, positions = new[:, step : step + 1], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+        found.append(torch.stack(logits))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_padded_batch_is_no_packed_row():
     assert attention.examples_of(torch.arange(5).expand(3, 5)) is None
     assert attention.examples_of(tokens.packed_row(ROW)["position_ids"]) == [5, 23, 1, 12, 9]
