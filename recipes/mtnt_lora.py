@@ -6,9 +6,9 @@ accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA 
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; one GPU of 8 GB or more for 2B in 4 bits (not seen)
-Time      @@TIME@@
-Memory    @@MEMORY@@
-Score     @@SCORE@@
+Time      15 minutes for 180 steps of 16 MTNT examples on two cores with AVX512-BF16 (193 tokens/s)
+Memory    5.3 GiB for the same (the process's peak; weights in bf16)
+Score     validation loss 2.368 -> 1.656 (100 lines of MTNT valid); BLEU and chrF: benchmarks/README.md
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
 """
