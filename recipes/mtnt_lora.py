@@ -5,9 +5,9 @@ accelerate launch recipes/mtnt_lora.py --data PATH/TO/MTNT                real d
 accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA on one GPU
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
-Hardware  two CPU cores and no GPU for Gemma 3 270M; one GPU of 8 GB or more for 2B in 4 bits (not seen)
+Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
 Time      15 minutes for 180 steps of 16 MTNT examples on two cores with AVX512-BF16 (193 tokens/s)
-Memory    5.3 GiB for the same (the process's peak; weights in bf16)
+Memory    5.2 GiB at the peak of 4 steps on the bundled sample (bf16; `peak_memory_bytes` in run.json)
 Score     chrF 15.1 -> 39.4, BLEU 1.4 -> 15.9 (first 200 lines of MTNT test; benchmarks/README.md)
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
