@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft import divergence, files, unsloth_backend
+from ft import divergence, files, lora_linear, unsloth_backend
 from ft import targets as linear
 from ft.errors import UserError, nearest
 
@@ -226,6 +226,7 @@ def _ready(model: "PeftModel") -> "PeftModel":
     # here. `partial` and not a closure: it follows a deep copy of the model.
     save: Any = functools.partial(model.save_pretrained, save_embedding_layers=False)
     model.save_pretrained = save
+    lora_linear.install(model)
     return model
 
 

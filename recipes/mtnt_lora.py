@@ -54,13 +54,13 @@ class Config:
     length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
 
     # Optimisation
-    learning_rate: float = 5e-4  # at the top of the schedule
+    learning_rate: float = 3e-4  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.05  # share of the steps until the top
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_train_epochs: float = 3.0  # passes over the training pairs
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
-    per_device_train_batch_size: int = 16  # examples, not rows, in each process
+    per_device_train_batch_size: int = 8  # examples, not rows, in each process
     gradient_accumulation_steps: int = 1  # batches in one optimizer step
     packing: bool = True  # rows without padding; changes speed, not results
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower

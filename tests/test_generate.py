@@ -99,3 +99,33 @@ def test_the_real_base_model_continues_in_french():
     rows = [{"source": "My name is Morgane."}]
     found = generate.greedy(base.model, base.tokenizer, template, rows, max_new_tokens=12)
     assert found == ["Je m'appelle Morgane."]
+
+
+def test_the_highest_logit_is_the_first_one_also_by_blocks():
+    torch.manual_seed(0)
+    for width in (2 * generate.BLOCK, 700):
+        logits = torch.randn(5, width).bfloat16()
+        logits[1, [3, 600]] = logits[2, [40, 41]] = 9.0
+        assert generate._argmax(logits).tolist() == [
+            max(range(width), key=lambda i, row=row: row[i].item()) for row in logits
+        ]
+    assert generate._argmax(logits).tolist()[1:3] == [3, 40]
+
+
+def test_a_batch_holds_no_more_keys_and_values_than_it_may(monkeypatch):
+    model, sizes = tiny.build("gemma3_text"), []
+    width = generate._cache_bytes(model)
+    c = model.config
+    assert width == 4 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    monkeypatch.setattr(generate, "CACHE_BYTES", {"cpu": 3 * 40 * width})
+    plain = generate._answers
+    monkeypatch.setattr(
+        generate,
+        "_answers",
+        lambda m, prompts, *a: sizes.append(len(prompts)) or plain(m, prompts, *a),
+    )
+    rows = [{"source": "a b c"}] * 7
+    found = answers(model, rows, max_new_tokens=4)
+    assert len(found) == 7
+    assert max(sizes) < 7
+    assert sum(sizes) == 7
