@@ -19,10 +19,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from ft import config, data, environment, evaluate, files, generate, prompts, run
+from ft import config, environment, evaluate, files, generate, runs
 from ft.errors import UserError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,19 @@ def main(c: Config) -> None:
 
     from ft import models
 
-    record = run.read(c.run)
-    settings = yaml.safe_load((c.run / run.CONFIG).read_text())
-    template = prompts.Template(**record["template"] | {"stop": tuple(record["template"]["stop"])})
-    rows = data.mtnt("train", settings["language_pair"], settings["data"])
-    if settings["extra_data"]:
-        more = data.open_pairs(settings["extra_data"], pair=settings["language_pair"])
-        number = settings["extra_rows"]
-        rows += more.sample(number, settings["seed"]) if number else more
-    if settings["normalize_punctuation"]:
-        rows = rows.map_targets(data.normalize_punctuation)
-    seconds = c.seconds or record["training"]["wall_seconds"]
-    base = models.load(settings["model_name_or_path"])
+    run = runs.finished(c.run)
+    recipe, settings = runs.recipe(
+        RECIPES / f"{run.record['recipe']}.py", ["--config", str(run.folder / "config.yaml")]
+    )
+    pairs = [run.template.render(row) for row in recipe.rows(settings)["train"]]
+    seconds = c.seconds or run.record["training"]["wall_seconds"]
+    base = models.load(settings.model_name_or_path)
     done = checkpoints(c.work)
-    pairs = [template.render(row) for row in rows]
     checkpoint = done[-1] if done else train(base.path, pairs, c.work, seconds)
     steps = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     print(f"{steps} steps of TRL in {seconds:.0f} s")
 
-    test = run.read(c.run).get("evaluation", {}).get("test", {}).get("samples", [])[: c.limit]
+    test = run.record.get("evaluation", {}).get("test", {}).get("samples", [])[: c.limit]
     if not test:
         raise UserError(f"{c.run} is not finished: it has no translations of the test split yet")
     environment.use_all_cores()
@@ -109,7 +103,7 @@ def main(c: Config) -> None:
     found = generate.greedy(
         model,
         base.tokenizer,
-        template,
+        run.template,
         test,
         max_new_tokens=256,
         max_ratio=evaluate.RATIO,

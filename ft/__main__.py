@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ft import __version__
 from ft.errors import UserError, exit_cleanly
@@ -86,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check(recipe: Path, rest: list[str]) -> None:
     """Settings, data and output folder of a recipe, without torch."""
+    from ft import runs
     from ft.run import check_folder
 
-    module, config = _recipe(recipe, rest)
+    module, config = runs.recipe(recipe, rest)
     for split, rows in module.rows(config).items():
         skipped = f", {rows.skipped} skipped" if rows.skipped else ""
         print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
@@ -102,15 +102,19 @@ def check(recipe: Path, rest: list[str]) -> None:
 
 def show(recipe: Path, rest: list[str], examples: int) -> None:
     """What the model of a recipe will see."""
-    from ft import models, tokens
+    from ft import models, runs, tokens
 
-    module, config = _recipe(recipe, rest)
+    module, config = runs.recipe(recipe, rest)
     tokenizer = models.load_tokenizer(config.model_name_or_path)
     template = module.template(config)
     for split, rows in module.rows(config).items():
         pairs = [template.render(row) for row in rows]
         encoded = tokens.encode(
-            pairs, tokenizer, max_length=config.max_length, policy=config.length_policy
+            pairs,
+            tokenizer,
+            max_length=config.max_length,
+            policy=getattr(config, "length_policy", "drop"),
+            seed_parity=getattr(config, "second_bos", False),
         )
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
@@ -128,8 +132,7 @@ def translate(
     base: bool,
 ) -> None:
     """Lines in, lines out."""
-    import contextlib
-
+    from ft import runs
     from ft.generate import greedy
 
     if text and file:
@@ -144,16 +147,16 @@ def translate(
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
         raise UserError("there is nothing to translate: the input is empty")
-    _, template, model, tokenizer = _load(run_folder, precision)
-    with model.disable_adapter() if base else contextlib.nullcontext():
-        found = greedy(
-            model,
-            tokenizer,
-            template,
-            [{"source": lines[i]} for i in wanted],
-            max_new_tokens=max_new_tokens,
-            progress=len(wanted) > 8,
-        )
+    run = runs.finished(run_folder)
+    model, tokenizer = runs.load(run, precision, tuned=not base)
+    found = greedy(
+        model,
+        tokenizer,
+        run.template,
+        [{"source": lines[i]} for i in wanted],
+        max_new_tokens=max_new_tokens,
+        progress=len(wanted) > 8,
+    )
     answers = dict(zip(wanted, found, strict=True))
     for i in range(len(lines)):  # an empty line stays one, so that lines still correspond
         print(answers.get(i, ""))
@@ -170,38 +173,44 @@ def evaluate(
 ) -> None:
     """Base against tuned on a split of MTNT."""
     from ft import data as rows_of
-    from ft import evaluate, tokens
+    from ft import evaluate, runs, tokens
     from ft.files import write_json
 
-    settings, template, model, tokenizer = _load(run_folder, precision)
-    rows = rows_of.mtnt(split, settings["language_pair"], data or settings["data"])
+    run = runs.finished(run_folder)
+    rows = rows_of.mtnt(split, run.settings["language_pair"], data or run.settings["data"])
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
-    pairs = [template.render(row) for row in rows]
-    encoded = tokens.encode(pairs, tokenizer, max_length=settings["max_length"])
+    model, tokenizer = runs.load(run, precision)
+    pairs = [run.template.render(row) for row in rows]
+    encoded = tokens.encode(
+        pairs,
+        tokenizer,
+        max_length=run.settings["max_length"],
+        seed_parity=run.settings.get("second_bos", False),
+    )
     result = evaluate.before_after(
         model,
         tokenizer,
-        template,
+        run.template,
         rows,
         encoded.examples,
         ask={"source": "Hello, my name is Morgane."},
+        base=runs.load(run, precision, tuned=False)[0] if run.whole else None,
         packing=tokens.packs_exactly(model),
         max_new_tokens=max_new_tokens,
     )
-    print(evaluate.table(result))
+    print(evaluate.table(result, split))
     if json:
         write_json(json, result)
 
 
 def merge(run_folder: str, out: Path) -> None:
     """A plain transformers model with the adapter's answers."""
-    from ft import hub, lora
+    from ft import lora, runs
 
-    folder = hub.pull(run_folder)
-    settings, template = _settings(folder)
-    prompts = [template.prompt_for({"source": text}) for text in MERGE_PROMPTS]
-    print(lora.merge(folder, out, base=settings["model_name_or_path"], prompts=prompts))
+    run = runs.finished(run_folder)
+    prompts = [run.template.prompt_for({"source": text}) for text in MERGE_PROMPTS]
+    print(lora.merge(run.folder, out, base=run.settings["model_name_or_path"], prompts=prompts))
 
 
 MERGE_PROMPTS = (
@@ -217,51 +226,6 @@ def push(run_folder: Path, repo: str, public: bool, revision: str | None) -> Non
     from ft import hub
 
     print(hub.push(run_folder, repo, private=not public, revision=revision))
-
-
-def _recipe(path: Path, flags: list[str]) -> tuple[Any, Any]:
-    """A recipe's module, and its settings from flags."""
-    import importlib.util
-
-    from ft.config import parse
-
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such recipe; the recipes lie in recipes/")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    if not hasattr(module, "Config") or not hasattr(module, "rows"):
-        raise UserError(f"{path}: not a recipe, it has no Config and rows")
-    return module, parse(module.Config, flags, doc=module.__doc__)
-
-
-def _settings(folder: Path) -> tuple[dict[str, Any], Any]:
-    """The settings of a run and its template, as run.json and config.yaml keep them."""
-    import yaml
-
-    from ft import run
-    from ft.prompts import Template
-
-    record = run.read(folder)
-    settings = yaml.safe_load((folder / run.CONFIG).read_text(encoding="utf-8"))
-    kept = record["template"]
-    return settings, Template(**kept | {"stop": tuple(kept["stop"])})
-
-
-def _load(run_folder: str, precision: str) -> tuple[dict[str, Any], Any, Any, Any]:
-    """Settings, template, tuned model and tokenizer of a run."""
-    from ft import environment, hub, lora, loss, models
-
-    folder = hub.pull(run_folder)
-    settings, template = _settings(folder)
-    environment.use_all_cores()
-    base = models.load(settings["model_name_or_path"], precision=precision)
-    model = lora.load(base, folder)
-    loss.install(model.get_base_model())
-    return settings, template, model, base.tokenizer
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 # Mean KL divergence, in nats a token, between adapter and merged model that rounding can explain:
@@ -30,8 +31,8 @@ class Difference:
         )
 
 
-def logits(model: Any, ids: Sequence["Tensor"]) -> list["Tensor"]:
-    """Next-token logits, float32 [T, V] for each of ``ids`` [1, T], on the CPU."""
+def logits(model: Any, ids: Sequence["Int[Tensor, '1 _']"]) -> list["Float[Tensor, '_ v']"]:
+    """Next-token logits of each row of ``ids``, in float32 on the CPU."""
     import torch
 
     model.eval()
@@ -40,7 +41,11 @@ def logits(model: Any, ids: Sequence["Tensor"]) -> list["Tensor"]:
         return [model(row.to(device), use_cache=False).logits[0].float().cpu() for row in ids]
 
 
-def compare(expected: Sequence["Tensor"], got: Sequence["Tensor"], bound: float) -> Difference:
+def compare(
+    expected: Sequence["Float[Tensor, '_ v']"],
+    got: Sequence["Float[Tensor, '_ v']"],
+    bound: float,
+) -> Difference:
     """The difference of two results of ``logits``."""
     tokens = sum(len(rows) for rows in expected)
     kl, largest, agreeing = 0.0, 0.0, 0

@@ -1,29 +1,26 @@
 """Share a run on the Hugging Face Hub: its card, one commit that pushes it, and the way back."""
 
-import contextlib
-import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ft.card import HERE, card, read
 from ft.errors import UserError
 from ft.files import new_dir
+from ft.hub_errors import LOG_IN, SECRET, one_line
 
 __all__ = ["card", "pull", "push"]
 
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+MODEL = ("model.safetensors", "config.json")  # of a run that trained all parameters
 TEXTS = ("README.md", "run.json", "config.yaml", "samples.txt")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 TOKENIZER += ("special_tokens_map.json", "chat_template.jinja", "processor_config.json")
-FILES = ADAPTER + TEXTS + TOKENIZER  # all that travels: no checkpoint, optimizer state or pickle
-
-SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|Bearer [^\s'\"]+")
-LOG_IN = "`hf auth login`, or HF_TOKEN"
+# all that travels: no checkpoint, optimizer state or pickle
+FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, *TOKENIZER)
 
 
 def push(
@@ -33,7 +30,7 @@ def push(
     private: bool = True,
     token: str | None = None,
     revision: str | None = None,
-    message: str = "Upload a LoRA adapter",
+    message: str = "Upload a fine-tuned Gemma",
 ) -> str:
     """Upload a run to the model repository ``repo`` in one commit and return its address.
 
@@ -45,7 +42,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    _check_adapter(run_folder)
+    _check_whole(run_folder)
     _check_name(repo)
     token = (token or get_token() or "").strip()
     if not re.fullmatch("[!-~]+", token):
@@ -53,7 +50,7 @@ def push(
     _check_secrets(run_folder, token)
     readme = read(run_folder / "README.md", str) or card(run_folder)
     api = _api(token)
-    with _one_line(repo):
+    with one_line(repo):
         repo = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
         url = f"{api.endpoint}/{repo}"
         try:
@@ -71,12 +68,12 @@ def push(
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
         before = api.model_info(repo, revision=revision).sha
-    readme = readme.replace(HERE, f"adapter = {json.dumps(repo)}")
+    readme = readme.replace(HERE, f"tuned = {json.dumps(repo)}")
     files = [CommitOperationAdd("README.md", readme.encode())]
     for name in FILES:
         if name != "README.md" and (run_folder / name).is_file():
             files.append(CommitOperationAdd(name, run_folder / name))
-    with _one_line(repo, committing=True):
+    with one_line(repo, committing=True):
         commit = api.create_commit(repo, files, commit_message=message, revision=revision)
     done = f"pushed {len(files)} files: {commit.commit_url}"
     print("no file has changed: no new commit" if commit.oid == before else done)
@@ -90,22 +87,22 @@ def pull(
     revision: str | None = None,
     token: str | None = None,
 ) -> Path:
-    """The folder of an adapter: a local one as it is, or a Hub repository in the Hub's cache.
+    """The folder of a run: a local one as it is, or a Hub repository in the Hub's cache.
 
     With ``folder``, the repository's files are copied there, all or none. Without a network, what
     the cache has serves. Raises ``UserError``.
     """
     name = str(repo_or_folder)
     if Path(name).is_dir():
-        _check_adapter(Path(name))
+        _check_whole(Path(name))
         return Path(name)
     _check_name(name, "is neither a folder here nor ")
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: name another one")
-    with _one_line(name):
+    with one_line(name):
         api = _api(token.strip() if token else None)
         found = Path(api.snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
-    _check_adapter(found, name)
+    _check_whole(found, name)
     if folder is None:
         return found
     with new_dir(folder) as new:
@@ -121,9 +118,9 @@ def _api(token: str | None) -> Any:
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="ft")
 
 
-def _check_adapter(folder: Path, name: str | None = None) -> None:
+def _check_whole(folder: Path, name: str | None = None) -> None:
     missing = [file for file in ADAPTER if not (folder / file).is_file()]
-    if missing:
+    if missing and not all((folder / file).is_file() for file in MODEL):
         raise UserError(f"{name or folder} is not a finished run: no {' and no '.join(missing)}")
 
 
@@ -145,45 +142,3 @@ def _check_secrets(run_folder: Path, token: str) -> None:
         text = read(run_folder / name, str) or ""
         if token in text or SECRET.search(text):
             raise UserError(f"{run_folder / name} holds what looks like an access token: remove it")
-
-
-@contextlib.contextmanager
-def _one_line(repo: str, *, committing: bool = False) -> Iterator[None]:
-    """Turn what goes wrong in the Hub's client into one line, without the token."""
-    from huggingface_hub import errors
-
-    http_error: Any = errors.HfHubHTTPError.__mro__[1]  # of httpx, or of httpx2 in later versions
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError, http_error) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        cause: BaseException = error
-        while cause.__cause__ and isinstance(cause, RuntimeError | errors.LocalEntryNotFoundError):
-            cause = cause.__cause__
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            what = "the Hub may not be asked while HF_HUB_OFFLINE is set: unset it"
-        elif isinstance(cause, errors.GatedRepoError):
-            what = f"{repo!r} is gated: accept its license on its page, then log in ({LOG_IN})"
-        elif isinstance(cause, errors.RevisionNotFoundError):
-            what = f"{repo!r} has no such branch, tag or commit"
-        elif isinstance(cause, errors.RepositoryNotFoundError):
-            what = f"the Hub shows no model {repo!r}: check its name, log in ({LOG_IN})"
-        elif status == 401:
-            what = f"the Hub refuses this token (401): log in with another one ({LOG_IN})"
-        elif status == 403:
-            what = f"this token may not do that with {repo!r} (403): use one with write permission"
-        elif status:
-            what = f"the Hub answered {status} for {repo!r}"
-        elif isinstance(cause, http_error):
-            what = f"no connection to the Hub ({type(cause).__name__}): check the network"
-        else:
-            what = f"{repo!r}: {' '.join(str(cause).split()) or type(cause).__name__}"
-        if committing:
-            unknown = isinstance(cause, http_error) and not status  # the answer may have got lost
-            state = "all was committed or nothing" if unknown else "nothing was committed"
-            what += f"; {state}, run the same command again"
-        raise UserError(SECRET.sub("***", what)) from None

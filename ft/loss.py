@@ -8,17 +8,21 @@ from ft import attention
 from ft.tokens import IGNORE
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
     from torch import Tensor
 
 TILE = 2**25  # logits held at once (128 MiB in fp32), whatever the number of positions
 
 
 def cross_entropy(
-    hidden: "Tensor", weight: "Tensor", targets: "Tensor", softcap: float | None = None
-) -> "Tensor":
+    hidden: "Float[Tensor, 'n d']",
+    weight: "Float[Tensor, 'v d']",
+    targets: "Int[Tensor, ' n']",
+    softcap: float | None = None,
+) -> "Float[Tensor, '']":
     """Summed cross-entropy of ``softcap * tanh(hidden @ weight.T / softcap)`` against ``targets``.
 
-    hidden [N, D] and weight [V, D] of one floating dtype, targets [N] token ids; a scalar in fp32.
+    ``hidden`` and ``weight`` have one dtype, ``targets`` are token ids; the sum is in fp32.
 
     The logits [N, V] never exist at once: they are formed in tiles of rows, and because the loss is
     a sum, the gradient of a tile is known as soon as its logits are. So it is taken in the forward
@@ -29,9 +33,12 @@ def cross_entropy(
 
 
 def supervised_loss(
-    hidden: "Tensor", weight: "Tensor", labels: "Tensor", softcap: float | None = None
-) -> "Tensor":
-    """Summed next-token loss: hidden [B, T, D], labels [B, T] at their tokens, ``IGNORE`` elsewhere."""
+    hidden: "Float[Tensor, 'b t d']",
+    weight: "Float[Tensor, 'v d']",
+    labels: "Int[Tensor, 'b t']",
+    softcap: float | None = None,
+) -> "Float[Tensor, '']":
+    """Summed next-token loss: labels stand at their own tokens and are ``IGNORE`` elsewhere."""
     targets = labels[:, 1:].reshape(-1)
     keep = (targets != IGNORE).nonzero().squeeze(1)
     rows = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, keep)

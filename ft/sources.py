@@ -3,15 +3,12 @@
 ``ft.embedded`` is imported lazily, inside the function that needs it.
 """
 
-import contextlib
-import errno
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ft.errors import UserError, nearest
+from ft.hub_errors import one_line
 
 EMBEDDED = "google/gemma-3-270m"  # the Hub id of the model that `embedded` is
 _TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
@@ -60,7 +57,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         from huggingface_hub import snapshot_download
 
         patterns = _TEXTS + ["*.safetensors"] * weights
-        with hub_errors(source):
+        with one_line(source, otherwise=_OFFLINE):
             source = _checked(Path(snapshot_download(source, allow_patterns=patterns)), name)
     if weights and not any(source.glob("*.safetensors")):
         raise UserError(
@@ -81,42 +78,3 @@ def _checked(path: Path, name: str) -> Path:
         )
     gguf = " GGUF files are not loaded." if any(path.glob("*.gguf")) else ""
     raise UserError(f"{name} has no config.json, so it is not a Hugging Face model.{gguf}")
-
-
-@contextlib.contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises while reading ``repo`` into one line: what to do."""
-    from huggingface_hub import constants, errors
-
-    http_error: Any = errors.HfHubHTTPError.__mro__[1]  # of httpx, in later versions of httpx2
-    page = f"https://huggingface.co/{repo}"
-    try:
-        yield
-    except errors.GatedRepoError:
-        what = f"{repo} is gated: accept its licence at {page}, then log in with `hf auth login`."
-    except errors.RepositoryNotFoundError:
-        what = (
-            f"the Hub has no model {repo}, or it is private. Check the spelling; for a private or "
-            "gated one log in with `hf auth login`."
-        )
-    except errors.LocalEntryNotFoundError as error:
-        if constants.HF_HUB_OFFLINE:
-            what = f"{repo} is not in the Hub's cache, and HF_HUB_OFFLINE forbids to download it."
-        elif status := getattr(getattr(error.__cause__, "response", None), "status_code", None):
-            what = f"the Hub answered {status} for {repo}, which is not in its cache."
-        else:
-            reason = type(error.__cause__).__name__
-            what = f"no connection to the Hub ({reason}), and {repo} is not in its cache."
-        what = f"{what} {_OFFLINE}"
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            what = f"the Hub refused your token for {repo}. Log in again with `hf auth login`."
-        else:
-            what = f"the Hub answered {error.response.status_code} for {repo}. Try again later."
-    except (OSError, http_error) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        what = f"no connection to the Hub ({type(error).__name__}) for {repo}. {_OFFLINE}"
-    else:
-        return
-    raise UserError(what)

@@ -1,12 +1,14 @@
 """What every test shares: no network, a cache of its own unless it is marked ``real``."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import tiny
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -24,3 +26,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A function from a kind to its tiny model's folder, written once."""
+    root, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def of(kind: str) -> str:
+        if kind not in made:
+            made[kind] = str(tiny.folder(kind, root / kind))
+        return made[kind]
+
+    return of

@@ -62,7 +62,7 @@ def test_push_makes_a_private_repository_in_one_commit(
     for name in set(files) - {".gitattributes", "README.md"}:
         assert files[name] == before[name]
     readme = before["README.md"].decode()
-    there = 'adapter = "morgane/mtnt"'
+    there = 'tuned = "morgane/mtnt"'
     assert files["README.md"].decode() == readme.replace(hub.HERE, there)
     assert there in files["README.md"].decode()
     assert contents(run_folder) == before
@@ -212,7 +212,7 @@ def test_failed_pull_leaves_no_folder(server: FakeHub, run_folder: Path, tmp_pat
 
 def test_wrong_token(server: FakeHub, run_folder: Path) -> None:
     wrong = "hf_" + "x" * 30
-    refused = r"refuses this token \(401\): .*hf auth login"
+    refused = r"refuses your token \(401\).*hf auth login"
     with pytest.raises(UserError, match=refused) as error:
         hub.push(run_folder, "morgane/mtnt", token=wrong)
     assert wrong not in str(error.value)
@@ -232,7 +232,7 @@ def test_not_logged_in(server: FakeHub, run_folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="not logged in .* usable token: `hf auth login`"):
         hub.push(run_folder, "morgane/mtnt")
     server.create("morgane/secret", private=True)
-    with pytest.raises(UserError, match="the Hub shows no model 'morgane/secret'"):
+    with pytest.raises(UserError, match="the Hub has no model 'morgane/secret'"):
         hub.pull("morgane/secret")
 
 
@@ -250,7 +250,7 @@ def test_gated(server: FakeHub, run_folder: Path) -> None:
 
     server.create("google/gated", private=False)
     server._info = refuse  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="'google/gated' is gated: accept its license"):
+    with pytest.raises(UserError, match="'google/gated' is gated: accept its licence at"):
         hub.pull("google/gated")
 
 

@@ -1,0 +1,79 @@
+"""Runs as a user names them: a recipe's file and flags before training, a run's folder after it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError
+from ft.prompts import Template
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done: what its folder says of itself."""
+
+    folder: Path
+    record: dict[str, Any]  # run.json
+    settings: dict[str, Any]  # config.yaml
+    template: Template  # the one it was trained with
+
+    @property
+    def whole(self) -> bool:
+        """Whether its folder is a model, of a full-parameter run, and not an adapter."""
+        return (self.folder / "model.safetensors").is_file()
+
+
+def recipe(path: Path, flags: list[str]) -> tuple[Any, Any]:
+    """A recipe's module, and its settings from flags. Raises ``UserError`` if it is none."""
+    import importlib.util
+
+    from ft.config import parse
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such recipe; the recipes lie in recipes/")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    if not hasattr(module, "Config") or not hasattr(module, "rows"):
+        raise UserError(f"{path}: not a recipe, it has no Config and rows")
+    return module, parse(module.Config, flags, doc=module.__doc__)
+
+
+def finished(run: str | Path) -> Finished:
+    """The run in a folder or a Hub repository. Raises ``UserError`` if it is not a whole one."""
+    import yaml
+
+    from ft import hub
+    from ft.run import CONFIG, read
+
+    folder = hub.pull(run)
+    record = read(folder)
+    try:
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
+    kept = record["template"]
+    return Finished(folder, record, settings, Template(**kept | {"stop": tuple(kept["stop"])}))
+
+
+def load(run: Finished, precision: str = "auto", *, tuned: bool = True) -> tuple[Any, Any]:
+    """The tuned model of a run, on all cores and with the loss of ``ft.loss``, and its tokenizer.
+
+    Without ``tuned``, its base model.
+    """
+    from ft import environment, lora, loss, models
+
+    environment.use_all_cores()
+    whole = tuned and run.whole
+    name = str(run.folder) if whole else run.settings["model_name_or_path"]
+    base = models.load(name, precision=precision)
+    if not tuned or whole:
+        loss.install(base.model)
+        return base.model, base.tokenizer
+    model = lora.load(base, run.folder)
+    loss.install(model.get_base_model())
+    return model, base.tokenizer
