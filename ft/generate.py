@@ -36,11 +36,12 @@ def greedy(
     With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more: a
     model that repeats itself would otherwise take most of an evaluation's time. Prompts of like
     length share a batch, padded on the left. The answer ends before the template's stop strings.
-    Several processes share the work; each gets all answers.
+    Several processes share the work, each gets all answers; where they share the parameters (FSDP),
+    all run the same batches, for a forward needs every one of them.
     """
     import torch
     from accelerate import PartialState
-    from accelerate.utils import gather_object
+    from accelerate.utils import DistributedType, gather_object
     from tqdm import tqdm
 
     state = PartialState()
@@ -75,7 +76,8 @@ def greedy(
     mine: list[tuple[int, str]] = []
     was_training = model.training
     model.eval()
-    share = batches[state.process_index :: state.num_processes]
+    apart = state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
+    share = batches[state.process_index :: state.num_processes] if apart else batches
     with (
         torch.inference_mode(),
         _contiguous_head(model),
@@ -83,7 +85,7 @@ def greedy(
             total=sum(map(len, share)),
             desc="generate",
             unit="line",
-            disable=not progress,
+            disable=not (progress and state.is_main_process),
             leave=False,
         ) as bar,
     ):
@@ -94,7 +96,7 @@ def greedy(
             mine += [(i, template.trim(text)) for i, text in zip(batch, texts, strict=True)]
             bar.update(len(batch))
     model.train(was_training)
-    found = gather_object(mine) if state.num_processes > 1 else mine
+    found = gather_object(mine) if apart else mine
     answers_by_row = dict(found)
     return [answers_by_row[i] for i in range(len(rows))]
 
@@ -115,17 +117,6 @@ def _answers(
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     lengths = [len(p) for p in prompts]
     mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=device)
-    if model.config.model_type == "recurrent_gemma":  # its state lies in its layers, not in a cache
-        whole = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max(most),
-            do_sample=False,
-            eos_token_id=stops,
-            pad_token_id=pad,
-        )
-        found = [_through(answer, stops) for answer in whole[:, width:].tolist()]
-        return [answer[:n] for answer, n in zip(found, most, strict=True)]
     cache = DynamicCache(config=model.config)
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
@@ -153,16 +144,11 @@ def _answers(
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         if 4 * int(done.sum()) >= len(done):
             keep = (~done).nonzero().flatten()
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)  # pyright: ignore[reportArgumentType]  # selects in every layer
             ids, positions, mask, done = ids[keep], positions[keep], mask[keep], done[keep]
             limits = limits[keep]
             alive = [alive[i] for i in keep.tolist()]
     return answers
-
-
-def _through(ids: list[int], stops: list[int]) -> list[int]:
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return ids[: end + 1]
 
 
 def _cache_bytes(model: Any) -> int:

@@ -88,8 +88,7 @@ def choose_attention(
 ) -> str:
     """Resolve ``attention``: ``"name: reason"`` of an implementation exact for this model.
 
-    Exact also for packed rows, that is with no mask and ``position_ids`` that restart; only
-    RecurrentGemma's convolution and recurrence run across them, whatever the attention.
+    Exact also for packed rows, that is with no mask and ``position_ids`` that restart.
     ``head_dim`` is the widest of any layer. Raises ``UserError`` for what is unknown, wrong or absent here.
     """
     if attention not in ATTENTIONS:
@@ -101,8 +100,7 @@ def choose_attention(
     if attention == "auto" and capped:
         return "eager: sdpa has no soft cap on attention scores, which Gemma 2 needs"
     if attention == "auto":
-        packed = ", but not packed" if model_type == "recurrent_gemma" else ", packed or not"
-        return f"sdpa: PyTorch's own fused attention, exact for this model{packed}"
+        return "sdpa: PyTorch's own fused attention, exact for this model, packed or not"
     if attention == "sdpa" and capped:
         raise UserError(
             "attention sdpa would leave out the soft cap on attention scores that Gemma 2 was "
@@ -110,7 +108,9 @@ def choose_attention(
         )
     if attention == "flash_attention_2":
         problem = None
-        if not on.device.startswith("cuda"):
+        if model_type == "recurrent_gemma":
+            problem = "RecurrentGemma's window has not been compared with Google's reference in it"
+        elif not on.device.startswith("cuda"):
             problem = f"it needs an NVIDIA GPU, and this is {on.name}"
         elif importlib.util.find_spec("flash_attn") is None:
             problem = "it is not installed (`pip install flash-attn`)"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft import divergence, files, lora_linear, unsloth_backend
+from ft import divergence, files, lora_linear, recurrent, unsloth_backend
 from ft import targets as linear
 from ft.errors import UserError, nearest
 
@@ -72,7 +72,7 @@ def count(model: Any) -> tuple[int, int]:
     return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
 
 
-def summary(model: "PeftModel") -> str:
+def summary(model: Any) -> str:
     """One line: the adapter, the number of its layers, the trained parameters and their share."""
     config: Any = model.active_peft_config
     trained, total = count(model)
@@ -83,7 +83,7 @@ def summary(model: "PeftModel") -> str:
     )
 
 
-def describe(model: "PeftModel") -> dict[str, Any]:
+def describe(model: Any) -> dict[str, Any]:
     """The adapter as plain values, for a run's record."""
     config: Any = model.active_peft_config
     targets, (trained, total) = config.target_modules, count(model)
@@ -201,6 +201,8 @@ def merge(
             attn_implementation=attention,
             local_files_only=True,
         )
+        if plain.config.model_type == "recurrent_gemma":
+            recurrent.install(plain)
         difference = divergence.compare(
             expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]
         )

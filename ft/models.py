@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft import attention as by_example
-from ft import hardware, unsloth_backend
+from ft import hardware, recurrent, unsloth_backend
 from ft.errors import UserError, nearest
 from ft.sources import fetch, published_name
 from ft.sources import resolve as resolve
@@ -66,14 +66,15 @@ def load(
     precision: str = "auto",
     backend: str = "auto",
     attention: str = "auto",
-    max_length: int = 2048,
+    max_length: int | None = None,
     text_only: bool = True,
 ) -> Base:
     """Load a base model and its tokenizer.
 
     ``text_only`` leaves out the vision and audio towers of a multimodal checkpoint; its class and
     the names of its parameters stay, so that an adapter fits the published model. ``max_length``
-    (tokens) only matters to Unsloth. Raises ``UserError`` for every choice that cannot be met.
+    is the longest sequence that it will be given. Raises ``UserError`` for every choice that cannot
+    be met, before any weight is read where that can be known.
     """
     if backend not in BACKENDS:
         raise UserError(
@@ -86,6 +87,12 @@ def load(
     on = hardware.machine()
     choice = hardware.choose_precision(precision, on)
     config = load_config(name)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if max_length and context and max_length > context:
+        raise UserError(
+            f"max_length={max_length} is longer than {name} allows: it has {context:,} positions. "
+            "Lower --max-length."
+        )
     # by text: transformers refuses to answer for a model whose layers differ
     heads = re.findall(r'head_dim": (\d+)', config.get_text_config().to_json_string(use_diff=False))
     kind, head = config.model_type, max(map(int, heads), default=0)
@@ -101,16 +108,21 @@ def load(
                 compute=choice.compute,
                 nf4=choice.precision == "nf4",
                 attention=attention if on.device == "cpu" else None,
-                max_length=max_length,
+                max_length=max_length or 2048,
             )
             attention, why = str(model.config._attn_implementation), "as Unsloth set it"
         else:
             # a tower keeps its own default: Gemma 4's for audio has no sdpa
             towers = config is not config.get_text_config()
             wanted = {"text_config": attention} if towers else attention
-            model, backend = _from_transformers(path, choice, wanted, on.device), "transformers"
+            model, backend = (
+                _from_transformers(path, config, choice, wanted, on.device),
+                "transformers",
+            )
         assert model.config.get_text_config()._attn_implementation == attention
-    if on.device == "cpu" and attention == "sdpa" and kind != "recurrent_gemma":
+    if kind == "recurrent_gemma":
+        recurrent.install(model)
+    if on.device == "cpu" and attention == "sdpa":
         by_example.install(model)
         why += "; the examples of a packed row one by one"
     if text_only and any(hasattr(model.base_model, tower) for tower in TOWERS):
@@ -133,7 +145,9 @@ def load(
     return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
 
 
-def _from_transformers(path: Path, choice: hardware.Choice, attention: Any, device: str) -> Any:
+def _from_transformers(
+    path: Path, config: Any, choice: hardware.Choice, attention: Any, device: str
+) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -149,6 +163,7 @@ def _from_transformers(path: Path, choice: hardware.Choice, attention: Any, devi
         )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
+        config=config,
         dtype=compute,
         attn_implementation=attention,
         quantization_config=quantization,
@@ -191,7 +206,11 @@ def _config(path: Path, name: str) -> Any:
             "16-bit model; precision nf4 quantises it while loading."
         )
     with _load_errors(name):
-        return AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if kind == "gemma" and config.hidden_act == "gelu":
+        # Gemma's first settings say so and mean tanh; transformers before 5.23 takes them at their word
+        config.hidden_act = "gelu_pytorch_tanh"
+    return config
 
 
 def _tokenizer(path: Path, name: str) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ft import recurrent
 from ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -210,6 +211,6 @@ def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
 def packs_exactly(model: Any) -> bool:
     """Whether packed rows give the loss of separate examples.
 
-    RecurrentGemma's convolution looks across the border of two examples, so its batches are padded.
+    transformers' RecurrentGemma looks across the border of two examples; ``models.load`` mends it.
     """
-    return model.config.model_type != "recurrent_gemma"
+    return model.config.model_type != "recurrent_gemma" or recurrent.installed(model)

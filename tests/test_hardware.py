@@ -76,9 +76,12 @@ def test_gemma2_keeps_its_soft_cap() -> None:
         choose_attention("sdpa", "gemma2", 256, OLD_CPU, "float32")
 
 
-def test_only_recurrent_gemma_is_said_not_to_pack() -> None:
-    assert "not packed" in choose_attention("auto", "recurrent_gemma", 256, OLD_CPU, "float32")
-    assert "not packed" not in choose_attention("auto", "gemma", 256, OLD_CPU, "float32")
+def test_recurrent_gemma_is_not_offered_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(
+        UserError, match="flash_attention_2 is not possible: RecurrentGemma's window"
+    ):
+        choose_attention("flash_attention_2", "recurrent_gemma", 256, AMPERE, "bfloat16")
 
 
 def test_unknown_attention_is_refused() -> None:

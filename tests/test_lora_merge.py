@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from ft import lora, models
+from ft import lora, models, recurrent
 from ft.errors import UserError
 from ft.lora import merge
 
@@ -59,6 +59,8 @@ def test_merged_equals_adapter(kind: str, made: Made, tmp_path: Path) -> None:
     )
     assert not any(info.values())
     assert plain.dtype == torch.float32
+    if kind == "recurrent_gemma":
+        recurrent.install(plain)
     tuned = logits(lora.load(models.load(base, precision="fp32"), adapter))
     torch.testing.assert_close(logits(plain), tuned, rtol=0, atol=1e-4)
     assert (tuned - logits(tiny.build(kind))).abs().max() > 0.01

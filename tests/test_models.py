@@ -17,19 +17,6 @@ Folder = Callable[..., str]
 IDS = torch.randint(6, 384, (1, 24), generator=torch.Generator().manual_seed(3))  # [1, T]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A function from a kind to its tiny model's folder, written once."""
-    root, made = tmp_path_factory.mktemp("tiny"), {}
-
-    def of(kind: str) -> str:
-        if kind not in made:
-            made[kind] = str(tiny.folder(kind, root / kind))
-        return made[kind]
-
-    return of
-
-
 def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **inputs: object) -> torch.Tensor:
     """Next-token logits, float32 [T, V]."""
     with torch.no_grad():
@@ -68,7 +55,7 @@ def test_towers_are_left_out_for_text_and_kept_when_asked(kind: str, folder: Fol
     torch.testing.assert_close(logits(text.model), logits(whole.model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", [k for k in tiny.KINDS if k != "recurrent_gemma"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_packed_rows_equal_separate_ones_with_the_chosen_attention(
     kind: str, folder: Folder
 ) -> None:
@@ -79,6 +66,17 @@ def test_packed_rows_equal_separate_ones_with_the_chosen_attention(
     apart = torch.cat([logits(model, first), logits(model, second)])
     torch.testing.assert_close(packed, apart, rtol=0, atol=2e-5)
     assert (logits(model, IDS) - apart).abs().max() > 0.1  # it would show
+
+
+def test_a_length_beyond_the_context_is_refused(folder: Folder) -> None:
+    with pytest.raises(UserError, match="max_length=513 .*gemma3_text.* has 512 positions"):
+        models.load(folder("gemma3_text"), precision="fp32", max_length=513)
+    models.load(folder("gemma3_text"), precision="fp32", max_length=512)
+
+
+def test_recurrent_gemma_is_refused_with_flash_attention(folder: Folder) -> None:
+    with pytest.raises(UserError, match="flash_attention_2 is not possible: RecurrentGemma"):
+        models.load(folder("recurrent_gemma"), attention="flash_attention_2")
 
 
 def test_gemma2_is_loaded_with_its_soft_cap(tmp_path: Path) -> None:

@@ -157,10 +157,15 @@ def config(kind: str, **overrides: Any) -> Any:
     return names[kind](**options)
 
 
-def build(kind: str, seed: int = 0, **overrides: Any) -> "PreTrainedModel":
-    """A random model in float32 and eval mode; the same seed gives the same weights."""
+def build(kind: str, seed: int = 0, *, plain: bool = False, **overrides: Any) -> "PreTrainedModel":
+    """A random model in float32 and eval mode; the same seed gives the same weights.
+
+    RecurrentGemma is mended as `models.load` does it, unless ``plain``.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from ft import recurrent
 
     torch.set_num_threads(1)  # for tiny products, threads only wait for each other
     with torch.random.fork_rng(devices=[]):
@@ -175,6 +180,8 @@ def build(kind: str, seed: int = 0, **overrides: Any) -> "PreTrainedModel":
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn(parameter.shape))
+    if kind == "recurrent_gemma" and not plain:
+        recurrent.install(model)
     return model.eval()
 
 
