@@ -15,7 +15,7 @@ def install(model: Any) -> None:
     autocast, brings it back again first. With several adapters, DoRA, a bias or merged weights, a layer
     answers as PEFT wrote it.
     """
-    from peft.tuners.lora.layer import Linear, LoraLayer
+    from peft.tuners.lora.layer import Linear
 
     kinds: tuple[Any, ...] = (Linear,)
     try:
@@ -25,7 +25,7 @@ def install(model: Any) -> None:
     except ImportError:
         pass  # no bitsandbytes, so no such layer
     for module in model.modules():
-        if isinstance(module, LoraLayer) and type(module) in kinds:
+        if type(module) in kinds:
             module.forward = types.MethodType(_forward, module)
 
 
@@ -50,9 +50,11 @@ def _forward(self: Any, x: "Tensor", *args: Any, **kwargs: Any) -> "Tensor":
         or self.lora_B[names[0]].bias is not None
     ):
         return type(self).forward(self, x, *args, **kwargs)
-    name = names[0]
+    name, result = names[0], self.base_layer(x)
+    if result._is_view():  # of bitsandbytes' own function, which forbids writing into it
+        result = result.clone()
     return add_low_rank(
-        self.base_layer(x),
+        result,
         self.lora_dropout[name](x),
         self.lora_A[name].weight,
         self.lora_B[name].weight,

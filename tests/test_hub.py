@@ -53,7 +53,10 @@ def test_push_makes_a_private_repository_in_one_commit(
     repository = server.repositories["morgane/mtnt"]
     assert url == f"{server.url}/morgane/mtnt"
     assert repository.private
-    assert [c.message for c in repository.commits] == ["initial commit", "Upload a LoRA adapter"]
+    assert [c.message for c in repository.commits] == [
+        "initial commit",
+        "Upload a fine-tuned Gemma",
+    ]
     files = repository.branches["main"].files
     assert set(files) - {".gitattributes"} == {
         *("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"),
@@ -70,6 +73,20 @@ def test_push_makes_a_private_repository_in_one_commit(
     assert "created the private model repository" in out
     assert TOKEN not in out + err
     assert not any(TOKEN.encode() in content for content in files.values())
+
+
+def test_a_full_run_travels_as_a_model_and_comes_back(
+    server: FakeHub, run_folder: Path, tmp_path: Path
+) -> None:
+    for name in hub.ADAPTER:
+        (run_folder / name).unlink()
+    for name in (*hub.MODEL, "generation_config.json"):
+        (run_folder / name).write_text("{}")
+    hub.push(run_folder, "morgane/whole")
+    files = set(server.repositories["morgane/whole"].branches["main"].files)
+    assert {*hub.MODEL, "generation_config.json", "tokenizer.json", "run.json"} <= files
+    pulled = hub.pull("morgane/whole", tmp_path / "pulled")
+    assert {file.name for file in pulled.iterdir()} == files - {".gitattributes"}
 
 
 def test_public_only_when_asked(server: FakeHub, run_folder: Path) -> None:
