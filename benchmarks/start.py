@@ -10,6 +10,7 @@ progress bar appears; it reads the same pairs from jsonl.
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import time
@@ -35,6 +36,7 @@ def first_step(command: list[str], mark: str) -> float:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        start_new_session=True,  # TRL trains in a child of its own, which must end with it
     )
     assert process.stdout is not None
     seen = b""
@@ -43,7 +45,7 @@ def first_step(command: list[str], mark: str) -> float:
         assert piece, seen.decode(errors="replace")
         seen += piece
     seconds = time.perf_counter() - start
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     return seconds
 

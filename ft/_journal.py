@@ -1,5 +1,6 @@
 """What a training run says while it runs; imports transformers at its top, so only `train` imports it."""
 
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Journal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count()
-        if self.signal is not None:
+        if self.signalled():
             control.should_save = control.should_training_stop = True
         self._mark()
 
@@ -92,6 +93,14 @@ class Journal(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+    def signalled(self) -> int | None:
+        """The signal that came, to whichever process: all agree, as it reaches each at another time."""
+        came = torch.tensor(int(self.signal is not None), device=self.trainer.args.device)
+        if not self.trainer.accelerator.reduce(came).item():
+            return None
+        self.signal = self.signal or signal.SIGTERM
+        return self.signal
 
     def summary(self) -> dict[str, Any]:
         """The figures of ``ft.train.Trained``; rates are of training steps alone."""

@@ -3,49 +3,26 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ft import loss, optim
+from ft import environment, loss, optim
 from ft.errors import UserError
 from ft.files import sync_dir, write_json
+from ft.order import Order, blank, is_blank
 from ft.tokens import IGNORE, Example, layout
 
 RETRY = "Try a lower --learning-rate, a longer --warmup-ratio or --precision fp32."
 STATE = "ft_state.json"  # what a checkpoint was made with; its presence says that it is complete
-
-
-class Order(torch.utils.data.Sampler[int]):
-    """A permutation that is a function of seed and epoch alone, not of the number of processes.
-
-    Without ``shuffle`` it is the order of the data. With ``group`` examples to an optimizer step, examples of like length come together (as in
-    transformers' group_by_length): each stretch of 50 steps is sorted, longest first.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], seed: int, group: int | None = None, shuffle: bool = True
-    ) -> None:
-        self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
-        self.shuffle = shuffle
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(len(self.lengths)))
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        if self.group is None:
-            return iter(order)
-        stretch = 50 * self.group
-        parts = [order[i : i + stretch] for i in range(0, len(order), stretch)]
-        return iter([i for part in parts for i in sorted(part, key=lambda j: -self.lengths[j])])
 
 
 class Trainer(SFTTrainer):
@@ -60,7 +37,7 @@ class Trainer(SFTTrainer):
         *,
         model: Any,
         args: Any,
-        examples: Any,
+        examples: Sequence[Example],
         tokenizer: Any,
         shuffle: bool,
         packing: bool,
@@ -74,15 +51,18 @@ class Trainer(SFTTrainer):
         self.optimizer_name: optim.Name = optimizer_name
         self.fingerprint = fingerprint
         self.tokens_seen = self.supervised_seen = 0
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lengths = [len(ids) for ids in examples["input_ids"]]
-        self.order = Order(lengths, args.seed, None if packing else step, shuffle)
+        batch = args.per_device_train_batch_size * args.world_size  # of all processes
+        step = batch * args.gradient_accumulation_steps
+        lengths = [len(example["input_ids"]) for example in examples]
+        unpadded = packing or args.per_device_train_batch_size == 1
+        self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, batch)
         # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
-        adapters = {n: p.data.clone() for n, p in model.named_parameters() if p.requires_grad}
+        trained = model.named_parameters() if hasattr(model, "peft_config") else ()
+        adapters = {n: p.data.clone() for n, p in trained if p.requires_grad}
         super().__init__(
             model=model,
             args=args,
-            train_dataset=examples,
+            train_dataset=Dataset.from_list([*examples, blank(self.pad)]),
             processing_class=tokenizer,
             data_collator=self.collate,
             callbacks=callbacks,
@@ -95,13 +75,25 @@ class Trainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
+        super().create_accelerator_and_postprocess()
+        state: AcceleratorState = self.accelerator.state
+        asked = environment.processes()["sharded"]
+        if asked and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         # sharded parameters are gathered in each forward, so all processes must run as many
         capacity = sum(self.order.lengths) if self.is_fsdp_enabled else self.row_length
-        rows = layout(examples, packing=self.packing, capacity=capacity, pad=self.pad)
+        filled = [e for e in examples if not is_blank(e)] or examples[:1]
+        rows = layout(filled, packing=self.packing, capacity=capacity, pad=self.pad)
         return {"rows": rows}
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
@@ -112,6 +104,7 @@ class Trainer(SFTTrainer):
                 self.optimizer_name,
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
             )
         return self.optimizer
 
@@ -139,8 +132,9 @@ class Trainer(SFTTrainer):
                     self._stop_not_finite(share)
                 self.accelerator.backward(share)
             total += share.detach()
-            self.tokens_seen += row["input_ids"].numel()
-            self.supervised_seen += int((row["labels"][:, 1:] != IGNORE).sum())
+            supervised = int((row["labels"][:, 1:] != IGNORE).sum())
+            self.tokens_seen += row["input_ids"].numel() if supervised else 0
+            self.supervised_seen += supervised
         return total
 
     def _stop_not_finite(self, value: torch.Tensor) -> None:
@@ -157,6 +151,17 @@ class Trainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super(SFTTrainer, self).log(logs, start_time)  # past TRL's metrics, which we do not compute
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, or the model where all of it trains; a frozen base is not gathered."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        frozen = hasattr(self.model, "peft_config")
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen
+        )
+        model: Any = self.model
+        self._save(output_dir, state_dict=get_model_state_dict(model, options=options))
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.staging or super()._get_output_dir(trial)

@@ -10,17 +10,25 @@ from typing import Any
 
 from ft.errors import UserError
 
-HERE = 'adapter = "."  # the folder of this file'  # a push writes the repository's name here
+HERE = 'tuned = "."  # the folder of this file'  # a push writes the repository's name here
 
-USAGE = """
+LOAD_ADAPTER = """
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 {here}
-tokenizer = AutoTokenizer.from_pretrained(adapter)
+tokenizer = AutoTokenizer.from_pretrained(tuned)
 base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, adapter)
+model = PeftModel.from_pretrained(base, tuned)
+"""
+LOAD_MODEL = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+{here}
+tokenizer = AutoTokenizer.from_pretrained(tuned)
+model = AutoModelForCausalLM.from_pretrained(tuned)
+"""
+USAGE = """
 stop = {stop!r}
 prompt = {prompt!r}.format(**{fields!r})
 inputs = tokenizer(prompt, return_tensors="pt")
@@ -41,7 +49,7 @@ LICENSES = {
     "gemma": (
         "gemma",
         "Gemma is provided under and subject to the Gemma Terms of Use found at "
-        "ai.google.dev/gemma/terms. They cover this adapter too, which modifies {}.",
+        "ai.google.dev/gemma/terms. They cover what lies here too, which modifies {}.",
     ),
 }
 LICENSES["recurrentgemma"] = LICENSES["gemma"]
@@ -67,9 +75,9 @@ def card(run_folder: Path) -> str:
     lora = {f"LoRA {name}": value for name, value in run.get("lora", {}).items()}
     ran = run | run.get("hardware", {}) | run.get("timings", {}) | run.get("versions", {})
     sections = {
-        "What it is": f"A LoRA adapter{origin}, trained with ft"
+        "What it is": f"{'All weights' if _whole(run) else 'A LoRA adapter'}{origin}, trained with ft"
         + (f" by the recipe `{recipe}`." if recipe else "."),
-        "Use": _usage(base or model.get("name"), run.get("template", {}), samples),
+        "Use": _usage(run, base or model.get("name"), samples),
         "Data": _table([*dict.fromkeys(k for v in splits for k in v)], splits) + _facts(data),
         "Settings": _facts(model | lora) + _fence(config, "yaml"),
         "Validation loss": _table(["step", "eval_loss"], [m for m in metrics if "eval_loss" in m]),
@@ -99,6 +107,11 @@ def _json_lines(text: str) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):  # a kill cut this line short
             found.append(json.loads(line))
     return found
+
+
+def _whole(run: dict[str, Any]) -> bool:
+    """Whether the run trained all parameters, so that its folder is a model and not an adapter."""
+    return run.get("lora") == {}
 
 
 def _base_model(model: dict[str, Any]) -> str:
@@ -141,11 +154,11 @@ def _metadata(run: dict[str, Any], config: str, title: str) -> str:
     ]
     data = ModelCardData(
         base_model=base or None,
-        base_model_relation="adapter" if base else None,
-        library_name="peft",
+        base_model_relation=("finetune" if _whole(run) else "adapter") if base else None,
+        library_name="transformers" if _whole(run) else "peft",
         pipeline_tag="text-generation",
         language=list(pair.groups()) if pair else None,
-        tags=["lora", "transformers", "ft"] + (["translation"] if pair else []),
+        tags=["lora"] * (not _whole(run)) + ["transformers", "ft"] + ["translation"] * bool(pair),
         license=_license(base)[0],
         model_name=title if results else None,
         eval_results=results or None,
@@ -153,14 +166,14 @@ def _metadata(run: dict[str, Any], config: str, title: str) -> str:
     return data.to_yaml()
 
 
-def _usage(base: str | None, template: dict[str, Any], samples: Sequence[dict[str, str]]) -> str:
+def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, str]]) -> str:
+    template = run.get("template", {})
     if not base or "prompt" not in template:
         return ""
     names = [name for _, name, _, _ in string.Formatter().parse(template["prompt"]) if name]
     row = samples[0] if samples else {}
-    code = USAGE.format(
-        here=HERE,
-        base=base,
+    load = LOAD_MODEL if _whole(run) else LOAD_ADAPTER
+    code = load.format(here=HERE, base=base) + USAGE.format(
         stop=list(template.get("stop", [])),
         prompt=template["prompt"],
         fields={name: row.get(name, "…") for name in names},

@@ -1,7 +1,6 @@
 """The options of a recipe: a frozen dataclass, a YAML file over it, the command line over both."""
 
 import dataclasses
-import inspect
 import json
 import math
 import os
@@ -9,13 +8,13 @@ import reprlib
 import shutil
 import sys
 import textwrap
-import tokenize
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ft.comments import of_fields
 from ft.errors import UserError, exit_cleanly, nearest
 
 ALIASES = {  # each counts where the class has that field and none of the alias's own name
@@ -32,6 +31,7 @@ _ADVICE = {int: " (digits only, as in 1000)", float: " (finite)", str: " (put it
 _C = TypeVar("_C")
 _Words = Sequence[str] | None
 _Options = dict[str, tuple[str, Any]]  # each name that counts -> its field and type
+_Presets = Mapping[str, Mapping[str, Any]]
 _Given = tuple[str, str, Any, bool]  # "run.yaml:3", "lora_r", value, from the command line?
 
 
@@ -48,11 +48,13 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
         print(_help(cls, doc))
         raise SystemExit(0)
     options, values, mistakes = _options(cls), {}, []
-    for where, label, value, is_flag in _read_flags(words, options, mistakes):
+    presets = getattr(cls, "PRESETS", {})
+    for where, label, value, is_flag in _read_flags(words, options, presets, mistakes):
         dashes = "--" if is_flag else ""
         key = label[len(dashes) :].replace("-", "_")
         if key not in options:
-            hint = nearest(dashes + key, [dashes + n for n in (*options, *["config"] * is_flag)])
+            special = ["config", "preset"][: bool(presets) + 1] if is_flag else []
+            hint = nearest(dashes + key, [dashes + name for name in (*options, *special)])
             mistakes.append(f"{where}: unknown option {label!r}.{hint or ' See --help for all.'}")
             continue
         name, kind = options[key]
@@ -86,7 +88,7 @@ def to_yaml(config: Any) -> str:
     """The options as YAML that ``parse`` reads back equal, with the comments of the class."""
     from yaml import safe_dump
 
-    comments, lines = _comments(type(config)), []
+    comments, lines = of_fields(type(config)), []
     for name, value in to_dict(config).items():
         heading, comment = comments.get(name, ("", ""))
         lines += ["", f"# {heading}"] if heading else []
@@ -113,9 +115,11 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
 
 
-def _read_flags(words: list[str], options: _Options, mistakes: list[str]) -> list[_Given]:
-    """The options of the command line, after those of the files that its ``--config`` names."""
-    files, flags = [], []
+def _read_flags(
+    words: list[str], options: _Options, presets: _Presets, mistakes: list[str]
+) -> list[_Given]:
+    """The options of a preset, of the files that ``--config`` names, and of the command line."""
+    special, preset, files, flags = ["config", "preset"][: bool(presets) + 1], [], [], []
     while words:
         label, equals, value = (word := words.pop(0)).partition("=")
         if not label.startswith("--"):
@@ -129,13 +133,18 @@ def _read_flags(words: list[str], options: _Options, mistakes: list[str]) -> lis
         elif not equals:  # a word that starts with one dash is a value: -1
             bare = not words or words[0].startswith("--")
             value = ("true" if switch else None) if bare else words.pop(0)
-        if value is None and (key in options or key == "config"):
+        if value is None and (key in options or key in special):
             mistakes.append(f"command line: {label} needs a value ({label}=… if it starts with --)")
         elif key == "config":
             files += _read_yaml(str(value), options, mistakes)
+        elif key in special and value not in presets:
+            known = f"{label}: got {value!r}, expected one of {', '.join(presets)}."
+            mistakes.append(f"command line: {known}{nearest(str(value), presets)}")
+        elif key in special:
+            preset = [(f"preset {value}", k, v, False) for k, v in presets[str(value)].items()]
         else:
             flags.append(("command line", label, value, True))
-    return files + flags
+    return preset + files + flags
 
 
 def _read_yaml(path: str, options: _Options, mistakes: list[str]) -> list[_Given]:
@@ -211,32 +220,23 @@ def _describe(kind: Any) -> str:
     return words.get(origin or kind) or kind.__name__
 
 
-def _comments(cls: type) -> dict[str, tuple[str, str]]:
-    """Field -> the comment above it, a heading, and the comment beside it, read from the source."""
-    found, name, heading = {"": ("", "")}, "", ""
-    with suppress(OSError):  # a class made without a file has no comments
-        source = textwrap.dedent(inspect.getsource(cls)).splitlines(keepends=True)
-        for token in tokenize.generate_tokens(iter(source).__next__):
-            text, column = token.string.lstrip("# "), token.start[1]
-            if token.type == tokenize.NAME and column == 4:  # a field; or def, which is no field
-                name, heading, found[text] = text, "", (heading, "")
-            elif token.type == tokenize.COMMENT and column == 4:
-                heading = f"{heading} {text}".strip()
-            elif token.type == tokenize.COMMENT:
-                found[name] = (found[name][0], f"{found[name][1]} {text}".strip())
-    return found
-
-
 def _help(cls: Any, doc: str | None) -> str:
     """The recipe's docstring, then its options under the headings of the class."""
-    comments, options = _comments(cls), _options(cls)
+    comments, options = of_fields(cls), _options(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     flags = {n: f"  --{'[no-]' * (bool in _alternatives(options[n][1]))}{n}  " for n in names}
     column = max(map(len, flags.values()))
     width = max(shutil.get_terminal_size().columns, column + 30)
     text = [doc.strip(), ""] if doc else []
-    text += [f"usage: {Path(sys.argv[0]).name} [--config FILE.yaml] [--name value ...]"]
+    presets = getattr(cls, "PRESETS", {})
+    usage = "[--preset NAME] [--config FILE.yaml]" if presets else "[--config FILE.yaml]"
+    text += [f"usage: {Path(sys.argv[0]).name} {usage} [--name value ...]"]
     text += ["A flag wins over the same name in the file, and that over the default below."]
+    text += ["", "Presets, over the defaults and under file and flags"] if presets else []
+    for name, values in presets.items():
+        note = ", ".join(f"{key} {value}" for key, value in values.items())
+        start = f"  --preset {name}  ".ljust(column)
+        text += textwrap.wrap(note, width, initial_indent=start, subsequent_indent=" " * column)
     for name, flag in flags.items():
         heading, comment = comments.get(name, ("", ""))
         kind, default = options[name][1], getattr(cls, name)

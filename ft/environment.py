@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ft.errors import UserError
+
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -45,6 +47,27 @@ def use_all_cores() -> str:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # a vanishing gradient otherwise costs ten times the time
     return f"{threads} threads in each of {processes} processes ({cores} cores)"
+
+
+def processes() -> dict[str, Any]:
+    """How many processes the launcher started, and whether they share out the parameters (FSDP)."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "sharded": sharded}
+
+
+def prepare_sharding() -> None:
+    """Where FSDP is asked for, have what is saved gathered whole; its version 1 is refused.
+
+    To be called before Accelerate's first look at the environment. Raises ``UserError``.
+    """
+    if not processes()["sharded"]:
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "FSDP version 1 keeps no parameter as a matrix, which the loss needs: launch with "
+            "--fsdp_version 2 (FSDP_VERSION=2)"
+        )
+    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
 
 
 def seed_everything(seed: int) -> None:

@@ -36,6 +36,7 @@ def loss(
     from tqdm import tqdm
 
     state = PartialState()
+    quiet = not (progress and state.is_main_process)
     lengths = [len(e["input_ids"]) for e in examples]
     if packing:
         batches = pack(lengths, ROW)
@@ -47,7 +48,7 @@ def loss(
     model.eval()
     with torch.no_grad():
         turns = range(state.process_index, len(batches) + state.process_index, state.num_processes)
-        for turn in tqdm(turns, desc="loss", disable=not progress, leave=False):
+        for turn in tqdm(turns, desc="loss", disable=quiet, leave=False):
             # with nothing left for this process, one batch more that is not counted: where
             # parameters are sharded, all processes must run as many
             counted = turn < len(batches)
@@ -76,12 +77,13 @@ def before_after(
     *,
     ask: dict[str, str],
     packing: bool,
+    base: Any | None = None,
     max_new_tokens: int = 256,
 ) -> dict[str, Any]:
-    """The base (the adapter switched off) against the tuned model on the same rows.
+    """The base (by default the model with its adapter switched off) against the tuned model.
 
-    Returns loss and ``scores`` of both, their translations, the answers to the row ``ask``, and the
-    seconds that it took.
+    Returns loss and ``scores`` of both on the same rows, their translations, the answers to the row
+    ``ask``, and the seconds that it took.
     """
     import contextlib
     import time
@@ -93,10 +95,12 @@ def before_after(
     answers: dict[str, str] = {}
     start = time.perf_counter()
     for name in ("base", "tuned"):
-        with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            losses[name] = loss(model, examples, packing=packing, pad=pad, progress=True)
+        judged = base if base is not None and name == "base" else model
+        plain = name == "base" and base is None
+        with model.disable_adapter() if plain else contextlib.nullcontext():
+            losses[name] = loss(judged, examples, packing=packing, pad=pad, progress=True)
             *texts[name], answers[name] = greedy(
-                model,
+                judged,
                 tokenizer,
                 template,
                 [*rows, ask],
@@ -116,9 +120,9 @@ def before_after(
     return result
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result of ``before_after`` as a few lines for the terminal."""
-    lines = [f"\ntest, {result['n']:,} lines   {'base':>20}   {'tuned':>20}   p"]
+def table(result: dict[str, Any], split: str = "test") -> str:
+    """The result of ``before_after`` on a split as a few lines for the terminal."""
+    lines = [f"\n{split}, {result['n']:,} lines   {'base':>20}   {'tuned':>20}   p"]
     loss_of = [f"{result[name]['loss']:.3f}" for name in ("base", "tuned")]
     lines.append(f"{'loss':<18}{loss_of[0]:>20}   {loss_of[1]:>20}")
     for key, label in (("bleu", "BLEU"), ("chrf", "chrF")):

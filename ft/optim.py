@@ -1,48 +1,111 @@
 """Optimizers, and which parameters decay: matrices do; RG-LRU, embeddings, norms and biases do not."""
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ft.errors import UserError
+from ft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
 Name = Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+STATE_BYTES = {"adamw": 8, "sgd": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # an fp32 parameter
 
-# The mask of Google's RecurrentGemma tutorial (colabs/fine_tuning_tutorial_jax.ipynb) by parameter
-# path: RG-LRU's gate weights have three dimensions, so a rule by dimension would decay them.
-NO_DECAY = re.compile(r"rg_lru|embed|norm|(^|[._])bias$|lora_magnitude_vector")
+# What does not decay, as regular expressions over parameter paths.
+EMBEDDINGS = r"(^|\.)embed_tokens"
+NORMS = r"norm"
+BIASES = r"bias$"
+RG_LRU = r"(^|\.)rg_lru\."
+SCALES = r"scale$"  # vectors that norms and routers multiply by
+MAGNITUDES = r"lora_magnitude_vector"  # DoRA's
 
 
-def groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups, decayed and not. Raises ``UserError`` if none trains."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
+def check(name: str) -> list[str]:
+    """What is wrong with an optimizer's name, for a recipe's ``check``: nothing, or one message."""
+    if name in get_args(Name):
+        return []
+    if "sgd" in name and "8" in name:
+        return [
+            f"optim {name!r}: plain SGD keeps no states, so 8 bits would save nothing; use sgd, or "
+            "adamw_8bit for AdamW with small states"
+        ]
+    known = get_args(Name)
+    return [f"optim {name!r}: must be one of {', '.join(known)}.{nearest(name, known)}"]
+
+
+def no_decay(model: "nn.Module") -> tuple[str, ...]:
+    """The rules of a Gemma's generation: the parameter paths that weight decay spares.
+
+    The mask of Google's RecurrentGemma tutorial (colabs/fine_tuning_tutorial_jax.ipynb). A rule by
+    dimension, as transformers has it, would decay RG-LRU's gate weights, which have three.
+    """
+    text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    rules = [EMBEDDINGS, NORMS]
+    if text.model_type == "recurrent_gemma":
+        rules += [RG_LRU, BIASES]
+    if text.model_type.startswith("gemma3n") or getattr(text, "enable_moe_block", False):
+        rules += [SCALES]
+    if any(getattr(c, "use_dora", False) for c in getattr(model, "peft_config", {}).values()):
+        rules += [MAGNITUDES]
+    return tuple(rules)
+
+
+def groups(
+    model: "nn.Module", weight_decay: float, rules: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups, decayed and not.
+
+    ``rules`` (default: ``no_decay``) are searched in the paths of all parameters, frozen ones too,
+    so that one set serves a model with and without an adapter. Raises ``UserError`` for a rule that
+    matches none, and if nothing trains.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
         raise UserError("the model has no trainable parameter: attach an adapter first")
-    decayed = [p for name, p in trainable if not NO_DECAY.search(name)]
-    spared = [p for name, p in trainable if NO_DECAY.search(name)]
+    named = list(model.named_parameters())
+    spared: set[str] = set()
+    for rule in no_decay(model) if rules is None else rules:
+        found = {name for name, _ in named if re.search(rule, name)}
+        if not found:
+            some = ", ".join(name for name, _ in named[:3])
+            raise UserError(
+                f"the rule {rule!r} of what does not decay matches no parameter; they are named "
+                f"{some} …"
+            )
+        spared |= found
     both = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if p.requires_grad and (name in spared) == is_spared],
+            "weight_decay": 0.0 if is_spared else weight_decay,
+        }
+        for is_spared in (False, True)
     ]
     return [group for group in both if group["params"]]
 
 
 def create(
-    model: "nn.Module", name: Name, *, learning_rate: float, weight_decay: float = 0.0
+    model: "nn.Module",
+    name: Name,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    rules: Sequence[str] | None = None,
 ) -> Any:
-    """An optimizer over the trainable parameters of ``model``.
+    """An optimizer over the trainable parameters of ``model``; SGD is plain, without momentum.
 
-    AdamW is PyTorch's fused one. The 8-bit ones are bitsandbytes' and need a CUDA GPU.
+    AdamW is PyTorch's fused one, with decoupled decay. The 8-bit ones are bitsandbytes' and need a
+    CUDA GPU. ``betas`` are AdamW's; ``rules`` say what does not decay (``groups``).
     """
     import torch
 
-    params = groups(model, weight_decay)
+    if wrong := check(name):
+        raise UserError(wrong[0])
+    params = groups(model, weight_decay, rules)
     if name == "sgd":
         return torch.optim.SGD(params, lr=learning_rate)
     if name == "adamw":
-        return torch.optim.AdamW(params, lr=learning_rate, fused=True)
+        return torch.optim.AdamW(params, lr=learning_rate, betas=betas, fused=True)
     if not torch.cuda.is_available():
         raise UserError(
             f"optim={name!r} keeps its states in 8 bits on a CUDA GPU; use adamw or sgd"
@@ -50,4 +113,4 @@ def create(
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
     make = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}
-    return make[name](params, lr=learning_rate)
+    return make[name](params, lr=learning_rate, betas=betas)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.config import differences
+from ft.environment import prepare_sharding, processes
 from ft.errors import UserError
 from ft.optim import Name
 from ft.run import Run, adopt, say
@@ -46,6 +47,7 @@ def sft(
     learning_rate: float,
     optim: Name = "adamw",
     weight_decay: float = 0.0,
+    adam_beta2: float = 0.999,
     lr_scheduler_type: Schedule = "linear",
     warmup_ratio: float = 0.0,
     max_grad_norm: float = 1.0,
@@ -57,6 +59,7 @@ def sft(
     packing: bool = True,
     row_length: int | None = None,
     gradient_checkpointing: bool = False,
+    autocast: bool = False,
     eval_steps: int = 20,
     save_steps: int = 100,
     seed: int = 42,
@@ -72,20 +75,22 @@ def sft(
     tokens, whatever the accumulation and the number of processes.
 
     ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``. ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
+    ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
+    ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
     ``UserError`` when ``fingerprint`` (data, model, template, recipe, settings) differs from the
     one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
     step and exit with 143 and 130.
     """
     import torch
-    from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
 
     from ft._journal import Journal
     from ft._trainer import RETRY, Trainer
 
+    prepare_sharding()
+    fingerprint = (fingerprint or {}) | processes()
     row_length = row_length or (8192 if torch.cuda.is_available() else 512)
-    checkpoint = _resumable(run.folder, resume_from_checkpoint, fingerprint or {})
+    checkpoint = _resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
         run.begin()
         run.note(resumed_from=checkpoint.name)
@@ -96,6 +101,7 @@ def sft(
         output_dir=str(run.folder),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        adam_beta2=adam_beta2,
         lr_scheduler_type=lr_scheduler_type,
         warmup_steps=warmup_ratio,
         max_grad_norm=max_grad_norm,
@@ -104,7 +110,7 @@ def sft(
         per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
         **dict[str, Any]({recompute: gradient_checkpointing}),
-        bf16=half,  # autocast: the adapters' fp32 weights meet a bf16 base
+        bf16=half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
         max_length=None,
         packing=False,  # TRL's own; ours happens in the collator, within one batch
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -126,13 +132,13 @@ def sft(
     trainer = Trainer(
         model=model,
         args=args,
-        examples=Dataset.from_list(list(examples)),
+        examples=examples,
         tokenizer=tokenizer,
         shuffle=shuffle,
         packing=packing,
         row_length=row_length,
         optimizer_name=optim,
-        fingerprint=fingerprint or {},
+        fingerprint=fingerprint,
         callbacks=[journal, *callbacks],
     )
     journal.attach(trainer)
@@ -140,13 +146,14 @@ def sft(
     with _signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     wall = time.perf_counter() - start
-    if journal.signal is not None:
-        say(f"stopped by {signal.Signals(journal.signal).name}; go on with --resume last")
-        raise SystemExit(128 + journal.signal)
+    if number := journal.signalled():
+        say(f"stopped by {signal.Signals(number).name}; go on with --resume last")
+        raise SystemExit(128 + number)
     if bad := [
         n for n, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()
     ]:
         raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
+    model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
     made = run.folder / ".adapter"
     trainer.save_model(str(made), _internal_call=True)
     trainer.accelerator.wait_for_everyone()

@@ -6,9 +6,9 @@ accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA 
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
-Time      15 minutes for 180 steps of 16 MTNT examples on two cores with AVX512-BF16 (193 tokens/s)
-Memory    5.2 GiB at the peak of 4 steps on the bundled sample (bf16; `peak_memory_bytes` in run.json)
-Score     chrF 15.1 -> 39.4, BLEU 1.4 -> 15.9 (first 200 lines of MTNT test; benchmarks/README.md)
+Time      20 minutes for 363 steps of 8 MTNT examples on two CPU cores, which did other work as well
+Memory    4.7 GiB at the peak (bf16; `peak_memory_bytes` in run.json)
+Score     chrF 14.5 -> 41.8, BLEU 1.7 -> 18.6 on all of MTNT test (benchmarks/README.md)
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
 """

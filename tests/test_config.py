@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -442,6 +442,70 @@ def test_differences() -> None:
         "new: (absent) -> 'x'",
     ]
     assert differences(a, dict(a)) == []
+
+
+# Presets
+
+
+@dataclass(frozen=True)
+class Tutorial(Config):
+    PRESETS: ClassVar = {
+        "sgd": {"learning_rate": 1e-3, "max_steps": 300, "lora_target_modules": ["o_proj"]},
+        "adamw": {"max_steps": 100, "output_dir": "runs/adamw"},
+        "wrong": {"max_stps": 1, "lora_r": "many"},
+    }
+
+
+@pytest.mark.parametrize("flags", ["--preset sgd", "--preset=sgd", "--preset adamw --preset sgd"])
+def test_a_preset_changes_the_defaults_that_it_names(flags: str) -> None:
+    config = parse(Tutorial, flags.split())
+    expected = replace(
+        Tutorial(), learning_rate=1e-3, max_steps=300, lora_target_modules=("o_proj",)
+    )
+    assert config == expected
+    assert parse(Tutorial, ["--preset", "adamw"]).output_dir == Path("runs/adamw")
+
+
+def test_files_win_over_a_preset_and_flags_over_both_in_any_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("max_steps: 7\nlora_r: 3\n")
+    words = ["--lora_r", "4", "--config", str(file), "--preset", "sgd"]
+    for argv in (words, words[4:] + words[:4]):
+        config = parse(Tutorial, argv)
+        assert (config.learning_rate, config.max_steps, config.lora_r) == (1e-3, 7, 4)
+    kept = tmp_path / "config.yaml"
+    kept.write_text(to_yaml(config))
+    assert parse(Tutorial, ["--config", str(kept)]) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--preset sdg", "--preset: got 'sdg', expected one of sgd, adamw, wrong. Did you mean"),
+        ("--preset", "--preset needs a value"),
+        ("--preste sgd", "unknown option '--preste'. Did you mean '--preset'?"),
+        ("--preset wrong", "preset wrong: unknown option 'max_stps'. Did you mean 'max_steps'?"),
+        ("--preset wrong", "preset wrong: lora_r: got 'many' (str), expected int"),
+    ],
+)
+def test_mistakes_in_a_preset(flags: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse(Tutorial, flags.split())
+
+
+def test_without_presets_there_is_no_such_option() -> None:
+    with pytest.raises(UserError, match="unknown option '--preset'"):
+        from_flags("--preset x")
+
+
+def test_presets_stand_in_the_help(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse(Tutorial, ["--help"])
+    text = capsys.readouterr().out
+    assert "usage: " in text
+    assert "[--preset NAME] [--config FILE.yaml]" in text
+    assert re.search("^  --preset adamw +max_steps 100, output_dir runs/adamw$", text, re.M)
 
 
 # Help and the whole program

@@ -1,12 +1,19 @@
-"""Every recipe: a header that tells what it needs, settings that are frozen and explained."""
+"""Every recipe: a header that tells what it needs, settings that are explained, two tiny steps."""
 
 import ast
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
+
+from ft import __main__ as cli
+from ft import config, run
+from ft.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
 
@@ -22,7 +29,7 @@ def load(path: Path):
 
 
 def test_there_are_recipes():
-    assert [p.stem for p in RECIPES] == ["mtnt_lora"]
+    assert [p.stem for p in RECIPES] == ["mtnt_full", "mtnt_lora", "mtnt_recurrent"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -34,8 +41,6 @@ def test_the_header_tells_what_it_takes(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_settings_are_few_frozen_and_explained(path, capsys):
-    from ft import config
-
     module = load(path)
     fields = dataclasses.fields(module.Config)
     assert len(fields) <= 40
@@ -47,3 +52,134 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
     shown = capsys.readouterr().out
     for field in fields:
         assert field.name in shown
+
+
+def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Path:
+    """The folder of a recipe's run of two steps on a tiny model and the bundled sample."""
+    kind = "recurrent_gemma" if stem == "mtnt_recurrent" else kind
+    module = load(Path(__file__).parents[1] / "recipes" / f"{stem}.py")
+    if not (place / "base").exists():
+        tiny.folder(kind, place / "base", max_position_embeddings=4096)
+    words = ["--model", str(place / "base"), "--output-dir", str(place / "run")]
+    words += ["--precision", "fp32", "--max-length", "2000", "--max-steps", "2"]
+    words += ["--valid-rows", "4", "--per-device-train-batch-size", "2"]
+    if "eval_limit" in module.Config.__dataclass_fields__:
+        words += ["--eval-limit", "2"]
+    module.main(config.parse(module.Config, [*words, *flags]))
+    return place / "run"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_two_tiny_steps(path, tmp_path, capsys):
+    folder = train(path.stem, tmp_path)
+    said = capsys.readouterr().out
+    assert "Start, validation loss: " in said
+    assert "STEP 2 training loss: " in said
+    assert "Hello, my name is Morgane." in said
+    assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_presets_are_valid_settings(path):
+    module = load(path)
+    for name, values in getattr(module.Config, "PRESETS", {}).items():
+        made = config.parse(module.Config, ["--preset", name])
+        assert {key: getattr(made, key) for key in values} == values
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that trained all parameters."""
+    flags = ["--learning-rate", "1e-2", "--save-steps", "1"]
+    return train("mtnt_full", tmp_path_factory.mktemp("whole"), *flags)
+
+
+def test_a_full_run_is_a_plain_model_that_the_commands_take(whole, capsys, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    names = {file.name for file in whole.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "loss.png"} <= names
+    assert not {"adapter_config.json", "training_args.bin"} & names
+    tuned = AutoModelForCausalLM.from_pretrained(whole)
+    base = AutoModelForCausalLM.from_pretrained(whole.parent / "base")
+    assert tuned.config.to_diff_dict() == base.config.to_diff_dict()
+    with torch.no_grad():
+        ids = torch.tensor([[2, 30, 40, 50]])
+        assert (tuned(ids).logits - base(ids).logits).abs().max() > 0.1
+    say = ["translate", str(whole), "hello", "--max-new-tokens", "8", "--precision", "fp32"]
+    cli.main(say)
+    cli.main([*say, "--base"])
+    assert capsys.readouterr().out.count("\n") == 2
+    result = tmp_path / "result.json"
+    cli.main(["eval", str(whole), "--limit", "2", "--precision", "fp32", "--json", str(result)])
+    found = json.loads(result.read_text())
+    assert found["tuned"]["loss"] < found["base"]["loss"]
+
+
+def test_the_card_of_a_full_run_says_what_lies_there(whole):
+    card = (whole / "README.md").read_text()
+    assert "All weights" in card
+    assert "library_name: transformers" in card
+    assert "AutoModelForCausalLM.from_pretrained(tuned)" in card
+    assert "peft" not in card.split("## Hardware")[0].lower()
+
+
+def test_merging_a_full_run_is_refused(whole, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["merge", str(whole), str(tmp_path / "out")])
+    assert "is not an adapter" in capsys.readouterr().err
+
+
+def test_a_full_run_of_a_multimodal_model_keeps_its_tower(tmp_path):
+    from safetensors.torch import load_file
+
+    folder = train("mtnt_full", tmp_path, "--learning-rate", "1e-2", kind="gemma3")
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        tower = "vision" in name or "multi_modal" in name
+        assert torch.equal(tensor, after[name]) == tower, name
+
+
+@pytest.mark.parametrize("stem", ["mtnt_full", "mtnt_recurrent"])
+def test_an_adapter_is_an_option(stem, tmp_path):
+    flags = ["--lora-r", "2", "--optim", "sgd", "--gradient-accumulation-steps", "2"]
+    folder = train(stem, tmp_path, *flags, "--warmup-ratio", "0.5", "--learning-rate", "0.1")
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    rates = [
+        line["learning_rate"] for line in run.read_lines(folder / run.METRICS) if "loss" in line
+    ]
+    assert rates == pytest.approx([0.0, 0.1])
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert "down_proj" in targets
+    if stem == "mtnt_recurrent":
+        assert {"linear_x", "linear_y", "linear_out", "q_proj", "gate_proj"} <= set(targets)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--optim", "sgd_8bit"], "optim 'sgd_8bit': plain SGD keeps no states"),
+        (["--optim", "adamm"], "Did you mean 'adamw'"),
+        (["--precision", "nf4"], "nf4 keeps the weights in 4 bits"),
+        (["--eval-steps", "0"], "eval_steps must be above 0"),
+    ],
+)
+def test_a_full_run_that_cannot_be_is_refused(flags, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        train("mtnt_full", tmp_path, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_run_that_will_not_fit_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    from ft import memory
+
+    train_on = tiny.folder("gemma", tmp_path / "base")
+    (train_on / "model.safetensors").write_bytes(b"not read")
+    monkeypatch.setattr(memory, "free", lambda: (1000, "this computer"))
+    with pytest.raises(
+        UserError, match=r"will not fit: [\d,]+ parameters need .* this computer has"
+    ):
+        train("mtnt_full", tmp_path)

@@ -69,29 +69,6 @@ def test_the_saved_adapter_loads_with_peft_and_gives_the_same_loss(whole):
     assert found == pytest.approx(lines(whole, "eval_loss")[-1], rel=1e-6)
 
 
-def test_an_epoch_is_a_permutation_that_the_next_does_not_repeat():
-    from ft._trainer import Order
-
-    order = Order([5] * 40, seed=1, group=None)
-    first = list(order)
-    assert sorted(first) == list(range(40))
-    assert list(order) == first
-    order.epoch = 1
-    assert list(order) != first
-    assert list(Order([5] * 4, seed=1, shuffle=False)) == [0, 1, 2, 3]
-
-
-def test_padded_batches_are_of_like_length():
-    from ft._trainer import Order
-
-    lengths = torch.randint(5, 300, (400,), generator=torch.Generator().manual_seed(0)).tolist()
-    order = list(Order(lengths, seed=1, group=8))
-    assert sorted(order) == list(range(400))
-    batches = [[lengths[i] for i in order[at : at + 8]] for at in range(0, 400, 8)]
-    padded = sum(max(batch) * len(batch) for batch in batches)
-    assert sum(lengths) / padded > 0.9
-
-
 @pytest.mark.parametrize(
     "changed",
     [{"padded": True}, {"batch": 1, "accumulate": 4}, {"batch": 2, "accumulate": 2}]
@@ -107,10 +84,20 @@ def test_layout_accumulation_and_checkpointing_change_no_loss(changed, tmp_path)
         assert lines(tmp_path / "b", key) == pytest.approx(lines(tmp_path / "a", key), rel=1e-4)
 
 
-def spawn(out: Path, *flags: str, launch: tuple[str, ...] = ()) -> subprocess.Popen:
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
+
+
+def spawn(
+    out: Path, *flags: str, launch: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen:
     command = [sys.executable, *launch, str(Path(toy.__file__)), "--out", str(out), *flags]
     tests = str(Path(toy.__file__).parent)
-    environment = os.environ | {"PYTHONPATH": tests, "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"PYTHONPATH": tests, "PYTHONWARNINGS": "ignore"} | variables
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -148,13 +135,44 @@ def test_killed_and_resumed_is_bit_identical_to_uninterrupted(number, whole, tmp
     assert lines(out, "eval_loss") == lines(whole, "eval_loss")
 
 
-def test_two_processes_equal_one(tmp_path):
-    toy.go(tmp_path / "one", batch=4)
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
-    finish(spawn(tmp_path / "two", "--batch", "2", "--dropout", "0", launch=launch))
-    for key in ("loss", "grad_norm", "eval_loss", "tokens"):
-        one, two = lines(tmp_path / "one", key), lines(tmp_path / "two", key)
-        assert two == pytest.approx(one, rel=1e-4), key
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One process, 21 examples in batches of 4: an epoch's last step has one."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    toy.go(folder, batch=4, rows=21, judge=True)
+    return folder
+
+
+@pytest.mark.parametrize("variables", [{}, FSDP], ids=["replicated", "sharded"])
+def test_two_processes_equal_one_also_when_stopped_and_resumed(variables, one, tmp_path):
+    flags = ("--batch", "2", "--rows", "21", "--dropout", "0", "--judge", "--interrupt", "6")
+    said = finish(spawn(tmp_path / "two", *flags, launch=TWO, **variables))
+    assert said.count("stopped by SIGTERM; go on with --resume last") == 1
+    assert said.count("Resumed after step 7") == 1
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert lines(tmp_path / "two", key) == pytest.approx(lines(one, key), rel=1e-4), key
+    assert lines(tmp_path / "two", "tokens")[:7] == lines(one, "tokens")[:7]
+    sharded = (tmp_path / "two" / "checkpoint-12" / "pytorch_model_fsdp.bin").exists()
+    assert sharded == bool(variables)
+    ours, theirs = load_file(tmp_path / "two" / ADAPTER), load_file(one / ADAPTER)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    ours, theirs = (run.read(folder)["judged"] for folder in (tmp_path / "two", one))
+    assert ours["samples"] == theirs["samples"]
+    for system in ("base", "tuned"):
+        assert ours[system]["loss"] == pytest.approx(theirs[system]["loss"], rel=1e-5)
+
+
+def test_the_older_version_of_fsdp_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP version 1 keeps no parameter as a matrix"):
+        toy.go(tmp_path / "run")
+
+
+def test_another_number_of_processes_does_not_resume(whole, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="processes: 1 -> 2"):
+        toy.go(whole, resume="last", dropout=0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The recipe's training on a tiny model, as a program: for tests that kill it or run two of it."""
 
 import argparse
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 import tiny
 import torch
+from transformers import TrainerCallback
 
-from ft import evaluate, lora, loss, run, tokens, train
+from ft import evaluate, lora, loss, prompts, run, tokens, train
 from ft.environment import seed_everything, use_all_cores
 from ft.errors import exit_cleanly
 
@@ -22,6 +26,17 @@ def examples(n: int, seed: int = 0) -> list[tokens.Example]:
     return made
 
 
+class Interrupt(TrainerCallback):
+    """SIGTERM to the main process alone, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step == self.step and run.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
@@ -35,9 +50,16 @@ def main() -> None:
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--checkpointing", action="store_true")
-    a = parser.parse_args()
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
+    a = vars(parser.parse_args())
     with exit_cleanly():
-        go(**vars(a))
+        if step := a.pop("interrupt"):
+            with contextlib.suppress(SystemExit):
+                go(**a, callbacks=[Interrupt(step)])
+            a["resume"] = "last"
+        go(**a)
 
 
 def go(
@@ -52,6 +74,8 @@ def go(
     data_seed: int = 0,
     dropout: float = 0.0,
     checkpointing: bool = False,
+    rows: int = 24,
+    judge: bool = False,
     **options,
 ) -> train.Trained:
     """Train, save, and return what it cost."""
@@ -65,7 +89,7 @@ def go(
     trained = train.sft(
         model,
         tiny.tokenizer(),
-        examples(24, seed=data_seed),
+        examples(rows, seed=data_seed),
         run=r,
         validate=lambda: evaluate.loss(model, valid, packing=packing, pad=0),
         learning_rate=rate,
@@ -82,6 +106,22 @@ def go(
         **options,
     )
     r.note(training=vars(trained))
+    if judge:
+        template = prompts.translation_of("en-fr")
+        text = [{"source": "cat " * n, "target": "le chat"} for n in (1, 5, 9)]
+        ask = {"source": "the cat sleeps"}
+        r.note(
+            judged=evaluate.before_after(
+                model,
+                tiny.tokenizer(),
+                template,
+                text,
+                valid,
+                ask=ask,
+                packing=packing,
+                max_new_tokens=5,
+            )
+        )
     return trained
 
 

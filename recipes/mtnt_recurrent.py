@@ -1,0 +1,231 @@
+"""RecurrentGemma learns to translate noisy English into French: MTNT, SGD, AdamW, LoRA or QLoRA.
+
+accelerate launch recipes/mtnt_recurrent.py --data PATH/TO/MTNT
+accelerate launch recipes/mtnt_recurrent.py --preset tutorial-sgd --data release --download
+accelerate launch recipes/mtnt_recurrent.py --preset tutorial-adamw --data release --download
+accelerate launch recipes/mtnt_recurrent.py --lora-r 16                   QLoRA on one GPU
+
+PEFT has no default LoRA targets for RecurrentGemma. Here an adapter goes on all its linear layers:
+linear_x, linear_y and linear_out of the recurrent blocks, q, k, v and o of the attention blocks, gate,
+up and down of all. Attention alone, a usual default, would leave two of three blocks as they are.
+RG-LRU's gates and the convolution are no linear layers: under 1% of the parameters, kept as they are.
+
+Hardware  a GPU for 2B (not run yet); the tests run it on tiny models and a CPU
+Time      not measured at 2B yet
+Memory    16 bytes a parameter with AdamW, 8 with SGD, and activations; estimated before loading
+Score     validation loss before and after; recipes/README.md has the tutorial's curve beside ours
+Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
+Source    google-deepmind/recurrentgemma, colabs/fine_tuning_tutorial_jax.ipynb, whose settings are the
+          presets
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ft import config, data, environment, evaluate, generate, optim, prompts, run, tokens
+
+ASK = {"source": "Hello, my name is Morgane."}  # what the tutorial asks before and after
+
+
+@dataclass(frozen=True)
+class Config:
+    # Base model
+    model_name_or_path: str = "google/recurrentgemma-2b-it"  # Hub id or folder
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 where all train
+    lora_r: int = 0  # rank of an adapter on all linear layers; 0: all parameters train
+    lora_alpha: float = 32  # the adapter's update is scaled by alpha / r
+
+    # Data
+    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    download: bool = False  # fetch MTNT 1.1 once into the cache, for --data release
+    language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
+    reading: Literal["text", "tfds"] = "text"  # tfds: as CSV with quotes, which merges lines
+    second_bos: bool = False  # before the translation too, and supervised
+    max_length: int = 512  # tokens of a whole example; longer ones are dropped
+    shuffle: bool = True  # by seed
+
+    # Optimisation
+    optim: str = "adamw"  # adamw, sgd, adamw_8bit or paged_adamw_8bit
+    learning_rate: float = 1e-4  # at the top of the schedule
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.05  # share of the steps until the top
+    weight_decay: float = 0.1  # of matrices; RG-LRU, embeddings, norms and biases never decay
+    adam_beta2: float = 0.96  # of AdamW
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to it; 0: they are not
+    max_steps: int = 200  # optimizer steps
+    per_device_train_batch_size: int = 16  # examples, in each process
+    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+
+    # Run
+    output_dir: Path = Path("runs/mtnt_recurrent")  # model, card, curves and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
+    eval_steps: int = 20  # optimizer steps between validations
+    eval_mean: Literal["tokens", "rows"] = "tokens"  # rows: the mean of each row's mean
+    valid_rows: int = 100  # first rows of the validation split that fit, whose loss is watched
+    save_steps: int = 500  # optimizer steps between checkpoints
+    seed: int = 42  # of order and adapter
+
+    PRESETS: ClassVar = {
+        name: {
+            "precision": "fp32",
+            "reading": "tfds",
+            "second_bos": True,
+            "max_length": 33,
+            "lr_scheduler_type": "constant",
+            "warmup_ratio": 0.0,
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": 1,
+            "eval_mean": "rows",
+            "valid_rows": 50,
+            **optimizer,
+        }
+        for name, optimizer in {
+            "tutorial-sgd": {
+                "optim": "sgd",
+                "learning_rate": 1e-3,
+                "weight_decay": 0.0,
+                "max_steps": 300,
+            },
+            "tutorial-adamw": {
+                "optim": "adamw",
+                "learning_rate": 1e-4,
+                "adam_beta2": 0.96,
+                "weight_decay": 0.1,
+                "max_steps": 100,
+            },
+        }.items()
+    }
+
+    def check(self) -> Iterator[str]:
+        yield from optim.check(self.optim)
+        positive = ("learning_rate", "max_length", "max_steps", "per_device_train_batch_size")
+        for name in (*positive, "eval_steps", "valid_rows"):
+            if getattr(self, name) <= 0:
+                yield f"{name} must be above 0"
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    where = {"reading": c.reading, "download": c.download}
+    return {
+        split: data.mtnt(split, c.language_pair, c.data, **where) for split in ("train", "valid")
+    }
+
+
+def template(c: Config) -> prompts.Template:
+    """How a row reads; training, validation, generation and the card all use this one."""
+    return prompts.translation_of(c.language_pair)
+
+
+def encode(c: Config, tokenizer, found: data.Rows) -> tokens.Encoded:
+    """Ids and labels of the rows that have at most ``max_length`` tokens."""
+    pairs = [template(c).render(row) for row in found]
+    return tokens.encode(pairs, tokenizer, max_length=c.max_length, seed_parity=c.second_bos)
+
+
+def main(c: Config) -> None:
+    # What can be wrong without a model is found before torch is imported, and nothing is written
+    # before model and data are known to be good.
+    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
+    run.check_folder(c.output_dir, **place)
+    splits, t = rows(c), template(c)
+
+    from ft import full, hardware, hub, lora, loss, memory, models, report, train
+
+    run.say(environment.use_all_cores())
+    # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
+    precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
+    autocast = not c.lora_r and c.precision == "auto" and hardware.machine().bf16
+    if not c.lora_r and precision != "nf4":
+        shape = models.load_config(c.model_name_or_path)
+        run.say(memory.check(shape, optim=c.optim, precision=precision))
+    base = models.load(
+        c.model_name_or_path,
+        precision=precision,
+        max_length=c.max_length,
+        text_only=bool(c.lora_r),
+    )
+    run.say("\n".join(base.notes))
+    environment.seed_everything(c.seed)
+    if c.lora_r:
+        model = lora.attach(base, r=c.lora_r, alpha=c.lora_alpha, dropout=0.0)
+        loss.install(model.get_base_model())
+    else:
+        model = full.attach(base)
+        loss.install(model)
+    run.say(lora.summary(model) if c.lora_r else full.summary(model))
+
+    encoded = {split: encode(c, base.tokenizer, found) for split, found in splits.items()}
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        run.say(f"      {encoded[split].summary(c.max_length)}")
+    first = encoded["train"].examples[: c.per_device_train_batch_size]
+    run.say("first example, supervised tokens marked:")
+    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    r = run.start(
+        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    )
+    adapter = lora.describe(model) if c.lora_r else {}
+    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
+    r.write("examples.txt", "\n\n".join(shown) + "\n")
+
+    packing = tokens.packs_exactly(base.model)
+    pad = base.tokenizer.pad_token_id
+    watched = encoded["valid"].examples[: c.valid_rows]
+
+    def validate() -> float:
+        if c.eval_mean == "tokens":
+            return evaluate.loss(model, watched, packing=packing, pad=pad)
+        each = (evaluate.loss(model, [row], packing=packing, pad=pad) for row in watched)
+        return statistics.fmean(each)
+
+    def answer() -> str:
+        return generate.greedy(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
+
+    before = answer()
+    trained = train.sft(
+        model,
+        base.tokenizer,
+        encoded["train"].examples,
+        run=r,
+        validate=validate,
+        optim=c.optim,  # pyright: ignore[reportArgumentType]
+        learning_rate=c.learning_rate,
+        lr_scheduler_type=c.lr_scheduler_type,
+        warmup_ratio=c.warmup_ratio,
+        weight_decay=c.weight_decay,
+        adam_beta2=c.adam_beta2,
+        max_grad_norm=c.max_grad_norm,
+        max_steps=c.max_steps,
+        per_device_train_batch_size=c.per_device_train_batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+        gradient_checkpointing=c.gradient_checkpointing,
+        autocast=autocast,
+        shuffle=c.shuffle,
+        packing=packing,
+        eval_steps=c.eval_steps,
+        save_steps=c.save_steps,
+        seed=c.seed,
+        resume_from_checkpoint=c.resume_from_checkpoint,
+        fingerprint=run.fingerprint(r, config.to_dict(c)),
+    )
+    r.note(training=asdict(trained))
+    after = answer()
+    r.write("samples.txt", f"source  {ASK['source']}\nbase    {before}\ntuned   {after}\n")
+    report.curve(r.folder)
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
+    run.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    run.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)
