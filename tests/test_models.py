@@ -202,14 +202,25 @@ def test_damaged_folders(folder: Folder, tmp_path: Path) -> None:
 def test_tokenizers_that_do_not_fit(folder: Folder, tmp_path: Path) -> None:
     path = copied(folder, tmp_path / "m")
     tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens([f"word{i}" for i in range(17)])
+    tokenizer.add_tokens([f"word{i}" for i in range(18)])
     tokenizer.save_pretrained(path)
-    with pytest.raises(UserError, match="tokenizer of .* has 401 entries, its embedding 400 rows"):
+    with pytest.raises(UserError, match="tokenizer of .* has 402 entries, its embedding 400 rows"):
         models.load(str(path))
+    tiny.folder("gemma3_text", tmp_path / "wide", vocab_size=2000)  # as Gemma 1's beside Gemma 3
+    with pytest.raises(UserError, match="has 384 entries, its embedding 2,000 rows"):
+        models.load(str(tmp_path / "wide"))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (path / file).unlink()
     with pytest.raises(UserError, match="has no tokenizer"):
         models.load(str(path))
+
+
+def test_the_last_entry_of_gemma_3s_tokenizer_has_no_row(folder: Folder, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path / "m")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(17)])
+    tokenizer.save_pretrained(path)
+    assert len(models.load(str(path)).tokenizer) == 401
 
 
 def test_configuration_and_tokenizer_alone(folder: Folder, tmp_path: Path) -> None:
