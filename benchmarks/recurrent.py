@@ -5,22 +5,21 @@ Command   python benchmarks/recurrent.py --out recurrent.json
 Hardware  two CPU cores and 8 GiB of memory with nothing else running, or a GPU
 Time      4 minutes on two CPU cores
 
-Layers have RecurrentGemma 2B's width of 2,560, the model its widths in three layers (two recurrent,
-one attention) and a small vocabulary. Forward and backward each time. `products` are the gates' matrix
-products alone, which both need: without them is what the scan is. `bound` is a step whose RG-LRU does
-nothing at all. Both sides must agree to 1e-4, or the exit status is 1.
+Forward and backward at RecurrentGemma 2B's width of 2,560: `scan` is h = a * h before + x alone, `layer`
+the whole RG-LRU with its gates, `step` a training step of a model of 2B's widths in three layers (two
+recurrent, one attention) with a small vocabulary. `products` are the matrix products of the gates and
+`bound` is a step whose RG-LRU does nothing at all: neither side can be faster than these. Both must
+agree to 1e-4, or the exit status is 1.
 """
 
 import copy
-import ctypes
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from peers.interleaved import measure
 from peers.report import cpu_name
 
 from ft import config
@@ -60,14 +59,15 @@ def main(c: Config) -> None:
     differences = []
     for shape in c.shapes:
         batch, tokens = map(int, shape.split("x"))
-        sides = layers(c, batch, tokens)
-        differences.append(difference(sides))
-        result[shape] = measure(sides, c)
-        print(line(f"layer ({batch}, {tokens:,})", result[shape], "products"), flush=True)
+        for title, make in (("scan", scans), ("layer", layers)):
+            sides = make(c, batch, tokens)
+            differences.append(difference(sides))
+            result[f"{title} {shape}"] = measure(sides, c.repeats, c.device)
+            print(line(f"{title} {shape}", result[f"{title} {shape}"]), flush=True)
     sides = steps(c)
     differences.append(difference(sides))
-    result["step"] = measure(sides, c)
-    print(line(f"step of {c.tokens} tokens", result["step"], "bound"))
+    result["step"] = measure(sides, c.repeats, c.device)
+    print(line(f"step {c.tokens}", result["step"]))
     result["load_average"].append(os.getloadavg()[0])
     result["differences"] = differences
     load = " to ".join(f"{x:.1f}" for x in result["load_average"])
@@ -77,6 +77,49 @@ def main(c: Config) -> None:
         write_json(c.out, result)
     if c.dtype == "float32" and not max(differences) <= TOLERANCE:
         raise SystemExit(1)
+
+
+def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any]]]:
+    """Forward and backward of the recurrence alone by each side: the states, and both gradients."""
+    import torch
+    from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
+
+    from ft import rg_lru
+
+    kind = getattr(torch, c.dtype)
+    x, a, upward = (torch.rand(batch, tokens, 2560, device=c.device).to(kind) for _ in range(3))
+    x.requires_grad_(), a.requires_grad_()
+    reset = torch.zeros(batch, tokens, 1, dtype=torch.bool, device=c.device)
+    reset[:, 0] = True
+
+    class Scan(torch.autograd.Function):  # what `ft.rg_lru` does of it, between its gates
+        @staticmethod
+        def forward(ctx: Any, x: Any, a: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            states, a = x.float().clone(), a.float()
+            rg_lru.advance(states, a)
+            ctx.save_for_backward(states, a)
+            return states.to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, d: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            states, a = ctx.saved_tensors
+            dx, da = d.float().clone(), torch.empty_like(a)
+            rg_lru.advance(dx, a, reverse=True)
+            da[:, 0] = 0  # a document starts here
+            torch.mul(dx[:, 1:], states[:, :-1], out=da[:, 1:])
+            return dx.to(d.dtype), da.to(d.dtype)
+
+    def loop(x: Any, a: Any) -> Any:
+        return RecurrentGemmaRglru._rnn_scan(None, x, a, reset, None)[0]  # pyright: ignore[reportArgumentType]
+
+    def run(scan: Callable[[Any, Any], Any]) -> list[Any]:
+        found = scan(x, a)
+        return [found, *torch.autograd.grad(found, [x, a], upward)]
+
+    return {
+        "transformers": lambda: run(loop),
+        "ft": lambda: run(lambda x, a: Scan.apply(x, a * ~reset)),
+    }
 
 
 def layers(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any]]]:
@@ -162,74 +205,22 @@ def steps(c: Config) -> dict[str, Callable[[], list[Any]]]:
 
 def difference(sides: dict[str, Callable[[], list[Any]]]) -> float:
     """The largest between what both sides found, relative to the largest entry of a tensor."""
-    theirs = [x.detach().clone() for x in sides["transformers"]()]
-    ours = sides["ft"]()
+    theirs, ours = ([x.detach().clone() for x in sides[k]()] for k in ("transformers", "ft"))
     pairs = zip(ours, theirs, strict=True)
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
 
 
-def measure(sides: dict[str, Callable[[], Any]], c: Config) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of each side, taken in turn, and the memory that it needs at most."""
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    peaks = {name: peak(run, c.device) for name, run in sides.items()}  # warms up, too
-    for _ in range(c.repeats):
-        for name, run in sides.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            synchronise(c.device)
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {
-            "wall_s": statistics.median(wall for wall, _ in found),
-            "cpu_s": statistics.median(cpu for _, cpu in found),
-            "peak_mib": peaks[name],
-        }
-        for name, found in seconds.items()
-    }
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def peak(run: Callable[[], Any], device: str) -> float:
-    """MiB that ``run`` needs at most above what is held before (on a CPU as Linux counts it)."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # free memory that the process still holds would hide the need
-    Path("/proc/self/clear_refs").write_text("5")  # begin the high-water mark anew
-    before = status("VmRSS")
-    run()
-    return (status("VmHWM") - before) / 2**10
-
-
-def status(key: str) -> int:
-    """KiB of one of this process's memory counts."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
-
-
-def line(title: str, found: dict[str, dict[str, float]], third: str) -> str:
+def line(title: str, found: dict[str, dict[str, float]]) -> str:
     """One row for people."""
-    slow, fast, other = (found[name] for name in ("transformers", "ft", third))
-    ratio = slow["wall_s"] / fast["wall_s"]
-    text = (
-        f"{title:<20} transformers {slow['wall_s']:.4f} s {slow['peak_mib']:.0f} MiB, "
-        f"ft {fast['wall_s']:.4f} s {fast['peak_mib']:.0f} MiB, ratio {ratio:.1f} "
-        f"({slow['cpu_s'] / fast['cpu_s']:.1f} in CPU time); {third} {other['wall_s']:.4f} s"
-    )
-    if third == "bound":
-        return f"{text}, at most {slow['wall_s'] / other['wall_s']:.1f}"
-    scan = (slow["wall_s"] - other["wall_s"]) / max(fast["wall_s"] - other["wall_s"], 1e-9)
-    return f"{text}, without them {scan:.1f}"
+    slow, fast = found["transformers"], found["ft"]
+    text = f"{title:<13} transformers {slow['wall_s']:.4f} s {slow['peak_mib']:.0f} MiB, "
+    text += f"ft {fast['wall_s']:.4f} s {fast['peak_mib']:.0f} MiB, "
+    text += f"{slow['wall_s'] / fast['wall_s']:.1f} times as fast "
+    text += f"({slow['cpu_s'] / fast['cpu_s']:.1f} in CPU time)"
+    for name in found.keys() - {"transformers", "ft"}:
+        limit = slow["wall_s"] / found[name]["wall_s"]
+        text += f"; {name} {found[name]['wall_s']:.4f} s, so at most {limit:.1f}"
+    return text
 
 
 if __name__ == "__main__":

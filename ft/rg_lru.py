@@ -38,7 +38,7 @@ def advance(values: "Tensor", gates: "Tensor", *, reverse: bool = False) -> None
     In reverse, the transposed map: ``values[:, t] += gates[:, t + 1] * values[:, t + 1]``.
     A CPU goes cell by cell; a GPU, where each costs a launch, in log2(T) whole-tensor steps.
     """
-    if values.device.type == "cuda":
+    if values.device.type != "cpu":
         return advance_by_doubling(values, gates, reverse=reverse)
     cells, links = values.unbind(1), gates.unbind(1)[1:]
     if reverse:
