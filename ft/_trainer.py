@@ -161,7 +161,10 @@ class Trainer(SFTTrainer):
             full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen
         )
         model: Any = self.model
-        self._save(output_dir, state_dict=get_model_state_dict(model, options=options))
+        state = get_model_state_dict(model, options=options)
+        for tied in getattr(model, "all_tied_weights_keys", ()):
+            state.pop(tied, None)  # gathered twice, under two names
+        self._save(output_dir, state_dict=state)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.staging or super()._get_output_dir(trial)

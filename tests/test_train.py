@@ -163,6 +163,18 @@ def test_two_processes_equal_one_also_when_stopped_and_resumed(variables, one, t
         assert ours[system]["loss"] == pytest.approx(theirs[system]["loss"], rel=1e-5)
 
 
+def test_sharded_processes_train_and_save_all_parameters_like_one(tmp_path):
+    toy.go(tmp_path / "one", batch=4, full=True, rate=1e-3)
+    flags = ("--batch", "2", "--full", "--rate", "1e-3")
+    finish(spawn(tmp_path / "two", *flags, launch=TWO, **FSDP))
+    for key in ("loss", "grad_norm", "eval_loss"):
+        one, two = lines(tmp_path / "one", key), lines(tmp_path / "two", key)
+        assert two == pytest.approx(one, rel=1e-4), key
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert two.keys() == one.keys()
+    assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
+
+
 def test_the_older_version_of_fsdp_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP version 1 keeps no parameter as a matrix"):

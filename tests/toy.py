@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--full", action="store_true", help="train all parameters")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
     a = vars(parser.parse_args())
@@ -75,6 +76,7 @@ def go(
     dropout: float = 0.0,
     checkpointing: bool = False,
     rows: int = 24,
+    full: bool = False,
     judge: bool = False,
     **options,
 ) -> train.Trained:
@@ -82,8 +84,9 @@ def go(
     use_all_cores()
     r = run.start(out, recipe=__file__, config_yaml="{}\n", seed=0, resume=resume)
     seed_everything(0)
-    model = lora.attach(tiny.build(kind), r=4, alpha=8, dropout=dropout)
-    loss.install(model.get_base_model())
+    base = tiny.build(kind)
+    loss.install(base)
+    model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
     packing = not padded and tokens.packs_exactly(model)
     valid = examples(6, seed=1)
     trained = train.sft(
