@@ -1,6 +1,7 @@
 """The `ft` command: look at the data, check, translate, evaluate, merge and publish a run."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,37 @@ Fine-tune Google's Gemma models. Training is a recipe; `ft` does what comes befo
 
   ft show recipes/mtnt_lora.py        what the model will see, with the supervised tokens marked
   ft check recipes/mtnt_lora.py       settings, data and output folder, in a moment
+  ft plan recipes/dolly_qlora.py --gpu 24GB     its memory and time, and what fits
   accelerate launch recipes/mtnt_lora.py
   ft translate runs/mtnt_lora "idk what ur talking about lol"
   ft eval runs/mtnt_lora --data PATH/TO/MTNT
+  ft chat runs/mtnt_lora              questions and answers; /base asks the base model too
+  ft serve runs/mtnt_lora             the same over HTTP, for OpenAI's clients
   ft merge runs/mtnt_lora merged/     a plain transformers model
+  ft export runs/mtnt_lora mtnt.gguf  one file for llama.cpp, Ollama and LM Studio
+  ft generate embedded "Once upon a time" --sampler top-k --k 5 --temperature 0.5 --n 4
+  ft score runs/mtnt_lora --text "ça marche" --prompt "It works: "
+  ft samplers "The capital of France is"    what each sampler keeps, as a picture
+  ft summary embedded                       modules, attention, positions, sizes
   ft push runs/mtnt_lora --repo NAME/REPO
+  ft tokenizer train CORPUS --out DIR a SentencePiece tokenizer, to pretrain with
 """
+
+# commands that are modules of their own: `arguments(parser)` names the options that `command(...)` takes
+MODULES: dict[str, tuple[str, str]] = {
+    "eval": ("eval_command", "Base against tuned: loss, BLEU, chrF, ROUGE-L, samples."),
+    "merge": ("merge", "Merge an adapter into its base and check that the logits agree."),
+    "export": ("export", "Write a run or a model as one GGUF file, for llama.cpp."),
+    "chat": ("chat", "Talk with a run or a model."),
+    "serve": ("serve", "Serve a run over HTTP, as OpenAI's clients expect it."),
+    "plan": ("plan", "Memory and time of a run, before anything is loaded or downloaded."),
+    "tokenizer": ("tokenizer_training", "Train a tokenizer on a corpus."),
+    "generate": ("generate_command", "Write on from a prompt, by any sampler."),
+    "score": ("score_command", "Show how likely a model finds a text, token by token."),
+    "samplers": ("samplers_figure", "Draw what each sampler keeps of a model's next tokens."),
+    "summary": ("summary", "Show what a model is made of, without loading weights."),
+}
+TAKE_RECIPE_FLAGS = ("show", "check", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,46 +67,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         "check", check, "Validate a recipe's settings, data and output folder. Loads no model."
     )
     a.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
-    for name, run, text in (
-        (
-            "translate",
-            translate,
-            "Translate text, lines of a file, or standard input, line by line.",
-        ),
-        ("eval", evaluate, "Base against tuned on a test split: loss, BLEU, chrF, samples."),
-    ):
-        a = command(name, run, text)
-        a.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
-        a.add_argument("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-        a.add_argument(
-            "--max-new-tokens", type=int, default=256, help="longest answer (default 256)"
-        )
-        if name == "translate":
-            a.add_argument("text", nargs="*", help="texts; without any, standard input is read")
-            a.add_argument("--file", type=Path, help="translate each line of this file")
-            a.add_argument("--base", action="store_true", help="the base model's answer instead")
-        else:
-            a.add_argument("--data", help="folder or archive of MTNT (default: as the run's)")
-            a.add_argument("--split", default="test", help="train, valid or test (default test)")
-            a.add_argument("--limit", type=int, help="score only the first lines")
-            a.add_argument("--json", type=Path, help="also write the result to this file")
-    a = command("merge", merge, "Merge an adapter into its base and check that the logits agree.")
+    a = command("translate", translate, "Translate text, lines of a file, or standard input.")
     a.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
-    a.add_argument("out", metavar="OUT", type=Path, help="a new folder for the merged model")
+    a.add_argument("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
+    a.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
+    a.add_argument("text", nargs="*", help="texts; without any, standard input is read")
+    a.add_argument("--file", type=Path, help="translate each line of this file")
+    a.add_argument("--base", action="store_true", help="the base model's answer instead")
     a = command("push", push, "Publish adapter, card and record of a run on the Hub.")
     a.add_argument("run_folder", metavar="RUN", type=Path, help="a run's folder")
     a.add_argument("--repo", required=True, metavar="NAME/REPO", help="model repository")
     a.add_argument("--public", action="store_true", help="a new repository is private without this")
     a.add_argument("--revision", help="branch to commit to")
+    words = list(sys.argv[1:] if argv is None else argv)
+    for name, (module, text) in MODULES.items():
+        parser_of = command(name, _nothing, text)
+        if words[:1] == [name]:  # the others need not be imported
+            part = importlib.import_module(f"ft.{module}")
+            part.arguments(parser_of)
+            parser_of.set_defaults(run=part.command)
     with exit_cleanly():
         options, rest = parser.parse_known_args(argv)
-        if rest and options.command not in ("show", "check"):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        if options.command in ("show", "check"):
+        if options.command in TAKE_RECIPE_FLAGS:
             options.rest = rest
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments = vars(options)
         del arguments["command"]
         arguments.pop("run")(**arguments)
+
+
+def _nothing() -> None:
+    """Stands for a command whose module is not imported, as another one was asked for."""
 
 
 def check(recipe: Path, rest: list[str]) -> None:
@@ -104,13 +122,13 @@ def show(recipe: Path, rest: list[str], examples: int) -> None:
     """What the model of a recipe will see."""
     from ft import models, runs, tokens
 
-    module, config = runs.recipe(recipe, rest)
+    module, config = runs.recipe(recipe, rest, pairs=True)
     tokenizer = models.load_tokenizer(config.model_name_or_path)
-    template = module.template(config)
+    template = module.template(config, tokenizer)
     for split, rows in module.rows(config).items():
-        pairs = [template.render(row) for row in rows]
-        encoded = tokens.encode(
-            pairs,
+        encoded = tokens.encode_rows(
+            rows,
+            template,
             tokenizer,
             max_length=config.max_length,
             policy=getattr(config, "length_policy", "drop"),
@@ -160,65 +178,6 @@ def translate(
     answers = dict(zip(wanted, found, strict=True))
     for i in range(len(lines)):  # an empty line stays one, so that lines still correspond
         print(answers.get(i, ""))
-
-
-def evaluate(
-    run_folder: str,
-    precision: str,
-    max_new_tokens: int,
-    data: str | None,
-    split: str,
-    limit: int | None,
-    json: Path | None,
-) -> None:
-    """Base against tuned on a split of MTNT."""
-    from ft import data as rows_of
-    from ft import evaluate, runs, tokens
-    from ft.files import write_json
-
-    run = runs.finished(run_folder)
-    rows = rows_of.mtnt(split, run.settings["language_pair"], data or run.settings["data"])
-    rows = rows.head(limit) if limit else rows
-    print(f"{split} {len(rows):>7,} rows  {rows.origin}")
-    model, tokenizer = runs.load(run, precision)
-    pairs = [run.template.render(row) for row in rows]
-    encoded = tokens.encode(
-        pairs,
-        tokenizer,
-        max_length=run.settings["max_length"],
-        seed_parity=run.settings.get("second_bos", False),
-    )
-    result = evaluate.before_after(
-        model,
-        tokenizer,
-        run.template,
-        rows,
-        encoded.examples,
-        ask={"source": "Hello, my name is Morgane."},
-        base=runs.load(run, precision, tuned=False)[0] if run.whole else None,
-        packing=tokens.packs_exactly(model),
-        max_new_tokens=max_new_tokens,
-    )
-    print(evaluate.table(result, split))
-    if json:
-        write_json(json, result)
-
-
-def merge(run_folder: str, out: Path) -> None:
-    """A plain transformers model with the adapter's answers."""
-    from ft import lora, runs
-
-    run = runs.finished(run_folder)
-    prompts = [run.template.prompt_for({"source": text}) for text in MERGE_PROMPTS]
-    print(lora.merge(run.folder, out, base=run.settings["model_name_or_path"], prompts=prompts))
-
-
-MERGE_PROMPTS = (
-    "Hello, my name is Morgane.",
-    "idk what ur talking about lol",
-    "I can't believe it's ALREADY December!!",
-    "tbh the new update is kinda trash, my phone keeps crashing :(",
-)
 
 
 def push(run_folder: Path, repo: str, public: bool, revision: str | None) -> None:

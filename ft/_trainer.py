@@ -16,13 +16,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ft import environment, loss, optim
+from ft.checkpoints import STATE
+from ft.checkpoints import complete as checkpoints
 from ft.errors import UserError
 from ft.files import sync_dir, write_json
 from ft.order import Order, blank, is_blank
 from ft.tokens import IGNORE, Example, layout
 
 RETRY = "Try a lower --learning-rate, a longer --warmup-ratio or --precision fp32."
-STATE = "ft_state.json"  # what a checkpoint was made with; its presence says that it is complete
 
 
 class Trainer(SFTTrainer):
@@ -201,9 +202,3 @@ class Trainer(SFTTrainer):
         staging.rmdir()
         for old in checkpoints(place.parent)[:-1]:
             shutil.rmtree(old)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
-    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))

@@ -193,7 +193,7 @@ def _convert(value: Any, kind: Any, is_flag: bool) -> Any:
     elif origin is tuple:
         if isinstance(value, str):  # a,b also in YAML
             value, is_flag = [item.strip() for item in value.split(",") if value], True
-        if isinstance(value, list) and not (is_flag and "" in value):
+        if isinstance(value, list | tuple) and not (is_flag and "" in value):
             return tuple(_convert(item, get_args(kind)[0], is_flag) for item in value)
     else:
         if kind is bool and is_flag:

@@ -1,4 +1,4 @@
-"""MTNT, translations of noisy Reddit text: the bundled sample, a folder, an archive, a download."""
+"""MTNT, translations of noisy Reddit text (the bundled sample, a folder, an archive, a download), beside the other data."""
 
 import csv
 import functools
@@ -13,10 +13,12 @@ from pathlib import Path, PurePosixPath
 
 from ft.errors import UserError
 from ft.files import cache_dir, write_bytes
-from ft.rows import Record, Rows, checked, digest, lines_of, one_of, overlap, read
+from ft.instructions import dolly, instructions
+from ft.rows import Record, Rows, checked, digest, duplicates, lines_of, one_of, overlap, read
 from ft.tables import open_pairs, pairs, parallel
 
-__all__ = ["Rows", "mtnt", "normalize_punctuation", "open_pairs", "overlap", "pairs", "parallel"]
+__all__ = ["Rows", "dolly", "duplicates", "instructions", "mtnt", "normalize_punctuation"]
+__all__ += ["open_pairs", "overlap", "pairs", "parallel"]
 
 SPLITS = ("train", "valid", "test")
 PAIRS = ("en-fr", "fr-en", "en-ja", "ja-en")

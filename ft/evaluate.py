@@ -1,6 +1,8 @@
 """How good a model is: token-weighted loss, and BLEU and chrF with signature, interval and paired test."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
@@ -16,7 +18,27 @@ RATIO = 2.0  # tokens that a scored answer may have for each of its prompt, and 
 RESAMPLES = 1000  # bootstrap samples, sacreBLEU's default
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """How well a model foresees the supervised tokens."""
+
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # share of tokens that it holds the most likely
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
 def loss(
+    model: "nn.Module", examples: Sequence[Example], *, packing: bool, pad: int, **options: Any
+) -> float:
+    """The loss of ``likelihood``."""
+    return likelihood(model, examples, packing=packing, pad=pad, **options).loss
+
+
+def likelihood(
     model: "nn.Module",
     examples: Sequence[Example],
     *,
@@ -24,8 +46,8 @@ def loss(
     pad: int,
     batch_size: int = 8,
     progress: bool = False,
-) -> float:
-    """Mean cross-entropy over all supervised tokens, in nats; each process takes its share.
+) -> Likelihood:
+    """Mean cross-entropy and accuracy over all supervised tokens; each process takes its share.
 
     ``model`` answers ``labels=`` with a summed loss (``ft.loss.install``). Raises ``UserError`` when
     nothing is supervised.
@@ -43,7 +65,7 @@ def loss(
     else:
         order = sorted(range(len(examples)), key=lambda i: lengths[i])
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    total = torch.zeros(2, dtype=torch.float64, device=state.device)
+    total = torch.zeros(3, dtype=torch.float64, device=state.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -55,17 +77,18 @@ def loss(
             chosen = [examples[i] for i in batches[turn if counted else 0]]
             for piece in layout(chosen, packing=packing, capacity=ROW, pad=pad):
                 piece = {key: value.to(state.device) for key, value in piece.items()}
-                summed = model(**piece)["loss"]
+                answer = model(**piece)
                 if counted:
-                    total[0] += summed
-                    total[1] += (piece["labels"][:, 1:] != IGNORE).sum()
+                    total[0] += answer["loss"]
+                    total[1] += answer["correct"]
+                    total[2] += (piece["labels"][:, 1:] != IGNORE).sum()
     model.train(was_training)
     if state.num_processes > 1:
         total = reduce(total)
-    loss_sum, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    summed, correct, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
     if not count:
         raise UserError("no position is supervised: every label is masked")
-    return loss_sum / count
+    return Likelihood(summed / count, correct / count, int(count))
 
 
 def before_after(

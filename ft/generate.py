@@ -1,24 +1,109 @@
-"""Generation for evaluation and for use: greedy, batched by length, cached, stopped where the template ends."""
+"""Generation: prompts to answers by any sampler, in batches or as a stream, stopped where the template ends."""
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+from ft import beam, few_rows
+from ft.decode import Decoder, batches, room_for
+from ft.draw import logprobs
 from ft.errors import UserError
-from ft.prompts import Template
+from ft.samplers import Beam, Contrastive, Greedy, Sampler, choose
+from ft.stopping import Answer as Answer
+from ft.stopping import Draft, End, Prompt, context_of, drafts_for, encode, end_ids, stop_strings
+from ft.template import Template
 
-CACHE_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of keys and values that one batch may hold
-BLOCK = 512  # ids whose maximum is taken together
 
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampler: Sampler = Greedy(),  # noqa: B008  # a frozen value
+    *,
+    max_new_tokens: int = 256,
+    template: Template | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    n: int = 1,
+    use_cache: bool = True,
+    progress: bool = False,
+) -> list[list[Answer]]:
+    """``n`` answers to each prompt, the best first where the sampler (``Beam``) ranks them.
 
-def stop_ids(tokenizer: Any, template: Template) -> list[int]:
-    """Token ids after which text can hold nothing that the template wants.
+    A ``str`` gets BOS in front unless it begins with it, and is otherwise as it is; ids are taken as they are, such as those of
+    ``tokens.prompt_ids``. An answer ends at the tokenizer's EOS, at the ids that the model's generation
+    config names, at the end token and the stop strings of ``template``, and at those of ``stop``.
 
-    The end token, and every token whose text begins with a stop string or holds it behind white
-    space or text of its own: what stands before the stop inside that token is kept by ``trim``.
+    Draws depend on ``seed``, the prompt and the number of the answer alone, not on what else is in the
+    batch; a prompt that occurs a second time gets the answers that follow those of the first. Prompts
+    of like length share a batch, and the answers to one prompt share its computation.
+
+    Raises ``UserError`` for a prompt that is empty or fills the context, an empty stop string, more
+    answers than the sampler has, and logits that are not finite.
     """
-    return [tokenizer.eos_token_id, *_holding(tokenizer, template.stop)]
+    check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
+    encoded = encode(model, tokenizer, prompts)
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed)
+    counts: dict[tuple[int, ...], int] = {}
+    groups: list[list[Draft]] = []
+    for ids in encoded:
+        first = counts.get(tuple(ids), 0)
+        counts[tuple(ids)] = first + n
+        groups.append([draft(ids, number) for number in range(first, first + n)])
+    with _evaluating(model):
+        if isinstance(sampler, Beam):
+            groups = [
+                beam.search(model, group[0], sampler, use_cache=use_cache)[:n]
+                for group in _bar(groups, progress)
+            ]
+        else:
+            for drafts in _bar(_shares(groups, room_for(model)), progress):
+                for _ in _write(model, tokenizer, drafts, sampler, use_cache=use_cache):
+                    pass
+    return [[draft.answer() for draft in group] for group in groups]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    sampler: Sampler = Greedy(),  # noqa: B008
+    *,
+    max_new_tokens: int = 256,
+    template: Template | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> Generator[str, None, Answer]:
+    """The text of ``generate``'s one answer in pieces, each as soon as it is certain; returns the answer.
+
+    Pieces are whole characters, with nothing of a stop string or after it. The arguments are checked
+    before the first piece is asked for. Raises ``UserError`` as ``generate`` does, and for ``Beam``.
+    """
+    check(sampler, max_new_tokens=max_new_tokens, stop=stop)
+    if isinstance(sampler, Beam):
+        raise UserError(f"{sampler} knows its answer only at the end: it cannot be streamed")
+    (ids,) = encode(model, tokenizer, [prompt])
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed)(ids, 0)
+
+    def pieces() -> Generator[str, None, Answer]:
+        with _evaluating(model):
+            for _ in _write(model, tokenizer, [draft], sampler):
+                if draft.piece:
+                    yield draft.piece
+        return draft.answer()
+
+    return pieces()
+
+
+def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n: int = 1) -> None:
+    """Raise ``UserError`` for what could be done with no model and no prompt."""
+    width = sampler.width if isinstance(sampler, Beam) else 1
+    if n < 1 or n > width and isinstance(sampler, Beam | Contrastive | Greedy):
+        raise UserError(f"n = {n}: {sampler} has {width} answer{'s' * (width > 1)} to a prompt")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens = {max_new_tokens}; it must be 1 or more")
+    if not all((stop,) if isinstance(stop, str) else stop):
+        raise UserError("a stop string is empty: every text holds it; leave it out")
 
 
 def greedy(
@@ -39,10 +124,8 @@ def greedy(
     Several processes share the work, each gets all answers; where they share the parameters (FSDP),
     all run the same batches, for a forward needs every one of them.
     """
-    import torch
     from accelerate import PartialState
     from accelerate.utils import DistributedType, gather_object
-    from tqdm import tqdm
 
     state = PartialState()
     prompts = [template.prompt_for(row) for row in rows]
@@ -50,7 +133,7 @@ def greedy(
         raise UserError(f"row {empty[0]} is empty: there is nothing to translate")
     encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     ids = [[tokenizer.bos_token_id, *prompt] for prompt in encoded]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if context and len(ids[longest]) + max_new_tokens > context:
         raise UserError(
@@ -61,137 +144,100 @@ def greedy(
         min(max_new_tokens, int(max_ratio * len(prompt)) + 16) if max_ratio else max_new_tokens
         for prompt in ids
     ]
-    kind = model.get_input_embeddings().weight.device.type
-    room = CACHE_BYTES.get(kind, 2**28) // _cache_bytes(model)  # tokens
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    batches: list[list[int]] = []
-    for i in order:  # the first of a batch is its longest
-        first = batches[-1][0] if batches else i
-        if batches and (len(batches[-1]) + 1) * (len(ids[first]) + most[first]) <= room:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    stops = stop_ids(tokenizer, template)
-    pad = tokenizer.pad_token_id
-    mine: list[tuple[int, str]] = []
-    was_training = model.training
-    model.eval()
+    strings = stop_strings(template)
+    ends = end_ids(model, tokenizer, *strings)
+    drafts = [
+        Draft(tokenizer, prompt, End(ends, strings, limit))
+        for prompt, limit in zip(ids, most, strict=True)
+    ]
+    shares = batches([draft.longest for draft in drafts], room_for(model))
     apart = state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
-    share = batches[state.process_index :: state.num_processes] if apart else batches
-    with (
-        torch.inference_mode(),
-        _contiguous_head(model),
-        tqdm(
-            total=sum(map(len, share)),
-            desc="generate",
-            unit="line",
-            disable=not (progress and state.is_main_process),
-            leave=False,
-        ) as bar,
-    ):
-        for batch in share:
-            limits = [most[i] for i in batch]
-            answers = _answers(model, [ids[i] for i in batch], stops, pad, limits)
-            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            mine += [(i, template.trim(text)) for i, text in zip(batch, texts, strict=True)]
-            bar.update(len(batch))
-    model.train(was_training)
-    found = gather_object(mine) if apart else mine
-    answers_by_row = dict(found)
-    return [answers_by_row[i] for i in range(len(rows))]
+    if apart:
+        shares = shares[state.process_index :: state.num_processes]
+    with _evaluating(model):
+        for batch in _bar(shares, progress and state.is_main_process):
+            chosen = [drafts[i] for i in batch]
+            for _ in _write(model, tokenizer, chosen, Greedy(), scored=False):
+                pass
+    mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
+    answers = dict(gather_object(mine) if apart else mine)
+    return [answers[i] for i in range(len(rows))]
 
 
-def _answers(
-    model: Any, prompts: list[list[int]], stops: list[int], pad: int, most: list[int]
-) -> list[list[int]]:
-    """At most ``most`` new ids for each prompt, up to the first stop and with it: it may begin with wanted text.
+def _write(
+    model: Any,
+    tokenizer: Any,
+    drafts: Sequence[Draft],
+    sampler: Any,
+    *,
+    use_cache: bool = True,
+    scored: bool = True,
+) -> Iterator[None]:
+    """Let drafts grow by one id between two yields, until each has a reason to stop.
 
-    Prompts are padded on the left. Rows that have stopped leave the batch, cache and all, once they
-    are a fourth of it: transformers' ``generate`` would compute them until the last one stops.
+    Those that have stopped leave the batch, cache and all, once they are a fourth of it:
+    transformers' ``generate`` would compute them until the last one stops.
     """
     import torch
-    from transformers import DynamicCache
 
-    device = model.get_input_embeddings().weight.device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-    lengths = [len(p) for p in prompts]
-    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths], device=device)
-    cache = DynamicCache(config=model.config)
-    answers: list[list[int]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))  # the prompt that each row of the batch belongs to
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    stop_tensor = torch.tensor(stops, device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    limits = torch.tensor(most, device=device)
-    for step in range(max(most)):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+    if isinstance(sampler, Contrastive):
+        for draft in drafts:
+            yield from beam.contrastive(model, draft, sampler, use_cache=use_cache)
+        return
+    prompts = {id(draft.prompt): draft.prompt for draft in drafts}  # answers to one prompt share it
+    places = {key: at for at, key in enumerate(prompts)}
+    pad = tokenizer.pad_token_id
+    decoder = Decoder(model, list(prompts.values()), 0 if pad is None else pad, use_cache=use_cache)
+    device = decoder.logits.device
+    if len(prompts) < len(drafts):
+        decoder.select(torch.tensor([places[id(d.prompt)] for d in drafts], device=device))
+    alive = list(drafts)
+    while True:
+        chosen = choose(
+            sampler,
+            decoder.logits,
+            [draft.generator for draft in alive],
+            [draft.prompt for draft in alive],
+            [draft.ids for draft in alive],
         )
-        chosen = _argmax(output.logits[:, -1])
-        for prompt, token, stopped in zip(alive, chosen.tolist(), done.tolist(), strict=True):
-            if not stopped:
-                answers[prompt].append(token)
-        done |= torch.isin(chosen, stop_tensor) | (limits <= step + 1)
-        if bool(done.all()):
-            break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        if 4 * int(done.sum()) >= len(done):
-            keep = (~done).nonzero().flatten()
-            cache.reorder_cache(keep)  # pyright: ignore[reportArgumentType]  # selects in every layer
-            ids, positions, mask, done = ids[keep], positions[keep], mask[keep], done[keep]
-            limits = limits[keep]
-            alive = [alive[i] for i in keep.tolist()]
-    return answers
+        chances = logprobs(decoder.logits, chosen) if scored else [0.0] * len(alive)
+        for draft, token, chance in zip(alive, chosen.tolist(), chances, strict=True):
+            if not draft.reason:
+                draft.add(token, chance)
+        yield
+        going = [i for i, draft in enumerate(alive) if not draft.reason]
+        if not going:
+            return
+        if 4 * (len(alive) - len(going)) >= len(alive):
+            keep = torch.tensor(going, device=device)
+            decoder.select(keep)
+            chosen, alive = chosen[keep], [alive[i] for i in going]
+        decoder.step(chosen)
 
 
-def _cache_bytes(model: Any) -> int:
-    """Bytes of keys and values that a token leaves in all layers (at most: some layers share them)."""
-    widths = [
-        module.out_features
-        for name, module in model.named_modules()
-        if name.endswith((".k_proj", ".v_proj")) and hasattr(module, "out_features")
-    ]
-    return sum(widths) * model.get_input_embeddings().weight.element_size()
+def _shares(groups: Sequence[Sequence[Draft]], room: int) -> list[list[Draft]]:
+    """The answers to each prompt, as many as there is room for, with those of prompts of like length."""
+    units = []
+    for group in groups:
+        many = max(1, room // group[0].longest)
+        units += [group[i : i + many] for i in range(0, len(group), many)]
+    sizes = [len(unit) * unit[0].longest for unit in units]
+    return [[draft for i in batch for draft in units[i]] for batch in batches(sizes, room)]
 
 
-def _argmax(logits: Any) -> Any:
-    """The first id of the highest logit, [B, V] to [B]: by blocks, a tenth of ``argmax``'s time in bf16."""
-    import torch
+def _bar(shares: Sequence[Any], progress: bool) -> Any:
+    from tqdm import tqdm
 
-    if logits.shape[1] % BLOCK:
-        return logits.argmax(-1)
-    blocks = logits.reshape(len(logits), -1, BLOCK)
-    best = blocks.amax(-1).argmax(-1)  # [B]
-    within = blocks[torch.arange(len(blocks), device=logits.device), best].argmax(-1)
-    return best * BLOCK + within
+    return tqdm(shares, desc="generate", unit="batch", disable=not progress, leave=False)
 
 
 @contextlib.contextmanager
-def _contiguous_head(model: Any) -> Iterator[None]:
-    """Give the head contiguous rows while this lasts.
-
-    The last position of each prompt is a strided slice, for which PyTorch multiplies a frozen head
-    as one copy of it for every row: 16 GB and a minute for 48 prompts of Gemma 3 270M.
-    """
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode and fast products while this lasts."""
+    was_training = model.training
+    model.eval()
     try:
-        yield
+        with few_rows.fast(model):
+            yield
     finally:
-        hook.remove()
-
-
-@functools.lru_cache(maxsize=8)
-def _holding(tokenizer: Any, stops: tuple[str, ...]) -> list[int]:
-    """Ids of single tokens that hold a stop string."""
-    if not stops:
-        return []
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    return [i for i, text in enumerate(texts) if any(stop in text for stop in stops)]
+        model.train(was_training)

@@ -1,17 +1,22 @@
-"""The header of a GGUF file, and the Gemma tokenizer rebuilt from its lists of tokens."""
+"""The header of a GGUF file, and a Gemma tokenizer rebuilt from its lists of tokens, and taken apart into them."""
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
 
 from ft import files
+from ft.errors import UserError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # SentencePiece's types of pieces
+# SentencePiece's types of pieces
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 CONTROLS = ("<pad>", "<eos>", "<bos>", "<unk>")  # SentencePiece never makes these from text
 MARKS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
 SPECIAL = CONTROLS + MARKS  # in Gemma's Hugging Face tokenizer all of them are special tokens
+# what Gemma's tokenizer does not call special, and llama.cpp's converter does
+LIKE_CONTROL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused\d+>|<\|.*\|>")
 TOKENIZER_CONFIG = {
     "tokenizer_class": "GemmaTokenizer",
     **{f"{token[1:-1]}_token": token for token in CONTROLS},
@@ -97,6 +102,43 @@ def write(folder: Path, tokens: list[str], scores: list[float], kinds: list[int]
     files.write_bytes(folder / "tokenizer.model", _model_proto(pieces))
     files.write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
     files.write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+
+
+def lists(folder: Path, pieces: Path, rows: int) -> tuple[list[str], list[float], list[int]]:
+    """GGUF's ``tokens``, ``scores`` and ``token_type`` of a tokenizer, one for each row of the embedding.
+
+    As llama.cpp's converter gives them, of which ``write`` is the reverse. ``folder`` has
+    ``tokenizer.json``, and ``pieces`` the ``tokenizer.model`` that alone knows scores: ``UserError``
+    where one is missing.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    fast, slow = folder / "tokenizer.json", pieces / "tokenizer.model"
+    for file in (fast, slow):
+        if not file.is_file():
+            raise UserError(
+                f"{file.parent} has no {file.name}, which GGUF's list of tokens is made from: copy it "
+                "from the folder of the base model"
+            )
+    model = SentencePieceProcessor(model_file=str(slow))
+    found: list[tuple[str, float, int]] = [(f"[PAD{i}]", -10_000.0, UNUSED) for i in range(rows)]
+    for i in range(min(rows, len(model))):
+        kinds = (
+            (UNKNOWN, model.is_unknown(i)),
+            (CONTROL, model.is_control(i)),
+            (UNUSED, model.is_unused(i)),
+            (BYTE, model.is_byte(i)),
+        )
+        kind = next((kind for kind, is_it in kinds if is_it), NORMAL)
+        found[i] = (model.id_to_piece(i), model.get_score(i), kind)
+    for added in json.loads(fast.read_text("utf-8"))["added_tokens"]:
+        token = added["content"]
+        special = added["special"] or LIKE_CONTROL.fullmatch(token)
+        if added["id"] < rows:  # Gemma 3's placeholder of an image has no row in its text models
+            plain = token if special else token.replace("▁", " ")
+            found[added["id"]] = (plain, -1000.0, CONTROL if special else USER_DEFINED)
+    tokens, scores, types = map(list, zip(*found, strict=True))
+    return tokens, scores, types
 
 
 def _pieces(

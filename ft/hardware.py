@@ -4,9 +4,10 @@ import importlib.util
 import os
 from dataclasses import dataclass
 
+from ft import int8
 from ft.errors import UserError, nearest
 
-PRECISIONS = ("auto", "fp32", "bf16", "nf4")
+PRECISIONS = ("auto", "fp32", "bf16", "nf4", "int8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
@@ -18,13 +19,14 @@ class Machine:
     bf16: bool  # bfloat16 matrix products run in hardware
     nf4: bool  # bitsandbytes can quantise here
     name: str  # for people
+    int8: bool = False  # bytes are multiplied in hardware
 
 
 @dataclass(frozen=True)
 class Choice:
     """How to store the weights and compute with them."""
 
-    precision: str  # "fp32", "bf16" or "nf4"
+    precision: str  # "fp32", "bf16", "nf4" or "int8"
     compute: str  # "float32" or "bfloat16": activations, embeddings, norms
     reason: str
 
@@ -43,7 +45,8 @@ def machine() -> Machine:
         return Machine("mps", torch.backends.mps.is_macos_or_newer(14, 0), False, "Apple GPU")
     able = torch.cpu.get_capabilities()
     bf16 = next((n for n in ("amx_bf16", "avx512_bf16") if able.get(n)), "")
-    return Machine("cpu", bool(bf16), nf4, f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}")
+    name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
+    return Machine("cpu", bool(bf16), nf4, name, int8.available())
 
 
 def choose_precision(precision: str, on: Machine) -> Choice:
@@ -71,6 +74,13 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         raise UserError(f"precision nf4 (4-bit) is not possible here: {why}. Use bf16 or fp32.")
     if precision == "nf4":
         return Choice("nf4", compute, f"asked for; computes in {compute}")
+    if precision == "int8" and not on.int8:
+        raise UserError(
+            f"precision int8 needs a CPU that multiplies bytes (AVX512-VNNI, AVX-VNNI or AMX), and "
+            f"this is {on.name}. Use bf16 or fp32."
+        )
+    if precision == "int8":
+        return Choice("int8", "float32", "asked for; weights of 8 bits, all else in float32")
     if precision == "fp32":
         return Choice("fp32", "float32", "asked for")
     if precision == "bf16":

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ft.card import HERE, card, read
+from ft.card import card, read
+from ft.card_example import HERE
 from ft.errors import UserError
 from ft.files import new_dir
 from ft.hub_errors import LOG_IN, SECRET, one_line

@@ -1,18 +1,16 @@
-"""LoRA adapters on every linear layer of a Gemma's language model: attach, count, load, merge."""
+"""LoRA adapters on every linear layer of a Gemma's language model: attach, count, load."""
 
 import contextlib
 import functools
-import json
 import math
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft import divergence, files, lora_linear, recurrent, unsloth_backend
+from ft import lora_linear, unsloth_backend
 from ft import targets as linear
-from ft.errors import UserError, nearest
+from ft.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -138,80 +136,6 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
             f"{len(stored - expected)} fit nothing, such as {some}."
         )
     return _ready(model)
-
-
-def merge(
-    adapter_folder: Path,
-    out_folder: Path,
-    *,
-    prompts: Sequence[str],
-    base: str | None = None,
-    dtype: str = "auto",
-    bound: float | None = None,
-) -> divergence.Difference:
-    """Write base + adapter as one plain model folder, safetensors and tokenizer included.
-
-    ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
-    bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
-    The written folder is loaded again by plain transformers and compared with base + adapter;
-    ``bound`` limits the mean KL divergence (by default ``divergence.BOUNDS``). Nothing is written
-    unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ft import models
-
-    if dtype not in {"auto", *divergence.BOUNDS}:
-        raise UserError(
-            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(divergence.BOUNDS)}, "
-            "never in 4 bits." + nearest(dtype, divergence.BOUNDS)
-        )
-    if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
-        raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
-    if not (texts := [prompt for prompt in prompts if prompt.strip()]):
-        raise UserError("merging needs at least one prompt to compare the merged model on.")
-    config_file = adapter_folder / "adapter_config.json"
-    if not config_file.is_file():
-        raise UserError(f"{adapter_folder} is not an adapter: it has no adapter_config.json.")
-    base = base or json.loads(config_file.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{config_file} does not say which base it belongs to: give --model.")
-    if dtype == "auto":
-        stored = str(models.load_config(base).dtype)
-        dtype = "fp32" if stored.endswith("float32") else "bf16"
-    loaded = models.load(base, precision=dtype, backend="transformers", text_only=False)
-    ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
-    model = load(loaded, adapter_folder)
-    expected = divergence.logits(model, ids)
-    merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-    with files.new_dir(out_folder) as new:
-        merged.save_pretrained(new)
-        loaded.tokenizer.save_pretrained(new)
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            if (loaded.path / name).is_file():
-                shutil.copyfile(loaded.path / name, new / name)
-        device = next(merged.parameters()).device
-        # older versions of transformers take sdpa for Gemma 2, which leaves out its soft cap
-        attention = "eager" if loaded.attention == "eager" else None
-        del model, merged, loaded  # make room for the second copy
-        plain = AutoModelForCausalLM.from_pretrained(
-            new,
-            dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
-            attn_implementation=attention,
-            local_files_only=True,
-        )
-        if plain.config.model_type == "recurrent_gemma":
-            recurrent.install(plain)
-        difference = divergence.compare(
-            expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]
-        )
-        if not difference.kl <= difference.bound:
-            raise UserError(
-                f"merged and adapter differ, {difference}. Nothing was written. In fp32 merging "
-                "rounds less (dtype fp32)."
-            )
-    return difference
 
 
 @contextlib.contextmanager

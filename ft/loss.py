@@ -39,10 +39,33 @@ def supervised_loss(
     softcap: float | None = None,
 ) -> "Float[Tensor, '']":
     """Summed next-token loss: labels stand at their own tokens and are ``IGNORE`` elsewhere."""
-    targets = labels[:, 1:].reshape(-1)
-    keep = (targets != IGNORE).nonzero().squeeze(1)
-    rows = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, keep)
-    return cross_entropy(rows.to(weight.dtype), weight, targets.index_select(0, keep), softcap)
+    rows, targets = _supervised(hidden, weight, labels)
+    return cross_entropy(rows, weight, targets, softcap)
+
+
+def supervised_score(
+    hidden: "Float[Tensor, 'b t d']",
+    weight: "Float[Tensor, 'v d']",
+    labels: "Int[Tensor, 'b t']",
+    softcap: float | None = None,
+) -> "tuple[Float[Tensor, ''], Float[Tensor, '']]":
+    """``supervised_loss`` without gradients, and the number of tokens whose logit is the highest.
+
+    Where n tokens share the highest logit, as they do in bf16, each counts as a n-th.
+    """
+    import torch
+
+    rows, targets = _supervised(hidden, weight, labels)
+    total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+    for at in range(0, len(targets), max(1, TILE // len(weight))):
+        part = slice(at, at + max(1, TILE // len(weight)))
+        logits = (rows[part] @ weight.T).float()
+        top = logits.amax(-1)
+        best = logits.gather(1, targets[part, None])[:, 0] == top
+        if best.any():  # the cap is monotonic: it moves no maximum
+            correct += (1 / (logits[best] == top[best, None]).sum(-1)).sum()
+        total += _sum(logits, targets[part], softcap)[0]
+    return total, correct
 
 
 def softcap_of(config: Any) -> float | None:
@@ -54,9 +77,12 @@ def softcap_of(config: Any) -> float | None:
 def install(model: Any) -> None:
     """Let a causal language model answer ``forward(..., labels=…)`` with ``supervised_loss``.
 
+    Without gradients it also answers ``correct``, as ``supervised_score`` counts.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
     their ``forward``. Without labels the model answers as before.
     """
+    import torch
+
     plain = model.forward
     softcap = softcap_of(model.config)
     trunk = model.model  # every Gemma's causal model is `model` and a head without bias
@@ -68,6 +94,9 @@ def install(model: Any) -> None:
             kwargs["example_lengths"] = attention.examples_of(kwargs["position_ids"])
         hidden = trunk(*args, use_cache=False, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight
+        if not torch.is_grad_enabled():
+            total, correct = supervised_score(hidden, weight, labels, softcap)
+            return {"loss": total, "correct": correct}
         return {"loss": supervised_loss(hidden, weight, labels, softcap)}
 
     model.forward = types.MethodType(forward, model)
@@ -116,14 +145,7 @@ def _tile(hidden, weight, targets, softcap, *wanted):  # noqa: ANN001, ANN202
     import torch
 
     logits = (hidden @ weight.T).float()
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    slope = None if softcap is None else 1 - (logits / softcap) ** 2
-    top = logits.amax(dim=-1, keepdim=True)
-    chosen = logits.gather(1, targets[:, None])
-    # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
-    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    loss = (total.log() + top - chosen).sum()
+    loss, chosen, total, slope = _sum(logits, targets, softcap)
     if all(w is None for w in wanted):
         return loss, None
     probs = logits.div_(total)
@@ -131,3 +153,25 @@ def _tile(hidden, weight, targets, softcap, *wanted):  # noqa: ANN001, ANN202
     if slope is not None:
         probs.mul_(slope)
     return loss, probs.to(weight.dtype)
+
+
+def _sum(logits, targets, softcap):  # noqa: ANN001, ANN202
+    """Loss of rows of logits, which become exp(logit - highest): also the targets' logits, the rows' sums
+    and the slope of the cap.
+    """
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    slope = None if softcap is None else 1 - (logits / softcap) ** 2
+    top = logits.amax(dim=-1, keepdim=True)
+    chosen = logits.gather(1, targets[:, None])
+    # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    return (total.log() + top - chosen).sum(), chosen, total, slope
+
+
+def _supervised(hidden, weight, labels):  # noqa: ANN001, ANN202
+    """The hidden states [n, D] whose next token is supervised, in the head's dtype, and these tokens [n]."""
+    targets = labels[:, 1:].reshape(-1)
+    keep = (targets != IGNORE).nonzero().squeeze(1)
+    rows = hidden[:, :-1].reshape(-1, hidden.shape[-1]).index_select(0, keep)
+    return rows.to(weight.dtype), targets.index_select(0, keep)

@@ -1,6 +1,7 @@
 """What full-parameter training takes in memory, from a model's configuration, before any weight is read."""
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,3 +85,14 @@ def check(config: Any, *, optim: str, precision: str) -> str:
             f"{room / GIB:.1f} GiB free. Use {', or '.join(ways)}."
         )
     return f"memory: {need}; {room / GIB:.1f} GiB are free"
+
+
+def measured() -> int:
+    """The most bytes so far: of the GPU's allocator, or of this process."""
+    import resource
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

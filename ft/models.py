@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft import attention as by_example
-from ft import hardware, recurrent, unsloth_backend
+from ft import hardware, int8, nf4, recurrent, unsloth_backend
 from ft.errors import UserError, nearest
 from ft.sources import fetch, published_name
 from ft.sources import resolve as resolve
@@ -22,7 +22,7 @@ BACKENDS = ("auto", "transformers", "unsloth")
 SUPPORTED = (
     ("gemma", "gemma2", "gemma3_text", "gemma3", "gemma3n_text", "gemma3n", "gemma4_text", "gemma4")
     + ("gemma4_unified_text", "gemma4_unified")
-    + ("recurrent_gemma",)
+    + ("recurrent_gemma", "minigpt")
 )
 TOWERS = ("vision_tower", "audio_tower")
 SPARE = 1024  # rows of an embedding that no entry of its tokenizer may name
@@ -45,7 +45,7 @@ class Base:
     tokenizer: Any
     name: str  # as the user gave it
     path: Path  # the folder that it was loaded from
-    precision: str  # "fp32", "bf16" or "nf4"
+    precision: str  # "fp32", "bf16", "nf4" or "int8"
     backend: str  # "transformers" or "unsloth"
     attention: str  # "eager", "sdpa", …
     notes: tuple[str, ...]  # every choice made here with its reason, to print
@@ -69,18 +69,24 @@ def load(
     attention: str = "auto",
     max_length: int | None = None,
     text_only: bool = True,
+    inference: bool = False,
 ) -> Base:
     """Load a base model and its tokenizer.
 
     ``text_only`` leaves out the vision and audio towers of a multimodal checkpoint; its class and
     the names of its parameters stay, so that an adapter fits the published model. ``max_length``
-    is the longest sequence that it will be given. Raises ``UserError`` for every choice that cannot
-    be met, before any weight is read where that can be known.
+    is the longest sequence that it will be given; ``inference`` admits int8. Raises ``UserError``
+    for every choice that cannot be met, before any weight is read where that can be known.
     """
     if backend not in BACKENDS:
         raise UserError(
             f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}."
             + nearest(backend, BACKENDS)
+        )
+    if precision == "int8" and (backend == "unsloth" or not inference):
+        raise UserError(
+            "precision int8 is for generation with the backend transformers: rounded weights cannot be "
+            "trained or merged. Use fp32, bf16 or nf4."
         )
     # on a CPU it would open every run with advice to install a kernel package
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -179,14 +185,10 @@ def _from_transformers(
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{path}: the weights lack {len(info['missing_keys'])} tensors: {some} …")
-    if choice.precision == "nf4":
-        from bitsandbytes.nn.modules import Linear4bit
-
-        # On a CPU with AVX512-BF16, one forward in eval mode repacks the 4-bit weights in place for
-        # a kernel without a backward, and every later gradient is wrong. This flag allows it.
-        for module in model.modules():
-            if isinstance(module, Linear4bit):
-                module.support_avx512bf16_for_cpu = False
+    if choice.precision == "nf4" and device == "cpu":
+        nf4.install(model)
+    if choice.precision == "int8":
+        int8.install(model)
     return model
 
 
@@ -208,6 +210,8 @@ def _config(path: Path, name: str) -> Any:
             f"{name} is stored quantised, and an adapter could not be merged into it. Give the "
             "16-bit model; precision nf4 quantises it while loading."
         )
+    if kind == "minigpt":
+        from ft import minigpt  # noqa: F401  # tells transformers of it
     with _load_errors(name):
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     if kind == "gemma" and config.hidden_act == "gelu":

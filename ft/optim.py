@@ -13,7 +13,7 @@ Name = Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
 STATE_BYTES = {"adamw": 8, "sgd": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # an fp32 parameter
 
 # What does not decay, as regular expressions over parameter paths.
-EMBEDDINGS = r"(^|\.)embed_tokens"
+EMBEDDINGS = r"(^|\.)embed_(tokens|positions)"
 NORMS = r"norm"
 BIASES = r"bias$"
 RG_LRU = r"(^|\.)rg_lru\."
@@ -34,6 +34,14 @@ def check(name: str) -> list[str]:
     return [f"optim {name!r}: must be one of {', '.join(known)}.{nearest(name, known)}"]
 
 
+def choose(name: str) -> Name:
+    """``auto`` as the optimizer that fits the machine: states in pageable 8 bits on a CUDA GPU, else AdamW."""
+    import torch
+
+    automatic = "paged_adamw_8bit" if torch.cuda.is_available() else "adamw"
+    return automatic if name == "auto" else name  # pyright: ignore[reportReturnType]
+
+
 def no_decay(model: "nn.Module") -> tuple[str, ...]:
     """The rules of a Gemma's generation: the parameter paths that weight decay spares.
 
@@ -44,6 +52,8 @@ def no_decay(model: "nn.Module") -> tuple[str, ...]:
     rules = [EMBEDDINGS, NORMS]
     if text.model_type == "recurrent_gemma":
         rules += [RG_LRU, BIASES]
+    if text.model_type == "minigpt" and text.bias:
+        rules += [BIASES]
     if text.model_type.startswith("gemma3n") or getattr(text, "enable_moe_block", False):
         rules += [SCALES]
     if any(getattr(c, "use_dora", False) for c in getattr(model, "peft_config", {}).values()):
@@ -114,3 +124,25 @@ def create(
 
     make = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}
     return make[name](params, lr=learning_rate, betas=betas)
+
+
+def muon(
+    model: "nn.Module",
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> list[Any]:
+    """Muon for the blocks' matrices, and AdamW for embeddings, norms and biases: two optimizers.
+
+    Muon makes an update orthogonal (kellerjordan.github.io/posts/muon); scaled to the length of
+    AdamW's (arXiv:2502.16982), both go by one learning rate. Its products are in bf16.
+    """
+    import torch
+
+    inner, rest = groups(model, weight_decay)
+    adamw = torch.optim.AdamW([rest], lr=learning_rate, betas=betas, fused=True)
+    return [
+        torch.optim.Muon([inner], lr=learning_rate, adjust_lr_fn="match_rms_adamw"),
+        adamw,
+    ]

@@ -1,49 +1,59 @@
-"""The shared templates: a row of fields becomes a prompt and the completion that the model should write."""
+"""The shared templates: translation, instructions as several authors write them, the model's own chat turns, or YAML."""
 
-import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from ft import chat_template
 from ft.errors import UserError, nearest
+from ft.template import Template, from_record
 
 LANGUAGES = {"en": "English", "fr": "French", "ja": "Japanese"}
 
+_SYSTEM = "{?system}{system}\n\n{/system}"
+_TASK = "Below is an instruction that describes a task"
+_ANSWER = "Write a response that appropriately completes the request.\n\n"
 
-@dataclass(frozen=True)
-class Template:
-    """How one row reads as text, and where generated text ends.
-
-    The prompt ends exactly where the model starts writing. Training adds the tokenizer's end token
-    after the completion; generation stops there and at any string of ``stop``.
-    """
-
-    name: str
-    prompt: str
-    completion: str
-    stop: tuple[str, ...] = ()
-
-    def prompt_for(self, row: Mapping[str, str]) -> str:
-        """The text that the model is given. Raises ``UserError`` for a field that the row lacks."""
-        return self._fill(self.prompt, row)
-
-    def render(self, row: Mapping[str, str]) -> dict[str, str]:
-        """``{"prompt", "completion"}`` of one row."""
-        return {"prompt": self.prompt_for(row), "completion": self._fill(self.completion, row)}
-
-    def trim(self, text: str) -> str:
-        """Generated text up to the first stop string, without white space at its ends."""
-        ends = [i for stop in self.stop if (i := text.lstrip().find(stop)) >= 0]
-        return text.lstrip()[: min(ends, default=None)].strip()
-
-    def _fill(self, pattern: str, row: Mapping[str, str]) -> str:
-        try:
-            return string.Formatter().vformat(pattern, (), row)
-        except KeyError as missing:
-            field = str(missing.args[0])
-            raise UserError(
-                f"template {self.name!r} uses the field {field!r}, which the row does not have; "
-                f"it has {', '.join(sorted(row))}.{nearest(field, row)}"
-            ) from None
+INSTRUCTION = {
+    template.name: template
+    for template in (
+        # F. Chollet, Deep Learning with Python, third edition
+        Template(
+            name="book",
+            prompt=_SYSTEM
+            + "[instruction]\n{instruction}{?context}\n{context}{/context}[end]\n[response]\n",
+            completion="{response}[end]",
+            stop=("[end]",),
+            tail="\n",
+        ),
+        # databrickslabs/dolly, training/consts.py
+        Template(
+            name="dolly",
+            prompt=_SYSTEM
+            + f"{_TASK}. {_ANSWER}"
+            + "### Instruction:\n{instruction}\n\n{?context}Input:\n{context}\n\n{/context}### Response:\n",
+            completion="{response}\n\n### End",
+            stop=("### End",),
+            tail="\n\n",
+        ),
+        # tatsu-lab/stanford_alpaca, train.py
+        Template(
+            name="alpaca",
+            prompt=_SYSTEM
+            + _TASK
+            + "{?context}, paired with an input that provides further context{/context}. "
+            + _ANSWER
+            + "### Instruction:\n{instruction}\n\n{?context}### Input:\n{context}\n\n{/context}### Response:",
+            completion="{response}",
+            tail="\n\n",
+        ),
+        Template(
+            name="plain",
+            prompt=_SYSTEM + "{?context}{context}\n\n{/context}{instruction}",
+            completion="{response}",
+        ),
+    )
+}
+"""Templates of instructions that need no control token; fields: system, instruction, context, response."""
 
 
 def translation(target_language: str = "French") -> Template:
@@ -67,3 +77,75 @@ def translation_of(pair: str) -> Template:
         known = ", ".join(sorted(LANGUAGES))
         raise UserError(f"language pair {pair!r}: the part behind the dash must be one of {known}")
     return translation(LANGUAGES[code])
+
+
+def by_name(name: str, tokenizer: Any) -> Template:
+    """A template of instructions: ``chat`` (the tokenizer's own turns), a built-in, or a YAML file.
+
+    Raises ``UserError`` for another name, a file that cannot be read, and a template that the
+    tokenizer cannot follow.
+    """
+    known = ["chat", *INSTRUCTION]
+    if name == "chat":
+        template = chat_template.read(tokenizer)
+    elif name in INSTRUCTION:
+        template = INSTRUCTION[name]
+    elif name.endswith((".yaml", ".yml")):
+        template = from_yaml(Path(name))
+    else:
+        raise UserError(
+            f"template {name!r}: allowed are {', '.join(known)}, or a file NAME.yaml.{nearest(name, known)}"
+        )
+    check(template, tokenizer)
+    return template
+
+
+def from_yaml(file: Path) -> Template:
+    """A template of the user's own: the fields of ``Template`` as keys; ``name`` defaults to the file's."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"template {file}: {' '.join(str(error).split())}") from None
+    allowed = list(Template.__dataclass_fields__)
+    if not isinstance(found, dict):
+        raise UserError(
+            f"template {file}: expected a line `key: value` for each of {', '.join(allowed)}"
+        )
+    for key, value in found.items():
+        if key not in allowed:
+            raise UserError(
+                f"template {file}: unknown key {key!r}; allowed are {', '.join(allowed)}."
+                f"{nearest(str(key), allowed)}"
+            )
+        listed = key in ("stop", "strip")
+        if not (
+            isinstance(value, list) and all(isinstance(v, str) for v in value)
+            if listed
+            else isinstance(value, str)
+        ):
+            wanted = "a list of strings" if listed else "a string"
+            raise UserError(f"template {file}: {key} is {value!r}; expected {wanted}")
+    for key in ("prompt", "completion"):
+        if key not in found:
+            raise UserError(f"template {file}: it has no {key}")
+    return from_record({"name": file.stem} | found)
+
+
+def check(template: Template, tokenizer: Any) -> None:
+    """Raise ``UserError`` where ``tokenizer`` lacks the template's end token or cannot write a stop string."""
+    unknown = tokenizer.convert_tokens_to_ids(template.end) in (None, tokenizer.unk_token_id)
+    if template.end and unknown:
+        raise UserError(
+            f"template {template.name!r}: its end {template.end!r} is no token of this tokenizer; "
+            "name one of its control tokens, or leave it empty for its EOS"
+        )
+    for stop in template.stop:
+        ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+        written = tokenizer.decode(ids, skip_special_tokens=True)
+        if stop not in written:
+            raise UserError(
+                f"template {template.name!r}: the stop string {stop!r} is one that this tokenizer cannot "
+                f"write (it would write {written!r}), so generation would never stop there"
+            )

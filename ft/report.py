@@ -36,3 +36,21 @@ def curve(folder: Path) -> None:
     figure.savefig(image, format="png", dpi=150)
     plt.close(figure)
     write_bytes(folder / "loss.png", image.getvalue())
+
+
+def learning_rate(folder: Path) -> None:
+    """Draw ``learning_rate.png`` from ``metrics.jsonl``: warm-up and what follows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = [line for line in read_lines(folder / METRICS) if "learning_rate" in line]
+    figure, axes = plt.subplots(figsize=(7, 2.5), layout="constrained")
+    axes.plot([line["step"] for line in lines], [line["learning_rate"] for line in lines])
+    axes.set(xlabel="optimizer step", ylabel="learning rate", title=folder.name)
+    axes.grid(alpha=0.3)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    plt.close(figure)
+    write_bytes(folder / "learning_rate.png", image.getvalue())

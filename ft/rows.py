@@ -1,4 +1,4 @@
-"""Rows of source and target text, checked one by one, with every bad row named at once."""
+"""Rows of text, checked one by one, with every bad row named at once; samples, splits and duplicates of them."""
 
 import dataclasses
 import hashlib
@@ -12,14 +12,17 @@ from ft.errors import UserError, nearest
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
 """A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
 
+Row: TypeAlias = dict[str, Any]
+"""Fields by name: strings, and under ``messages`` a conversation."""
+
 _SHOWN = 20  # bad rows that one message names
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows(Sequence[dict[str, str]]):
-    """Rows ``{"source", "target"}`` and where they came from."""
+class Rows(Sequence[Row]):
+    """Rows, such as ``{"source", "target"}`` or ``{"messages"}``, and where they came from."""
 
-    rows: list[dict[str, str]]
+    rows: list[Row]
     origin: str  # for people: "MTNT en-fr valid, data/MTNT/valid/valid.en-fr.tsv"
     sha256: str  # of the bytes read
     skipped: int = 0  # bad rows left out
@@ -28,13 +31,13 @@ class Rows(Sequence[dict[str, str]]):
         return len(self.rows)
 
     @overload
-    def __getitem__(self, index: int) -> dict[str, str]: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         return self.rows[index]
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
+    def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
     def __add__(self, other: "Rows") -> "Rows":
@@ -62,6 +65,30 @@ class Rows(Sequence[dict[str, str]]):
         name = digest(f"{self.sha256} {n} of seed {seed}".encode())
         return Rows([self.rows[i] for i in chosen], origin, name, self.skipped)
 
+    def only(self, wanted: Callable[[Row], bool], what: str) -> "Rows":
+        """The rows that are ``wanted``; the origin says ``what`` they are. ``UserError`` if there are none."""
+        return self.without([i for i, row in enumerate(self) if not wanted(row)], what)
+
+    def without(self, indices: Iterable[int], what: str) -> "Rows":
+        """The rows but those of ``indices``; the origin says ``what`` is left. ``UserError`` if nothing is."""
+        left_out = set(indices)
+        rows = [row for i, row in enumerate(self) if i not in left_out]
+        if not rows:
+            raise UserError(f"no row of {self.origin} is left: {what}")
+        name = digest(f"{self.sha256} {what}".encode())
+        return Rows(rows, f"{self.origin}, {what}", name, self.skipped)
+
+    def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
+        """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
+        if not 0 < n < len(self):
+            raise UserError(
+                f"{n} rows are to be held out of the {len(self)} of {self.origin}; that must leave some"
+            )
+        held = set(random.Random(seed).sample(range(len(self)), n))
+        rest = [i for i in range(len(self)) if i not in held]
+        what = f"{n} drawn by seed {seed}"
+        return self.without(held, f"without {what}"), self.without(rest, what)
+
     def head(self, n: int) -> "Rows":
         """The first ``n`` rows; all of them where there are no more."""
         if n >= len(self):
@@ -71,13 +98,33 @@ class Rows(Sequence[dict[str, str]]):
 
 
 def overlap(train: Rows, *others: Rows) -> list[int]:
-    """Indices of ``train`` rows whose source, but for case and spaces, stands in another split."""
+    """Indices of ``train`` rows that ask, but for case and spaces, what a row of another split asks."""
+    known = {_plain(asked(row)) for rows in others for row in rows}
+    return [i for i, row in enumerate(train) if _plain(asked(row)) in known]
 
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().split())
 
-    known = {plain(row["source"]) for rows in others for row in rows}
-    return [i for i, row in enumerate(train) if plain(row["source"]) in known]
+def duplicates(rows: Rows) -> list[int]:
+    """Indices of rows whose texts, but for case and spaces, all stand in an earlier row."""
+    seen: set[tuple[str, ...]] = set()
+    found = []
+    for i, row in enumerate(rows):
+        turns = [m["content"] for m in row.get("messages", ())]
+        fields = [row[name] for name in sorted(row.keys() - {"category", "messages"})]
+        key = tuple(map(_plain, turns + fields))
+        found += [i] * (key in seen)
+        seen.add(key)
+    return found
+
+
+def asked(row: Row) -> str:
+    """What a row asks: its source, its instruction and context, or the first user's message."""
+    if "messages" in row:
+        return next(m["content"] for m in row["messages"] if m["role"] == "user")
+    return row["source"] if "source" in row else f"{row['instruction']}\n{row.get('context', '')}"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def checked(
@@ -87,14 +134,16 @@ def checked(
     where: str,
     columns: tuple[str, str] = ("source", "target"),
     on_bad_row: str = "error",
+    read: Callable[[dict[str, Any]], Row | str] | None = None,
 ) -> Rows:
     """The good ones of ``records``; the others are an error that names them, or are counted.
 
     ``where`` stands before a row's number in messages; ``columns`` are those of source and target.
+    ``read`` instead makes a row of a record's columns, or says what is wrong with it.
     Raises UserError for bad rows (unless ``on_bad_row="skip"``), a column that no row has, no rows.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
-    rows: list[dict[str, str]] = []
+    rows: list[Row] = []
     bad: list[str] = []
     seen: dict[str, None] = {}
     for number, record in records:
@@ -102,11 +151,12 @@ def checked(
             bad.append(f"{where}{number}: {record}")
             continue
         seen.update(dict.fromkeys(record))
-        if faults := [fault for column in columns if (fault := _fault(record, column))]:
-            bad.append(f"{where}{number}: {'; '.join(dict.fromkeys(faults))}")
+        row = read(record) if read else _pair(record, columns)
+        if isinstance(row, str):
+            bad.append(f"{where}{number}: {row}")
         else:
-            rows.append({"source": record[columns[0]], "target": record[columns[1]]})
-    if seen:
+            rows.append(row)
+    if seen and not read:
         require(columns, seen, origin)
     if bad and on_bad_row == "error":
         listed = "".join(f"\n  {line}" for line in bad[:_SHOWN])
@@ -120,8 +170,14 @@ def checked(
     return Rows(rows, origin, sha256, len(bad))
 
 
-def _fault(record: dict[str, Any], column: str) -> str:
-    """What is wrong with a column of a row; an empty string for nothing."""
+def _pair(record: dict[str, Any], columns: tuple[str, str]) -> Row | str:
+    if faults := [found for column in columns if (found := fault(record, column))]:
+        return "; ".join(dict.fromkeys(faults))
+    return {"source": record[columns[0]], "target": record[columns[1]]}
+
+
+def fault(record: dict[str, Any], column: str) -> str:
+    """What is wrong with a column that should hold text; an empty string for nothing."""
     if column not in record:
         return f"no column {column!r}"
     value = record[column]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
-from ft.prompts import Template
+from ft.template import Template, from_record
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,17 @@ class Finished:
         """Whether its folder is a model, of a full-parameter run, and not an adapter."""
         return (self.folder / "model.safetensors").is_file()
 
+    @property
+    def translates(self) -> bool:
+        """Whether it was trained on pairs of source and target, and not on instructions."""
+        return "{source}" in self.template.prompt
 
-def recipe(path: Path, flags: list[str]) -> tuple[Any, Any]:
-    """A recipe's module, and its settings from flags. Raises ``UserError`` if it is none."""
+
+def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, Any]:
+    """A recipe's module, and its settings from flags. Raises ``UserError`` if it is none.
+
+    With ``pairs`` also for one that pretrains on text, which has no prompts and completions.
+    """
     import importlib.util
 
     from ft.config import parse
@@ -40,6 +48,8 @@ def recipe(path: Path, flags: list[str]) -> tuple[Any, Any]:
     spec.loader.exec_module(module)
     if not hasattr(module, "Config") or not hasattr(module, "rows"):
         raise UserError(f"{path}: not a recipe, it has no Config and rows")
+    if pairs and not hasattr(module, "template"):
+        raise UserError(f"{path} pretrains on text: it has no prompts and completions to look at")
     return module, parse(module.Config, flags, doc=module.__doc__)
 
 
@@ -56,8 +66,7 @@ def finished(run: str | Path) -> Finished:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
-    kept = record["template"]
-    return Finished(folder, record, settings, Template(**kept | {"stop": tuple(kept["stop"])}))
+    return Finished(folder, record, settings, from_record(record["template"]))
 
 
 def load(run: Finished, precision: str = "auto", *, tuned: bool = True) -> tuple[Any, Any]:
@@ -70,7 +79,7 @@ def load(run: Finished, precision: str = "auto", *, tuned: bool = True) -> tuple
     environment.use_all_cores()
     whole = tuned and run.whole
     name = str(run.folder) if whole else run.settings["model_name_or_path"]
-    base = models.load(name, precision=precision)
+    base = models.load(name, precision=precision, inference=True)
     if not tuned or whole:
         loss.install(base.model)
         return base.model, base.tokenizer

@@ -64,10 +64,21 @@ def pairs(
     Messages give a row's line as an editor shows it; in json, parquet and Hub data they count rows.
     Raises UserError for a missing file, an unknown column, bad rows unless ``on_bad_row="skip"``.
     """
-    file, columns = Path(path).expanduser(), (source_column, target_column)
+    columns = (source_column, target_column)
+    table = read_table(path, columns, split)
+    return checked(*table, columns=columns, on_bad_row=on_bad_row)
+
+
+def read_table(
+    path: str | Path, columns: tuple[str, ...] | None = None, split: str = "train"
+) -> tuple[Iterable[Record], str, str, str]:
+    """Records of a file or a dataset as ``pairs`` takes it, its origin, its hash, and what stands before
+    a record's number in messages. Only ``columns`` are read where the format allows it; none: all.
+    """
+    file = Path(path).expanduser()
     suffix = file.suffix.lower()
     if not file.exists() and suffix not in FORMATS:
-        return _hub(str(path), split, columns, on_bad_row)
+        return _hub(str(path), split, columns)
     data, origin = read(file), str(file)
     match suffix:
         case ".jsonl":
@@ -83,7 +94,7 @@ def pairs(
         case _:
             raise UserError(f"{file} has suffix {suffix!r}; allowed are {', '.join(FORMATS)}")
     where = f"{file}: row " if suffix in (".json", ".parquet") else f"{file}:"
-    return checked(records, origin, digest(data), where, columns, on_bad_row)
+    return records, origin, digest(data), where
 
 
 def parallel(
@@ -176,19 +187,24 @@ def _named(header: list[str], cells: list[str]) -> dict[str, Any] | str:
     return dict(zip(header, cells, strict=True))
 
 
-def _parquet(data: bytes, origin: str, columns: tuple[str, str]) -> Iterable[Record]:
+def _parquet(data: bytes, origin: str, columns: tuple[str, ...] | None) -> Iterable[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).flatten()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{origin} is not a readable parquet file: {_line(error)}") from None
-    require(columns, table.column_names, origin)
-    return enumerate(table.select(list(dict.fromkeys(columns))).to_pylist(), 1)
+    if columns:
+        table = table.flatten()
+        require(columns, table.column_names, origin)
+        table = table.select(list(dict.fromkeys(columns)))
+    return enumerate(table.to_pylist(), 1)
 
 
-def _hub(name: str, split: str, columns: tuple[str, str], on_bad_row: str) -> Rows:
+def _hub(
+    name: str, split: str, columns: tuple[str, ...] | None
+) -> tuple[Iterable[Record], str, str, str]:
     """Rows of a dataset on the Hub; their hash is of the rows, as there is no one file."""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)?", name):
         raise UserError(
@@ -199,17 +215,19 @@ def _hub(name: str, split: str, columns: tuple[str, str], on_bad_row: str) -> Ro
 
     owner, repo, *configuration = name.split("/")
     try:
-        dataset = datasets.load_dataset(f"{owner}/{repo}", *configuration, split=split).flatten()
+        dataset = datasets.load_dataset(f"{owner}/{repo}", *configuration, split=split)
+        dataset = dataset.flatten() if columns else dataset
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow have each their own
         raise UserError(
             f"{name} is no file here, and as a dataset on the Hub (split {split!r}) it cannot be "
             f"loaded: {_line(error)}. Private or gated data needs `hf auth login`."
         ) from None
-    require(columns, dataset.column_names, name)
-    chosen = dataset.select_columns(list(dict.fromkeys(columns))).to_list()
+    if columns:
+        require(columns, dataset.column_names, name)
+        dataset = dataset.select_columns(list(dict.fromkeys(columns)))
+    chosen = dataset.to_list()
     sha256 = digest(json.dumps(chosen, default=str).encode())
-    origin = f"{name} ({split}) on the Hub"
-    return checked(enumerate(chosen, 1), origin, sha256, f"{name}: row ", columns, on_bad_row)
+    return enumerate(chosen, 1), f"{name} ({split}) on the Hub", sha256, f"{name}: row "
 
 
 def _line(error: Exception) -> str:

@@ -1,12 +1,16 @@
 """Token ids and labels: encode, mask, length policy, packing, collating, and a view of the mask."""
 
 import bisect
+import itertools
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft import recurrent
 from ft.errors import UserError
+from ft.template import Pair, Template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,64 +51,143 @@ class Encoded:
         return text
 
 
-def encode(
-    pairs: Iterable[Mapping[str, str]],
+def encode_rows(
+    rows: Iterable[Mapping[str, Any]],
+    template: Template,
     tokenizer: Any,
     *,
     max_length: int,
     policy: Policy = "drop",
     seed_parity: bool = False,
 ) -> Encoded:
-    """Encode ``{"prompt", "completion"}`` pairs; labels are the completion and its end token.
+    """Encode rows, of fields or of ``{"messages"}``, as ``template`` reads them; see ``encode``.
 
-    Prompt and completion are encoded apart and joined as ids, so that training sees exactly the ids
-    that inference will see (google-deepmind/gemma, ``gm/data/_tasks.py``). ``seed_parity`` puts the
-    second BOS before the completion that Google's tutorials put there, and supervises it.
+    Raises ``UserError`` for a row whose own text holds a control token: it would end a turn, or make
+    a new one, where the data only has text.
+    """
+    rows = list(rows)
+    refuse_control_tokens(rows, tokenizer)
+    turns = [template.turns(row) for row in rows]
+    return encode(
+        turns,
+        tokenizer,
+        max_length=max_length,
+        policy=policy,
+        seed_parity=seed_parity,
+        end=template.end,
+        tail=template.tail,
+    )
+
+
+def encode(
+    pairs: Iterable[Pair | Sequence[Pair]],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    policy: Policy = "drop",
+    seed_parity: bool = False,
+    end: str = "",
+    tail: str = "",
+) -> Encoded:
+    """Encode ``{"prompt", "completion"}`` pairs; labels are each completion and its end token.
+
+    An example is a pair, or a list of them: the turns of a conversation. Prompt and completion are
+    encoded apart and joined as ids, so that training sees exactly the ids that inference will see
+    (google-deepmind/gemma, ``gm/data/_tasks.py``). ``end`` is the text of the end token (by default
+    the tokenizer's EOS); ``tail`` follows each of them but a last EOS, without loss. ``seed_parity``
+    puts the second BOS before the completion that Google's tutorials put there, and supervises it.
 
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
     error. Raises ``UserError`` for that, for a control token inside a text, and if nothing is left.
     """
-    pairs = list(pairs)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if not pairs:
+    conversations = [[p] if isinstance(p, Mapping) else list(p) for p in pairs]
+    if not conversations:
         raise UserError("there are no pairs to encode")
-    prompts = tokenizer([p["prompt"] for p in pairs], add_special_tokens=False)["input_ids"]
-    completions = tokenizer([p["completion"] for p in pairs], add_special_tokens=False)["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    stop = tokenizer.convert_tokens_to_ids(end) if end else eos
+    flat = [pair for turns in conversations for pair in turns]
+    parts = [
+        tokenizer([pair[key] for pair in flat], add_special_tokens=False)["input_ids"]
+        for key in ("prompt", "completion")
+    ]
+    encoded = zip(*parts, strict=True)
+    after = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     examples, rows, lengths, truncated, too_long = [], [], [], 0, []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        if bos in prompt or bos in completion or eos in completion:
-            raise UserError(
-                f"row {row + 1}: the text contains {tokenizer.bos_token!r} or {tokenizer.eos_token!r}, "
-                "which the tokenizer reads as a control token; remove it from the data"
-            )
-        prompt = [bos, *prompt]
-        completion = [*([bos] if seed_parity else []), *completion, eos]
-        ids = prompt + completion
-        labels = [IGNORE] * len(prompt) + completion
+    for row, turns in enumerate(conversations):
+        ids, labels = [bos], [IGNORE]
+        for prompt, completion in itertools.islice(encoded, len(turns)):
+            if bos in prompt or bos in completion or eos in completion or stop in completion:
+                raise UserError(
+                    f"row {row + 1}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
+                    f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
+                    "remove it from the data"
+                )
+            answer = [*([bos] if seed_parity else []), *completion, stop]
+            ids += prompt + answer + after
+            labels += [IGNORE] * len(prompt) + answer + [IGNORE] * len(after)
+        if after and not end:  # nothing follows a last EOS
+            ids, labels = ids[: -len(after)], labels[: -len(after)]
         lengths.append(len(ids))
         if len(ids) > max_length:
             too_long.append(row)
-            if policy != "truncate" or len(prompt) >= max_length:
+            ids, labels = ids[:max_length], labels[:max_length]
+            if policy != "truncate" or all(label == IGNORE for label in labels):
                 continue
             truncated += 1
-            ids, labels = ids[:max_length], labels[:max_length]
         assert len(ids) == len(labels)
-        assert labels[-1] != IGNORE
+        assert any(label != IGNORE for label in labels)
         examples.append({"input_ids": ids, "labels": labels})
         rows.append(row)
     if policy == "error" and too_long:
         raise UserError(
-            f"{len(too_long)} of {len(pairs)} rows have more than max_length={max_length} tokens, the "
-            f"first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
+            f"{len(too_long)} of {len(conversations)} rows have more than max_length={max_length} tokens, "
+            f"the first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
             "the length policy drop or truncate"
         )
     if not examples:
         raise UserError(
-            f"all {len(pairs)} rows have more than max_length={max_length} tokens (the shortest has "
-            f"{min(lengths)}); raise --max-length"
+            f"all {len(conversations)} rows have more than max_length={max_length} tokens (the shortest "
+            f"has {min(lengths)}); raise --max-length"
         )
-    return Encoded(examples, rows, lengths, len(pairs) - len(examples), truncated)
+    return Encoded(examples, rows, lengths, len(conversations) - len(examples), truncated)
+
+
+def prompt_ids(template: Template, row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """BOS, every finished turn with its end, and the last prompt: the ids that training had there.
+
+    Raises ``UserError`` for a control token in the row's own text.
+    """
+    refuse_control_tokens([row], tokenizer)
+    if "messages" not in row:
+        prompt = template.prompt_for(row)
+        return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    *finished, last = template.turns(row)
+    open_turn = {"prompt": last["prompt"], "completion": ""}
+    (example,) = encode(
+        [[*finished, open_turn]],
+        tokenizer,
+        max_length=sys.maxsize,
+        end=template.end,
+        tail=template.tail,
+    ).examples
+    prompt_ends = max(i for i, label in enumerate(example["labels"]) if label != IGNORE)
+    return example["input_ids"][:prompt_ends]
+
+
+def refuse_control_tokens(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
+    """Raise ``UserError`` for the first row whose own text holds a control token of the tokenizer."""
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    for number, row in enumerate(rows, 1):
+        fields = [(f"message {n}", m["content"]) for n, m in enumerate(row.get("messages", ()), 1)]
+        fields += [(key, value) for key, value in row.items() if isinstance(value, str)]
+        for name, text in fields:
+            if found := control.search(text):
+                raise UserError(
+                    f"row {number}, {name}: the text contains {found.group()!r}, which the tokenizer "
+                    "reads as a control token; remove it from the data"
+                )
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -1,16 +1,12 @@
 """Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
 
-import contextlib
-import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from ft.config import differences
+from ft import checkpoints, memory
 from ft.environment import prepare_sharding, processes
 from ft.errors import UserError
 from ft.optim import Name
@@ -35,6 +31,7 @@ class Trained:
     mfu: float | None
     start_loss: float
     eval_loss: float
+    peak_memory_bytes: int  # so far: of the GPU's allocator, or of this process
 
 
 def sft(
@@ -90,7 +87,7 @@ def sft(
     prepare_sharding()
     fingerprint = (fingerprint or {}) | processes()
     row_length = row_length or (8192 if torch.cuda.is_available() else 512)
-    checkpoint = _resumable(run.folder, resume_from_checkpoint, fingerprint)
+    checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
         run.begin()
         run.note(resumed_from=checkpoint.name)
@@ -143,7 +140,7 @@ def sft(
     )
     journal.attach(trainer)
     start = time.perf_counter()
-    with _signals(journal):
+    with checkpoints.signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     wall = time.perf_counter() - start
     if number := journal.signalled():
@@ -159,49 +156,5 @@ def sft(
     trainer.accelerator.wait_for_everyone()
     (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
     adopt(run, made)
-    return Trained(trainer.state.global_step, wall, **journal.summary())
-
-
-def _resumable(folder: Path, resume: str | None, fingerprint: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, after a look at what it was made with."""
-    from ft._trainer import STATE, checkpoints
-
-    if resume is None:
-        return None
-    if resume == "last":
-        found = checkpoints(folder)
-        if not found:
-            raise UserError(
-                f"--resume last: {folder} holds no complete checkpoint; start without --resume"
-            )
-        place = found[-1]
-    else:
-        place = Path(resume)
-        if not (place / STATE).exists():
-            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
-    made_with = json.loads((place / STATE).read_text(encoding="utf-8"))
-    if changed := differences(made_with, json.loads(json.dumps(fingerprint))):
-        raise UserError(
-            f"--resume {resume}: {place} was made with something else, so going on would not continue "
-            "that run:\n  "
-            + "\n  ".join(changed)
-            + "\nrestore it, or start anew in another --output-dir"
-        )
-    return place
-
-
-@contextlib.contextmanager
-def _signals(journal: Any) -> Iterator[None]:
-    """Let the first SIGTERM or Ctrl-C end training after the step; a second one ends it at once."""
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if journal.signal is not None:
-            raise SystemExit(128 + number)
-        journal.signal = number
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    summary = journal.summary() | {"peak_memory_bytes": memory.measured()}
+    return Trained(trainer.state.global_step, wall, **summary)

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ft import config, data, environment, evaluate, generate, optim, prompts, run, tokens
+from ft.template import Template
 
 ASK = {"source": "Hello, my name is Morgane."}  # what the tutorial asks before and after
 
@@ -101,15 +102,16 @@ def rows(c: Config) -> dict[str, data.Rows]:
     }
 
 
-def template(c: Config) -> prompts.Template:
-    """How a row reads; training, validation, generation and the card all use this one."""
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads, whatever the tokenizer; training, validation, generation and the card all use this one."""
     return prompts.translation_of(c.language_pair)
 
 
 def encode(c: Config, tokenizer, found: data.Rows) -> tokens.Encoded:
     """Ids and labels of the rows that have at most ``max_length`` tokens."""
-    pairs = [template(c).render(row) for row in found]
-    return tokens.encode(pairs, tokenizer, max_length=c.max_length, seed_parity=c.second_bos)
+    return tokens.encode_rows(
+        found, template(c), tokenizer, max_length=c.max_length, seed_parity=c.second_bos
+    )
 
 
 def main(c: Config) -> None:
@@ -119,7 +121,7 @@ def main(c: Config) -> None:
     run.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
 
-    from ft import full, hardware, hub, lora, loss, memory, models, report, train
+    from ft import fit, full, hardware, hub, lora, loss, memory, models, report, train
 
     run.say(environment.use_all_cores())
     # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
@@ -151,11 +153,14 @@ def main(c: Config) -> None:
     first = encoded["train"].examples[: c.per_device_train_batch_size]
     run.say("first example, supervised tokens marked:")
     run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
+    run.say(f"memory that this needs:\n{plan}")
     r = run.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     adapter = lora.describe(model) if c.lora_r else {}
     run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 

@@ -16,9 +16,10 @@ Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.or
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ft import config, data, environment, evaluate, prompts, run, tokens
+from ft.template import Template
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def rows(c: Config) -> dict[str, data.Rows]:
     return splits
 
 
-def template(c: Config) -> prompts.Template:
-    """How a row reads; training, evaluation, generation and the card all use this one."""
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads, whatever the tokenizer; training, evaluation, generation and the card all use this one."""
     return prompts.translation_of(c.language_pair)
 
 
@@ -117,7 +118,7 @@ def main(c: Config) -> None:
     if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
         run.say(f"note: {len(shared)} training sources also stand in valid or test")
 
-    from ft import hub, lora, loss, models, report, train
+    from ft import fit, hub, lora, loss, models, report, train
 
     run.say(environment.use_all_cores())
     base = models.load(
@@ -138,9 +139,8 @@ def main(c: Config) -> None:
     run.say(lora.summary(model))
 
     def encode(split: str) -> tokens.Encoded:
-        pairs = [t.render(row) for row in splits[split]]
-        encoded = tokens.encode(
-            pairs, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+        encoded = tokens.encode_rows(
+            splits[split], t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
         )
         run.say(f"{split}: {encoded.summary(c.max_length)}")
         return encoded
@@ -149,11 +149,14 @@ def main(c: Config) -> None:
     first = encoded["train"].examples[: c.per_device_train_batch_size]
     run.say("first example, supervised tokens marked:")
     run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
+    run.say(f"memory that this needs:\n{plan}")
     r = run.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     adapter = lora.describe(model)
     run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 

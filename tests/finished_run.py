@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from ft import hub, prompts
+from ft.template import Template, to_record
 
 # PEFT 0.21.2 with transformers 5.23
 peft_asks_by_an_older_name = pytest.mark.filterwarnings(
@@ -33,12 +34,7 @@ RUN: dict[str, Any] = {
         "normalize_punctuation": True,
         "dropped": 7,
     },
-    "template": {
-        "name": TEMPLATE.name,
-        "prompt": TEMPLATE.prompt,
-        "completion": TEMPLATE.completion,
-        "stop": list(TEMPLATE.stop),
-    },
+    "template": json.loads(json.dumps(to_record(TEMPLATE))),
     "lora": {"r": 16, "alpha": 32, "targets": ["q_proj", "v_proj"], "trainable": 3796992},
     "timings": {"train_seconds": 812.34},
     "peak_memory_bytes": 2147483648,
@@ -60,7 +56,7 @@ RUN: dict[str, Any] = {
         }
     },
 }
-CONFIG = "pair: en-fr\nlearning_rate: 0.0005\n"
+CONFIG = "language_pair: en-fr\nlearning_rate: 0.0005\n"
 KEPT_HERE = ["training_args.bin", "optimizer.pt", "adapter_model.bin", ".env", "metrics.jsonl"]
 
 
@@ -82,13 +78,13 @@ def write(folder: Path, run: dict[str, Any] = RUN) -> Path:
     return folder
 
 
-def write_real(folder: Path) -> Path:
+def write_real(folder: Path, asked: Template = TEMPLATE) -> Path:
     """A run whose adapter changes a tiny model's answers; the base model is beside it."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     base = tiny.folder("gemma3_text", folder.parent / "base")
-    write(folder, RUN | {"model": {"name": str(base)}})
+    write(folder, RUN | {"model": {"name": str(base)}, "template": to_record(asked)})
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(2)

@@ -8,6 +8,7 @@ import finished_run
 import pytest
 from fake_hub import FakeHub, Refused
 
+from ft import __main__ as cli
 from ft import hub
 from ft.errors import UserError
 
@@ -259,6 +260,18 @@ def test_no_permission(server: FakeHub, run_folder: Path) -> None:
         with pytest.raises(UserError, match="may not do that with 'someone/theirs' .403."):
             hub.push(run_folder, "someone/theirs", private=False)
     assert len(server.repositories["someone/theirs"].commits) == 1
+
+
+def test_push_without_permission_is_one_line_and_status_2(
+    server: FakeHub, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["push", str(run_folder), "--repo", "someone/theirs"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: this token may not do that with 'someone/theirs' (403)")
+    assert error.count("\n") == 1
+    assert not server.repositories
 
 
 def test_gated(server: FakeHub, run_folder: Path) -> None:

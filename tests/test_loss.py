@@ -157,3 +157,24 @@ def test_transformers_recurrent_gemma_would_leak():
         alone = summed(model, [tokens.packed_row([e]) for e in EXAMPLES])
         packed = summed(model, [tokens.packed_row(EXAMPLES)])
         assert abs(packed - alone) > 1e-5 * alone
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_without_gradients_it_also_counts_the_most_likely_tokens(softcap, monkeypatch):
+    monkeypatch.setattr(loss, "TILE", 2 * 50)  # two rows a tile
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 9, 4), torch.randn(50, 4)
+    labels = torch.randint(0, 50, (2, 9))
+    labels[:, ::3] = -100
+    best = (hidden[:, :-1] @ weight.T).argmax(-1)
+    labels[:, 1:][:, ::4] = best[:, ::4]
+    wanted = ((labels[:, 1:] == best) & (labels[:, 1:] != -100)).sum()
+    total, correct = loss.supervised_score(hidden, weight, labels, softcap)
+    assert correct == wanted > 0
+    torch.testing.assert_close(total, loss.supervised_loss(hidden, weight, labels, softcap))
+
+
+def test_of_n_tokens_that_are_the_most_likely_each_counts_as_a_nth():
+    hidden, weight = torch.ones(1, 3, 2), torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    _, correct = loss.supervised_score(hidden, weight, torch.tensor([[0, 1, 2]]))
+    assert correct == 0.5

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from ft import hardware, models
+from ft import hardware, models, nf4
 from ft.errors import UserError
 
 Folder = Callable[..., str]
@@ -99,14 +99,14 @@ def test_bf16_is_close(kind: str, folder: Folder) -> None:
 
 def dequantised(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     """The fp32 model whose weights are exactly those that ``model`` holds in 4 bits or in bf16."""
-    from bitsandbytes.functional import dequantize_4bit
-
     plain, quantised = tiny.build(kind), dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             if name in quantised:
                 value, state = quantised[name], getattr(quantised[name], "quant_state", None)
-                parameter.copy_(dequantize_4bit(value.data, state) if state else value)
+                pieces = nf4.pieces(value, torch.float32) if state else [(..., value)]
+                for rows, values in pieces:
+                    parameter[rows] = values
     return plain
 
 

@@ -29,7 +29,8 @@ def load(path: Path):
 
 
 def test_there_are_recipes():
-    assert [p.stem for p in RECIPES] == ["mtnt_full", "mtnt_lora", "mtnt_recurrent"]
+    names = ["dolly_qlora", "minigpt_pretrain", "mtnt_full", "mtnt_lora", "mtnt_recurrent"]
+    assert [p.stem for p in RECIPES] == names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -54,17 +55,47 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
         assert field.name in shown
 
 
+def dolly(place: Path) -> Path:
+    """Instructions in Dolly's layout, half of them with a text to read."""
+    rows = [
+        {
+            "instruction": f"Add {i} and {i}.",
+            "context": "It is easy." * (i % 2),
+            "response": f"{2 * i}",
+        }
+        | {"category": "closed_qa" if i % 2 else "open_qa"}
+        for i in range(20)
+    ]
+    file = place / "dolly.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def pretraining(place: Path) -> list[str]:
+    """The flags of a tiny pretraining on lines of text."""
+    file = place / "text.lines"
+    file.write_text("".join(f"Hello, my name is Morgane {i}.\n" for i in range(300)))
+    words = ["--data", str(file), "--tokenizer", str(place / "base"), "--valid-tokens", "64"]
+    words += ["--hidden-size", "16", "--max-length", "32", "--eval-steps", "2", "--workers", "0"]
+    return [*words, "--shuffle-buffer", "8", "--prompt", "Hello, my name is Morgane."]
+
+
 def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Path:
     """The folder of a recipe's run of two steps on a tiny model and the bundled sample."""
     kind = "recurrent_gemma" if stem == "mtnt_recurrent" else kind
     module = load(Path(__file__).parents[1] / "recipes" / f"{stem}.py")
     if not (place / "base").exists():
         tiny.folder(kind, place / "base", max_position_embeddings=4096)
-    words = ["--model", str(place / "base"), "--output-dir", str(place / "run")]
-    words += ["--precision", "fp32", "--max-length", "2000", "--max-steps", "2"]
+    words = ["--output-dir", str(place / "run"), "--precision", "fp32", "--max-steps", "2"]
+    if stem == "minigpt_pretrain":
+        module.main(config.parse(module.Config, [*words, *pretraining(place), *flags]))
+        return place / "run"
+    words += ["--model", str(place / "base"), "--max-length", "2000"]
     words += ["--valid-rows", "4", "--per-device-train-batch-size", "2"]
     if "eval_limit" in module.Config.__dataclass_fields__:
         words += ["--eval-limit", "2"]
+    if stem == "dolly_qlora":
+        words += ["--data", str(dolly(place)), "--test-rows", "2", "--max-new-tokens", "6"]
     module.main(config.parse(module.Config, [*words, *flags]))
     return place / "run"
 
@@ -75,7 +106,10 @@ def test_two_tiny_steps(path, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Start, validation loss: " in said
     assert "STEP 2 training loss: " in said
-    assert "Hello, my name is Morgane." in said
+    asked = (
+        "How can I make brownies?" if path.stem == "dolly_qlora" else "Hello, my name is Morgane."
+    )
+    assert asked in said
     assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
 
 

@@ -11,7 +11,7 @@ import torch
 from goldens import make_recurrent as golden
 from transformers import DynamicCache, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-from ft import attention, generate, loss, recurrent, tokens
+from ft import attention, decode, loss, recurrent, tokens
 
 EXPECTED = json.loads((Path(golden.__file__).parent / "recurrent.json").read_text())
 TOTAL = sum(golden.DOCUMENTS)
@@ -36,6 +36,15 @@ def row(length: int = TOTAL) -> torch.Tensor:
 @torch.no_grad()
 def logits(model, ids: torch.Tensor, **options) -> torch.Tensor:
     return model(input_ids=ids, use_cache=False, **options).logits
+
+
+def greedy(model, prompts: list[list[int]], new: int) -> list[int]:
+    """The ids that follow a prompt."""
+    decoder, found = decode.Decoder(model, prompts, pad=0), []
+    for _ in range(new):
+        found.append(int(decoder.logits.argmax(-1)))
+        decoder.step(decoder.logits.argmax(-1))
+    return found
 
 
 def difference(found: torch.Tensor, expected: list[list[float]]) -> np.ndarray:
@@ -70,8 +79,7 @@ def test_transformers_leaves_google_one_token_early_and_across_documents():
 
 def test_generation_equals_google():
     ids = row(golden.PROMPT)
-    found = generate._answers(reference(), ids.tolist(), [], 0, [golden.NEW])
-    assert found == [EXPECTED["generated"]]
+    assert greedy(reference(), ids.tolist(), golden.NEW) == EXPECTED["generated"]
     theirs = reference().generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -147,7 +155,7 @@ def test_one_batch_leaves_nothing_for_the_next():
     model = reference()
     before = logits(model, row())
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    generate._answers(model, row(12).tolist(), [], 0, [4])
+    greedy(model, row(12).tolist(), 4)
     model(row(12), use_cache=True)
     assert torch.equal(logits(model, row()), before)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

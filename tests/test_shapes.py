@@ -14,14 +14,15 @@ import tiny
 import torch
 from torch import ones
 
-from ft import divergence, loss
+from ft import activations, divergence, loss, score
 
 IDS = torch.tensor([[2, 30, 40]])
+GEMMA = tiny.build("gemma")
 
 
 def checked(function: Any) -> Callable[..., Any]:
     """A copy of the function whose annotations, strings in ft, are executed with each call."""
-    names = {"Float": jaxtyping.Float, "Int": jaxtyping.Int, "Tensor": torch.Tensor}
+    names = {n: getattr(jaxtyping, n) for n in ("Bool", "Float", "Int")} | {"Tensor": torch.Tensor}
     copy = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__
     )
@@ -52,9 +53,36 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
             [ones(1, 3, 4), ones(50, 4), ones(1, 3)],
         ],
     ),
+    "loss.supervised_score": (
+        loss.supervised_score,
+        [ones(1, 3, 4), ones(50, 4), IDS],
+        [[ones(3, 4), ones(50, 4), IDS], [ones(1, 3, 4), ones(50, 4), ones(1, 3)]],
+    ),
+    "activations.last": (
+        activations.last,
+        [GEMMA, IDS, IDS > 0],
+        [[GEMMA, IDS, IDS[:, 1:]], [GEMMA, IDS[0]], [GEMMA, IDS, ones(1, 3)]],
+    ),
+    "score.score": (
+        score.score,
+        [GEMMA, IDS, IDS > 0, "loss", None, IDS],
+        [
+            [GEMMA, IDS[0]],
+            [GEMMA, ones(1, 3)],
+            [GEMMA, IDS, IDS[:, 1:]],
+            [GEMMA, IDS, ones(1, 3)],
+            [GEMMA, IDS, None, "loss", None, IDS[:, 1:]],
+        ],
+    ),
+    "score.top": (
+        score.top,
+        [GEMMA, IDS, IDS > 0, 4, None, IDS],
+        [[GEMMA, IDS[0]], [GEMMA, IDS, IDS[:, 1:]], [GEMMA, IDS, None, 4, None, IDS[:, 1:]]],
+    ),
+    "score.following": (score.following, [GEMMA, IDS], [[GEMMA, IDS[0]], [GEMMA, ones(1, 3)]]),
     "divergence.logits": (
         divergence.logits,
-        [tiny.build("gemma"), [IDS, IDS[:, :2]]],
+        [GEMMA, [IDS, IDS[:, :2]]],
         [[None, [IDS[0]]], [None, [IDS.repeat(2, 1)]], [None, [ones(1, 3)]]],
     ),
     "divergence.compare": (

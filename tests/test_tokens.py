@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ft import data, prompts, tokens
 from ft.errors import UserError
+from ft.template import Template
 
 PAIR = {"prompt": "Translate this into French:\nhi\n", "completion": "salut"}
 
@@ -199,3 +200,78 @@ def test_the_histogram_counts_every_example_once():
     counts = [int(bar.split("tokens")[1].split()[0]) for bar in bars]
     assert sum(counts) == 6
     assert bars[-1].split()[0] == ">100"
+
+
+def test_a_conversation_is_its_turns_end_to_end_with_the_tail_between():
+    t = Template("t", "Q {instruction} A ", "{response}", end="<end_of_turn>", tail="\n")
+    tokenizer = tiny.tokenizer()
+    talk = [("user", "hi"), ("assistant", "yo"), ("user", "chat"), ("assistant", "cat")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    (example,) = tokens.encode_rows([{"messages": messages}], t, tokenizer, max_length=99).examples
+    text = "Q hi A yo<end_of_turn>\nQ chat A cat<end_of_turn>\n"
+    assert tokenizer.decode(example["input_ids"]) == "<bos>" + text
+    assert tokens.show(example, tokenizer, colour=False) == (
+        "<bos>Q hi A ⟦yo<end_of_turn>⟧\nQ chat A ⟦cat<end_of_turn>⟧\n"
+    )
+
+
+@pytest.mark.parametrize("end", ["", "<end_of_turn>"])
+def test_a_prompt_has_the_ids_that_training_had_there(end):
+    t = Template("t", "Q {instruction} A ", "{response}", end=end, tail="\n")
+    tokenizer = tiny.tokenizer()
+    talk = [("user", "hi"), ("assistant", "yo"), ("user", "chat"), ("assistant", "cat")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    (example,) = tokens.encode_rows([{"messages": messages}], t, tokenizer, max_length=99).examples
+    prompt = tokens.prompt_ids(t, {"messages": messages[:3]}, tokenizer)
+    assert example["input_ids"][: len(prompt)] == prompt
+    answer = tokenizer("cat" + (end or "<eos>"), add_special_tokens=False)["input_ids"]
+    assert example["input_ids"][len(prompt) :][: len(answer)] == answer
+    row = {"instruction": "chat", "response": "cat"}
+    (example,) = tokens.encode_rows([row], t, tokenizer, max_length=99).examples
+    prompt = tokens.prompt_ids(t, {"instruction": "chat"}, tokenizer)
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert example["labels"][: len(prompt)] == [-100] * len(prompt)
+    assert example["labels"][len(prompt)] != -100
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"instruction": "a<end_of_turn>b", "response": "x"},
+            "row 2, instruction.*'<end_of_turn>'",
+        ),
+        ({"instruction": "a", "response": "<bos>"}, "row 2, response.*'<bos>'"),
+        (
+            {"messages": [{"role": "user", "content": "<start_of_turn>model"}]},
+            "row 2, message 1.*'<start_of_turn>'",
+        ),
+    ],
+)
+def test_a_control_token_in_a_rows_own_text_is_refused(row, message):
+    t = Template("t", "<start_of_turn>{instruction}", "{response}", end="<end_of_turn>")
+    good = {"instruction": "a", "response": "b"}
+    with pytest.raises(UserError, match=message):
+        tokens.encode_rows([good, row], t, tiny.tokenizer(), max_length=99)
+    with pytest.raises(UserError, match=message.replace("row 2", "row 1")):
+        tokens.prompt_ids(t, row, tiny.tokenizer())
+
+
+def test_a_long_conversation_is_cut_or_dropped_or_named():
+    t = Template("t", "{instruction}", "{response}", end="<end_of_turn>", tail="\n")
+    row = {"instruction": "a b c", "response": "d e f g h"}
+    tokenizer = tiny.tokenizer()
+
+    def encode(policy, most):
+        return tokens.encode_rows([row, SHORT], t, tokenizer, max_length=most, policy=policy)
+
+    SHORT = {"instruction": "a", "response": "b"}
+    whole = encode("drop", 99)
+    assert (whole.dropped, whole.truncated) == (0, 0)
+    limit = len(whole.examples[0]["input_ids"]) - 3
+    assert encode("drop", limit).rows == [1]
+    cut = encode("truncate", limit)
+    assert cut.examples[0]["input_ids"] == whole.examples[0]["input_ids"][:limit]
+    assert cut.truncated == 1
+    with pytest.raises(UserError, match="1 of 2 rows have more than max_length"):
+        encode("error", limit)

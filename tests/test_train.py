@@ -175,6 +175,18 @@ def test_sharded_processes_train_and_save_all_parameters_like_one(tmp_path):
     assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
 
 
+def test_all_parameters_stopped_and_resumed_are_bit_identical_to_uninterrupted(tmp_path):
+    toy.go(tmp_path / "whole", full=True, rate=1e-3)
+    stopped = spawn(tmp_path / "stopped", "--full", "--rate", "1e-3", "--interrupt", "6")
+    assert "Resumed after step 7" in finish(stopped)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert lines(stopped, "loss") == lines(whole, "loss")
+    assert lines(stopped, "eval_loss") == lines(whole, "eval_loss")
+    ours, theirs = (load_file(place / "model.safetensors") for place in (stopped, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_the_older_version_of_fsdp_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP version 1 keeps no parameter as a matrix"):

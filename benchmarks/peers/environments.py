@@ -28,6 +28,16 @@ ENVIRONMENTS: dict[str, list[list[str]]] = {
             "huggingface_hub==2.4.0",
         ]
     ],
+    "keras": [
+        [
+            "keras==3.15.1",
+            "jax==0.10.2",
+            "torch==2.13.0",
+            "numpy==2.4.6",
+            "safetensors==0.8.0",
+        ]
+    ],
+    "llama": [["llama-cpp-python==0.3.36"]],  # compiled here: needs a C++ compiler and ten minutes
     "unsloth": [
         [
             *COMMON,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "unsloth", "unsloth_zoo")
+PACKAGES += ("keras", "jax", "llama_cpp_python")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Merging: the written model computes what base + adapter compute, or nothing is written."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from ft import lora, models, recurrent
+from ft import generate, lora, models, recurrent
 from ft.errors import UserError
-from ft.lora import merge
+from ft.merge import merge
+from ft.template import Template
 
 PROMPTS = ["Translate this into French:\nHello, my name is Morgane.\n", "Bonjour\n"]
 IDS = tiny.tokenizer()(PROMPTS[0], return_tensors="pt").input_ids
@@ -69,6 +71,58 @@ def test_merged_equals_adapter(kind: str, made: Made, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer(PROMPTS[0]).input_ids == IDS[0].tolist()
     assert not list((tmp_path / "out").glob("adapter*"))
+
+
+CHAT = Template(
+    name="chat",
+    prompt="<start_of_turn>user\n{instruction}<end_of_turn>\n<start_of_turn>model\n",
+    completion="{response}",
+    end="<end_of_turn>",
+    tail="\n",
+)
+
+
+def test_a_chat_template_stops_by_itself_and_travels(made: Made, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, adapter = made("gemma3_text")
+    (Path(base) / "tokenizer.model").write_bytes(b"pieces")
+    spoken = "{% for m in messages %}<start_of_turn>{{ m['content'] }}{% endfor %}"
+    (adapter / "chat_template.jinja").write_text(spoken)
+    row = {"instruction": "Hello, my name is Morgane."}
+    merge(adapter, tmp_path / "out", prompts=[CHAT.prompt_for(row)], template=CHAT)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert plain.generation_config.eos_token_id == [1, 5]
+    assert tokenizer.chat_template == spoken
+    assert tokenizer.apply_chat_template([{"content": "a"}], tokenize=False) == "<start_of_turn>a"
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+
+    tuned = lora.load(models.load(base, precision="fp32"), adapter)
+    (wanted,) = generate.greedy(tuned, tokenizer, CHAT, [row], max_new_tokens=12)
+    inputs = tokenizer(CHAT.prompt_for(row), return_tensors="pt")
+    output = plain.generate(**inputs, max_new_tokens=12, do_sample=False)
+    found = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert CHAT.trim(found) == wanted
+    ended = plain.generate(**inputs, max_new_tokens=12, sequence_bias=[[[5], 1000.0]])
+    assert ended[0, inputs.input_ids.shape[1] :].tolist() == [5]
+
+
+def test_tokens_that_hold_a_stop_string_end_an_answer(made: Made, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    _, adapter = made("gemma3_text")
+    merge(
+        adapter,
+        tmp_path / "out",
+        prompts=PROMPTS,
+        template=dataclasses.replace(CHAT, end="", stop=("\n", "never one token")),
+    )
+    ends = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    texts = tiny.tokenizer().batch_decode([[i] for i in ends])
+    assert texts[0] == "<eos>"
+    assert len(texts) > 1
+    assert all("\n" in text for text in texts[1:])
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}])

@@ -1,0 +1,39 @@
+"""The console that commands write tables to: colours and boxes in a terminal, plain aligned text elsewhere."""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDE = 10_000  # columns of a pipe or file: nothing is wrapped there
+
+
+def standard_output() -> "Console":
+    """Standard output, as wide as its terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDE
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def table(where: "Console", *headings: str, right: tuple[str, ...] = ()) -> "Table":
+    """An empty table; the columns of ``right`` are aligned there, as numbers are."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(box=SIMPLE_HEAD if where.is_terminal else None, pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left")
+    return made
+
+
+def show(where: "Console", made: "Table") -> None:
+    """Print a table; outside of a terminal without the spaces that fill its last column."""
+    if where.is_terminal:
+        where.print(made)
+        return
+    with where.capture() as text:
+        where.print(made)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))

@@ -1,0 +1,104 @@
+"""Int8 weights: inputs all but exact, adapters on top, refused for training."""
+
+import pytest
+import torch
+
+from ft import divergence, generate, hardware, int8, lora, models
+from ft.errors import UserError
+
+needs_vnni = pytest.mark.skipif(not int8.available(), reason="this CPU multiplies no bytes")
+
+
+def layer(out: int = 96, into: int = 64, bias: bool = False) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(into, out, bias=bias)
+
+
+def test_two_int8_parts_hold_sixteen_bits_of_a_number():
+    x = torch.randn(5, 64) * torch.logspace(-3, 3, 5)[:, None]
+    x[3] = 0
+    parts, scale = int8.split(x)
+    assert parts.dtype == torch.int8
+    coarse, fine = parts.double().chunk(2)
+    found = scale.double() * (coarse + fine / int8.FINE)
+    error = (found - x).abs() / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    assert error.max() < 2**-15.5
+
+
+@needs_vnni
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 64), (7, 64), (2, 3, 64)])
+def test_only_the_weights_are_rounded(shape, bias):
+    plain = layer(bias=bias)
+    quantised = int8._class()(plain)
+    x = torch.randn(*shape)
+    steps = plain.weight.abs().amax(1, keepdim=True) / 127
+    assert ((quantised.weight - plain.weight).abs() <= 0.5001 * steps).all()
+    rounded = torch.nn.functional.linear(x, quantised.weight, plain.bias)
+    assert (quantised(x) - rounded).abs().max() < 2e-4 * rounded.abs().max()
+    assert quantised(x.bfloat16()).dtype == torch.bfloat16
+
+
+@needs_vnni
+def test_a_number_that_is_not_finite_stays_so():
+    x = torch.randn(2, 64)
+    x[1, 3] = float("nan")
+    found = int8._class()(layer())(x)
+    assert found[0].isfinite().all()
+    assert not found[1].isfinite().any()
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    "kind", ["gemma", "gemma3_text", "gemma3n", "gemma4_moe", "recurrent_gemma"]
+)
+def test_a_model_in_int8_is_close_to_itself(kind, folder):
+    ids = [torch.randint(6, 300, (1, 24), generator=torch.Generator().manual_seed(0))]
+    plain = models.load(folder(kind), precision="fp32")
+    base = models.load(folder(kind), precision="int8", inference=True)
+    assert base.precision == "int8"
+    assert any("int8" in note for note in base.notes)
+    assert int8.installed(base.model)
+    assert not int8.installed(plain.model)
+    found = divergence.compare(
+        divergence.logits(plain.model, ids), divergence.logits(base.model, ids), bound=1.0
+    )
+    assert 0 < found.kl < 0.02
+    ((answer,),) = generate.generate(base.model, base.tokenizer, ["le chat"], max_new_tokens=5)
+    assert len(answer.ids) == 5
+
+
+@needs_vnni
+def test_an_adapter_goes_on_it(folder, tmp_path):
+    from peft import PeftModel
+
+    trained = lora.attach(models.load(folder("gemma3_text"), precision="fp32"), r=2, alpha=4)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight += 0.2
+    trained.save_pretrained(tmp_path)
+    base = models.load(folder("gemma3_text"), precision="int8", inference=True)
+    loaded = lora.load(base, tmp_path)
+    assert isinstance(loaded, PeftModel)
+    assert int8.installed(loaded)
+    ids = [torch.tensor([[2, 40, 50, 60, 70]])]
+    found = divergence.compare(
+        divergence.logits(trained, ids), divergence.logits(loaded, ids), bound=1.0
+    )
+    assert found.kl < 0.02
+
+
+@needs_vnni
+def test_training_is_refused(folder):
+    with pytest.raises(UserError, match="int8 is for generation"):
+        models.load(folder("gemma"), precision="int8")
+    with pytest.raises(UserError, match="int8 is for generation with the backend transformers"):
+        models.load(folder("gemma"), precision="int8", backend="unsloth", inference=True)
+
+
+def test_it_needs_a_processor_that_multiplies_bytes():
+    for device in ("cpu", "cuda:0", "mps"):
+        machine = hardware.Machine(device, True, True, "something else")
+        with pytest.raises(UserError, match="int8 needs a CPU that .* this is something else"):
+            hardware.choose_precision("int8", machine)
