@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 KEPT = r"\.router\.|\.altup\.|vision|audio|multi_modal"  # small, or not of the language model
 LARGEST = 127
 FINE = 254  # steps of the second part in one of the first: its range is a half step to either side
+ZERO = (
+    128  # what stands for 0 in a byte without a sign: oneDNN has no fast kernel for signed inputs
+)
 
 
 def available() -> bool:
@@ -37,7 +40,7 @@ def installed(model: Any) -> bool:
 
 
 def split(x: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """``x`` [N, I] as two int8 matrices one below the other [2 N, I], and a scale for each row [N, 1].
+    """``x`` [N, I] as two matrices of bytes, one below the other [2 N, I], and a scale for each row [N, 1].
 
     The second is what rounding the first left over, ``FINE`` times as fine: together 16 bits of
     each number, so that only the weights lose anything, at the speed of int8 products.
@@ -48,7 +51,7 @@ def split(x: "Tensor") -> tuple["Tensor", "Tensor"]:
     exact = x / scale
     coarse = exact.round()
     fine = exact.sub_(coarse).mul_(FINE).round_()
-    return torch.cat([coarse, fine]).to(torch.int8), scale
+    return torch.cat([coarse, fine]).add_(ZERO).to(torch.uint8), scale
 
 
 @functools.cache
@@ -71,7 +74,7 @@ def _class() -> Any:
         @property
         def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
             """The weight as it is used [O, I], made anew from the packed one with each call."""
-            ones = torch.eye(self.in_features, dtype=torch.int8)
+            ones = torch.eye(self.in_features, dtype=torch.uint8) + ZERO
             return self._multiply(ones).T
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -84,7 +87,7 @@ def _class() -> Any:
 
         def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
             return torch.ops.onednn.qlinear_pointwise(
-                rows, 1.0, 0, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32,
+                rows, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32,
                 "none", [], "",
             )  # fmt: skip
 

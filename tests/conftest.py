@@ -1,6 +1,7 @@
 """What every test shares: no network, a cache of its own unless it is marked ``real``."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Have them again after each test: training flushes them to zero, of which Hypothesis complains."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

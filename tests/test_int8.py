@@ -18,8 +18,8 @@ def test_two_int8_parts_hold_sixteen_bits_of_a_number():
     x = torch.randn(5, 64) * torch.logspace(-3, 3, 5)[:, None]
     x[3] = 0
     parts, scale = int8.split(x)
-    assert parts.dtype == torch.int8
-    coarse, fine = parts.double().chunk(2)
+    assert parts.dtype == torch.uint8
+    coarse, fine = (parts.double() - int8.ZERO).chunk(2)
     found = scale.double() * (coarse + fine / int8.FINE)
     error = (found - x).abs() / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     assert error.max() < 2**-15.5
