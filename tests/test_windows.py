@@ -275,7 +275,8 @@ def test_a_large_vocabulary_takes_four_bytes(sources, tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
 sys.path[:0] = {paths!r}
 def main():
     import tiny
