@@ -198,7 +198,7 @@ def main(c: Config) -> None:
             "style": c.style,
             "parameters": model.num_parameters(),
             "vocabulary": len(tokenizer),
-            "precision": accelerator.mixed_precision,
+            "precision": "bf16" if half else "fp32",
         },
         lora={},
         template=asdict(prompts.INSTRUCTION["plain"]),
@@ -218,7 +218,7 @@ def main(c: Config) -> None:
         seconds=done.get("seconds", 0.0),
     )
 
-    def validate() -> None:
+    def validate() -> dict[str, float]:
         meter.measure_peak()
         found = pretrain.validate(
             model, fixed, size, batch_size=batch_size, autocast=lambda: accelerator.autocast()
@@ -231,6 +231,7 @@ def main(c: Config) -> None:
         meter.bar.clear()
         at = f"STEP {meter.step} training loss: {meter.mean:.4f} -" if meter.step else "Start,"
         run.say(f"{at} {found}\n  {c.prompt}{answer.text}")
+        return asdict(found)
 
     def save() -> None:
         states = gather_object([windows.state_dict()])  # of each process
@@ -242,8 +243,7 @@ def main(c: Config) -> None:
     stream = iter(windows)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     with checkpoints.signals(meter.asked), meter:
-        if not meter.step:
-            validate()
+        found = {} if meter.step else validate()
         while not meter.over:
             meter.begin()
             # of seed and step alone: a run that goes on drops what it would have dropped
@@ -275,7 +275,7 @@ def main(c: Config) -> None:
             if judge or keep or not meter.step % c.logging_steps:
                 meter.log(learning_rate=rate, grad_norm=float(norm))
             if judge and meter.signal is None:
-                validate()
+                found = validate()
             if keep:
                 save()
     if meter.signal is not None:
@@ -289,7 +289,7 @@ def main(c: Config) -> None:
         run.adopt(r, made)
     samples = [(line["step"], line["sample"]) for line in r.metrics() if "sample" in line]
     r.write("samples.txt", "".join(f"step {step}\n{text}\n\n" for step, text in samples))
-    r.note(training={"steps": meter.step, **meter.figures()})
+    r.note(training={"steps": meter.step, **meter.figures(), **found})
     report.curve(r.folder)
     report.learning_rate(r.folder)
     run.finish(r)

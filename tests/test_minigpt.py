@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from ft import dropout, generate, models, score, speed
+from ft import dropout, generate, models, optim, score, speed
 from ft.errors import UserError
 from ft.minigpt import MiniGPTForCausalLM
 from ft.minigpt_config import MODERN, MiniGPTConfig
@@ -285,3 +285,22 @@ def test_dropout_is_on_in_training_alone():
     first = model(IDS).logits
     torch.manual_seed(3)
     assert torch.equal(model(IDS).logits, first)
+
+
+def test_matrices_of_the_blocks_decay_and_are_muons(model):
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = optim.muon(model, learning_rate=0.1, weight_decay=0.2)
+    inner, rest = (
+        {names[id(p)] for group in o.param_groups for p in group["params"]} for o in (muon, adamw)
+    )
+    assert inner == {n for n in names.values() if "_proj.weight" in n}
+    assert inner | rest == set(names.values())
+    assert not inner & rest
+    assert muon.param_groups[0]["weight_decay"] == 0.2
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.0}
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model(IDS, labels=IDS).loss.backward()
+    for optimizer in (muon, adamw):
+        optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(names.values())

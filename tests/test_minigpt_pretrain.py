@@ -100,6 +100,7 @@ def test_it_learns_and_leaves_a_model(style, text, tmp_path, capsys):
     record = run.read(place)
     assert record["training"]["steps"] == 40
     assert record["training"]["tokens"] == 40 * 4 * 16
+    assert record["training"]["bits_per_byte"] == end["bits_per_byte"]
     names = {file.name for file in place.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
     assert {"loss.png", "learning_rate.png", "samples.txt", "config.yaml"} <= names
