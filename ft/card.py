@@ -78,12 +78,10 @@ def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, st
 
 
 def _template(template: dict[str, Any]) -> str:
-    """What the model was trained on, in the keys of a template's YAML file."""
-    import yaml
-
+    """What the model was trained on, in the keys of a template's YAML file; JSON is YAML."""
     filled = {key: value for key, value in template.items() if value}
-    text = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True, width=float("inf"))
-    return _fence(text, "yaml") if filled else ""
+    lines = [f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in filled.items()]
+    return _fence("\n".join(lines), "yaml")
 
 
 def _scores(test: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """The mini-GPT: a small decoder to read in one sitting and to pretrain, as a book has it and as one builds it today.
 
-``ft.minigpt_config`` has the switches between the two. Importing this module tells transformers of
-it, so that ``AutoModelForCausalLM.from_pretrained`` loads it; it subclasses transformers' classes, so
-other modules import it only where they need it.
+``ft.minigpt_config`` has the switches between the two. Importing this module tells transformers of it,
+so that ``AutoModelForCausalLM.from_pretrained`` loads it; others import it only where they need it.
 
     B rows   T new tokens   S tokens with the cached ones   D width   H heads   V vocabulary
 """
@@ -125,7 +124,6 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
     config_class = MiniGPTConfig
     config: MiniGPTConfig
     base_model_prefix = "model"
-    _no_split_modules = ["Block"]
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
 
     @torch.no_grad()
@@ -145,8 +143,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
     """Embeddings and blocks: ids in, the last hidden states out."""
 
     def __init__(self, config: MiniGPTConfig) -> None:
-        super().__init__(config)
-        c = config
+        super().__init__(c := config)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         if not c.rope:
             self.embed_positions = nn.Embedding(c.max_position_embeddings, c.hidden_size)
@@ -180,8 +177,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past:end]  # [B, T]
         elif position_ids is None:
             position_ids = torch.arange(past, end, device=x.device)[None]  # [1, T]
-        most = c.max_position_embeddings
-        if end > most and position_ids.max() >= most:
+        if end > (most := c.max_position_embeddings) and position_ids.max() >= most:
             raise UserError(f"{end} tokens are more than the model's {most} positions")
         mask = create_causal_mask(c, x, attention_mask, cache, position_ids)
         turn = None
@@ -199,7 +195,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
             states += [x] * output_hidden_states
         x = self.norm(x) if c.pre_norm else x
         every = (*states[:-1], x) if output_hidden_states else None
-        return BaseModelOutputWithPast(x, past_key_values=cache, hidden_states=every)
+        return BaseModelOutputWithPast(x, cache, every)
 
 
 class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
@@ -229,16 +225,15 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         """
         if labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
-        kwargs |= {"use_cache": False} if shift_labels is not None else {}
-        found = self.model(input_ids, **kwargs)
-        hidden, loss, logits = found.last_hidden_state, None, None
+        kept = {} if shift_labels is None else {"use_cache": False}
+        found = self.model(input_ids, **kwargs | kept)
+        hidden, *rest = found.last_hidden_state, found.past_key_values, found.hidden_states
         if shift_labels is None:
-            logits = self.lm_head(hidden[:, -logits_to_keep:])
-        else:
-            targets = shift_labels.flatten()
-            count = num_items_in_batch or (targets != IGNORE).sum().clamp(min=1)
-            loss = self._summed_loss(hidden.flatten(0, 1), targets) / count
-        return CausalLMOutputWithPast(loss, logits, found.past_key_values, found.hidden_states)
+            return CausalLMOutputWithPast(None, self.lm_head(hidden[:, -logits_to_keep:]), *rest)
+        targets = shift_labels.flatten()
+        count = num_items_in_batch or (targets != IGNORE).sum().clamp(min=1)
+        loss = self._summed_loss(hidden.flatten(0, 1), targets) / count
+        return CausalLMOutputWithPast(loss, None, *rest)
 
     def _summed_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of rows [N, D] against targets [N], summed."""
