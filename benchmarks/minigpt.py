@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from peers.environments import python_of
 from peers.interleaved import measure as take_turns
@@ -62,6 +62,7 @@ class Config:
     data: str = "../shared/data/wikitext-2"  # a corpus, as the recipe takes it
     vocab_size: int = 32_000  # pieces of the tokenizer that is made of it
     batch_size: int = 16  # windows of 256; the book's 64 need 15 GB for each peer but ft
+    precision: Literal["fp32", "bf16"] = "fp32"  # of ft's products; the peers' are in fp32
     steps: int = 5  # the first one warms up and is not timed
     peers: tuple[str, ...] = tuple(PEERS)  # the first is what the others are compared with
     generate: bool = True  # also 256 tokens with and without a cache
@@ -128,6 +129,7 @@ def prepare(c: Config, folder: Path) -> dict[str, Any]:
     flags += ["--vocab-size", str(c.vocab_size), "--per-device-train-batch-size", str(c.batch_size)]
     flags += ["--max-steps", str(c.steps + 1), "--valid-tokens", "1024", "--logging-steps", "1"]
     flags += ["--warmup-steps", "1", "--eval-steps", "1000000", "--save-steps", "1000000"]
+    flags += ["--precision", c.precision]
     place = folder / "prepared"
     task = {"recipe": str(RECIPE), "flags": flags, "steps": c.steps + 1, "output": str(place)}
     if start(sys.executable, "minigpt_prepare.py", task, c.threads).wait():

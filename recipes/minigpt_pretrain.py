@@ -75,7 +75,9 @@ class Config:
     )
     per_device_train_batch_size: int = 16  # windows, in each process
     gradient_accumulation_steps: int = 1  # batches in one optimizer step
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of products; auto: bf16 on a GPU
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # of products; auto: bf16 where the hardware has it
+    )
     torch_compile: Literal["auto", "yes", "no"] = "auto"  # auto: on a GPU; on a CPU it did not pay
 
     # Run
@@ -144,11 +146,13 @@ def main(c: Config) -> None:
     from accelerate import Accelerator
     from accelerate.utils import gather_object, set_seed
 
-    from ft import generate, hub, minigpt, report, samplers
+    from ft import generate, hardware, hub, minigpt, report, samplers
 
     run.say(environment.use_all_cores())
-    gpu = torch.cuda.is_available()
-    half = c.precision == "bf16" or (c.precision == "auto" and gpu)
+    on, gpu = hardware.machine(), torch.cuda.is_available()
+    able = on.bf16 and (gpu or on.device == "cpu")
+    half = c.precision == "bf16" or (c.precision == "auto" and able)
+    run.say(f"products in {'bf16' if half else 'fp32'} on {on.name}")
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
     with accelerator.local_main_process_first():
         tokenizer = load_tokenizer(c)

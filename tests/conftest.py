@@ -41,6 +41,14 @@ def subnormal_numbers():
         torch.set_flush_denormal(False)
 
 
+@pytest.fixture(autouse=True)
+def accelerate_state():
+    """Forget it after each test: Accelerate keeps a process to the precision of its first run."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """A function from a kind to its tiny model's folder, written once."""

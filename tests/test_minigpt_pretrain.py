@@ -33,6 +33,7 @@ TINY = {
     "shuffle-buffer": 8,
     "valid-tokens": 320,
     "workers": 0,
+    "precision": "fp32",
     "prompt": "The cat",
 }
 
@@ -180,6 +181,14 @@ def test_a_signal_saves_a_checkpoint_to_go_on_from(text, tmp_path, monkeypatch, 
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     train(text, tmp_path / "run", resume_from_checkpoint="last")
     assert run.read(tmp_path / "run")["training"]["steps"] == 4
+
+
+def test_bf16_products_learn_too(text, tmp_path):
+    place = train(text, tmp_path / "run", precision="bf16", style="book", max_steps=20)
+    record = run.read(place)
+    assert record["model"]["precision"] == "bf16"
+    assert record["training"]["eval_loss"] < math.log(400) - 0.5
+    assert {tensor.dtype for tensor in weights(place).values()} == {torch.float32}
 
 
 def test_accumulation_changes_nothing_but_rounding(text, tmp_path):
