@@ -19,7 +19,7 @@ class Machine:
     bf16: bool  # bfloat16 matrix products run in hardware
     nf4: bool  # bitsandbytes can quantise here
     name: str  # for people
-    int8: bool = False  # bytes are multiplied in hardware
+    int8: bool = False  # PyTorch multiplies by bytes with vectors
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,10 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         return Choice("nf4", compute, f"asked for; computes in {compute}")
     if precision == "int8" and not on.int8:
         raise UserError(
-            f"precision int8 needs a CPU that multiplies bytes (AVX512-VNNI, AVX-VNNI or AMX), and "
-            f"this is {on.name}. Use bf16 or fp32."
+            f"precision int8 needs a CPU with AVX2 or AVX512, and this is {on.name}. Use bf16 or fp32."
         )
     if precision == "int8":
-        return Choice("int8", "float32", "asked for; weights of 8 bits, all else in float32")
+        return Choice("int8", "float32", "asked for; weights of 8 bits, between layers float32")
     if precision == "fp32":
         return Choice("fp32", "float32", "asked for")
     if precision == "bf16":

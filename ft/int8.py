@@ -1,4 +1,4 @@
-"""Linear layers with int8 weights, for inference on a CPU: a scale for each output, and inputs all but exact."""
+"""Linear layers with int8 weights, for inference on a CPU: a scale for each output, inputs in bf16."""
 
 import functools
 import re
@@ -9,19 +9,16 @@ if TYPE_CHECKING:
 
 KEPT = r"\.router\.|\.altup\.|vision|audio|multi_modal"  # small, or not of the language model
 LARGEST = 127
-FINE = 254  # steps of the second part in one of the first: its range is a half step to either side
-ZERO = (
-    128  # what stands for 0 in a byte without a sign: oneDNN has no fast kernel for signed inputs
-)
+ROWS = 16  # beyond them a weight is read once into fp32, piece by piece, rather than for each row
+WIDTH = 16  # the kernel for few rows reads a weight's rows by so many, and beyond their end
+PIECE = 2**20  # weights at a time, which stay in the processor's cache
 
 
 def available() -> bool:
-    """Whether this processor multiplies bytes in hardware (AVX512-VNNI, AVX-VNNI or AMX)."""
+    """Whether PyTorch multiplies by bytes with this processor's vectors (AVX2 or AVX512)."""
     import torch
 
-    able = torch.cpu.get_capabilities()
-    names = ("avx512_vnni", "avx_vnni", "avxvnni", "amx_int8")
-    return torch.backends.mkldnn.is_available() and any(able.get(name) for name in names)
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def install(model: Any) -> None:
@@ -39,19 +36,21 @@ def installed(model: Any) -> bool:
     return any(isinstance(module, _class()) for module in model.modules())
 
 
-def split(x: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """``x`` [N, I] as two matrices of bytes, one below the other [2 N, I], and a scale for each row [N, 1].
+def product(x: "Tensor", whole: "Tensor", scale: "Tensor") -> "Tensor":
+    """``x @ (whole * scale[:, None]).T`` for x [N, I], whole int8 [O, I] and scale bf16 [O], in x's dtype.
 
-    The second is what rounding the first left over, ``FINE`` times as fine: together 16 bits of
-    each number, so that only the weights lose anything, at the speed of int8 products.
+    Few rows are rounded to bf16 and read the weight as bytes: a batch of one takes as long as that.
     """
     import torch
 
-    scale = x.abs().amax(-1, keepdim=True).div_(LARGEST).clamp_(min=1e-30)
-    exact = x / scale
-    coarse = exact.round()
-    fine = exact.sub_(coarse).mul_(FINE).round_()
-    return torch.cat([coarse, fine]).add_(ZERO).to(torch.uint8), scale
+    if len(x) <= ROWS and x.shape[1] % WIDTH == 0:
+        return torch.ops.aten._weight_int8pack_mm(x.bfloat16(), whole, scale).to(x.dtype)
+    found = x.new_empty(len(x), len(whole))
+    step = max(1, PIECE // whole.shape[1])
+    for start in range(0, len(whole), step):
+        piece = slice(start, start + step)
+        torch.mm(x, whole[piece].to(x.dtype).T, out=found[:, piece])
+    return found.mul_(scale)
 
 
 @functools.cache
@@ -59,36 +58,27 @@ def _class() -> Any:
     import torch
 
     class Int8Linear(torch.nn.Linear):
-        """A linear layer whose weight is int8, packed for oneDNN. PEFT's adapters go on it as on any."""
+        """A linear layer whose weight is int8. PEFT's adapters go on it as on any."""
 
         def __init__(self, linear: torch.nn.Linear) -> None:
             torch.nn.Module.__init__(self)
             self.in_features, self.out_features = linear.in_features, linear.out_features
             weight = linear.weight.detach().float()
-            scale = weight.abs().amax(1).div_(LARGEST).clamp_(min=1e-30)
-            whole = (weight / scale[:, None]).round_().to(torch.int8)
-            self.bias = None if linear.bias is None else torch.nn.Parameter(linear.bias.detach())
-            self._packed = torch.ops.onednn.qlinear_prepack(whole, [2, self.in_features])
-            self._scale, self._zero = scale, torch.zeros(len(scale), dtype=torch.int32)
+            self._scale = weight.abs().amax(1).div_(LARGEST).clamp_(min=1e-30).bfloat16()
+            steps = (
+                weight / self._scale.float()[:, None]
+            ).round_()  # `weight` may be the embedding's
+            self._whole = steps.clamp_(-LARGEST, LARGEST).to(torch.int8)
+            self.bias = None if linear.bias is None else linear.bias.detach()
 
         @property
         def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-            """The weight as it is used [O, I], made anew from the packed one with each call."""
-            ones = torch.eye(self.in_features, dtype=torch.uint8) + ZERO
-            return self._multiply(ones).T
+            """The weight as it is used [O, I], made anew with each call."""
+            return self._whole * self._scale.float()[:, None]
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
-            rows, scale = split(input.reshape(-1, self.in_features).float())
-            found = self._multiply(rows)
-            coarse, fine = found[: len(scale)], found[len(scale) :]
-            found = torch.add(coarse, fine, alpha=1 / FINE).mul_(scale)
+            found = product(input.reshape(-1, self.in_features), self._whole, self._scale)
             found = found.view(*input.shape[:-1], self.out_features)
-            return (found if self.bias is None else found + self.bias).to(input.dtype)
-
-        def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-            return torch.ops.onednn.qlinear_pointwise(
-                rows, 1.0, ZERO, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32,
-                "none", [], "",
-            )  # fmt: skip
+            return found if self.bias is None else found.add_(self.bias)
 
     return Int8Linear

@@ -1,4 +1,4 @@
-"""Int8 weights: inputs all but exact, adapters on top, refused for training."""
+"""Int8 weights: close to the weights they stand for, adapters on top, refused for training."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from ft import divergence, generate, hardware, int8, lora, models
 from ft.errors import UserError
 
-needs_vnni = pytest.mark.skipif(not int8.available(), reason="this CPU multiplies no bytes")
+needs_vectors = pytest.mark.skipif(not int8.available(), reason="no AVX2 on this CPU")
 
 
 def layer(out: int = 96, into: int = 64, bias: bool = False) -> torch.nn.Linear:
@@ -14,32 +14,27 @@ def layer(out: int = 96, into: int = 64, bias: bool = False) -> torch.nn.Linear:
     return torch.nn.Linear(into, out, bias=bias)
 
 
-def test_two_int8_parts_hold_sixteen_bits_of_a_number():
-    x = torch.randn(5, 64) * torch.logspace(-3, 3, 5)[:, None]
-    x[3] = 0
-    parts, scale = int8.split(x)
-    assert parts.dtype == torch.uint8
-    coarse, fine = (parts.double() - int8.ZERO).chunk(2)
-    found = scale.double() * (coarse + fine / int8.FINE)
-    error = (found - x).abs() / x.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-    assert error.max() < 2**-15.5
-
-
-@needs_vnni
+@needs_vectors
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 64), (7, 64), (2, 3, 64)])
-def test_only_the_weights_are_rounded(shape, bias):
+@pytest.mark.parametrize("shape", [(1, 64), (7, 64), (2, 3, 64), (int8.ROWS + 1, 64), (5, 9, 64)])
+def test_a_layer_multiplies_by_rounded_weights(shape, bias, monkeypatch):
+    monkeypatch.setattr(int8, "PIECE", 40 * 64)  # the last piece is a smaller one
     plain = layer(bias=bias)
+    before = plain.weight.clone()
     quantised = int8._class()(plain)
+    assert torch.equal(plain.weight, before)
     x = torch.randn(*shape)
     steps = plain.weight.abs().amax(1, keepdim=True) / 127
-    assert ((quantised.weight - plain.weight).abs() <= 0.5001 * steps).all()
+    # half a step, and at the largest weights what rounding the scale to bf16 takes from 127 of them
+    assert ((quantised.weight - plain.weight).abs() <= 0.76 * steps).all()
     rounded = torch.nn.functional.linear(x, quantised.weight, plain.bias)
-    assert (quantised(x) - rounded).abs().max() < 2e-4 * rounded.abs().max()
+    few = x.numel() // 64 <= int8.ROWS
+    error = (quantised(x) - rounded).abs().max() / rounded.abs().max()
+    assert error < (2**-8 if few else 1e-6)
     assert quantised(x.bfloat16()).dtype == torch.bfloat16
 
 
-@needs_vnni
+@needs_vectors
 def test_a_number_that_is_not_finite_stays_so():
     x = torch.randn(2, 64)
     x[1, 3] = float("nan")
@@ -48,7 +43,7 @@ def test_a_number_that_is_not_finite_stays_so():
     assert not found[1].isfinite().any()
 
 
-@needs_vnni
+@needs_vectors
 @pytest.mark.parametrize(
     "kind", ["gemma", "gemma3_text", "gemma3n", "gemma4_moe", "recurrent_gemma"]
 )
@@ -68,7 +63,7 @@ def test_a_model_in_int8_is_close_to_itself(kind, folder):
     assert len(answer.ids) == 5
 
 
-@needs_vnni
+@needs_vectors
 def test_an_adapter_goes_on_it(folder, tmp_path):
     from peft import PeftModel
 
@@ -89,7 +84,7 @@ def test_an_adapter_goes_on_it(folder, tmp_path):
     assert found.kl < 0.02
 
 
-@needs_vnni
+@needs_vectors
 def test_training_is_refused(folder):
     with pytest.raises(UserError, match="int8 is for generation"):
         models.load(folder("gemma"), precision="int8")
@@ -97,8 +92,8 @@ def test_training_is_refused(folder):
         models.load(folder("gemma"), precision="int8", backend="unsloth", inference=True)
 
 
-def test_it_needs_a_processor_that_multiplies_bytes():
+def test_it_needs_a_processor_with_vectors():
     for device in ("cpu", "cuda:0", "mps"):
         machine = hardware.Machine(device, True, True, "something else")
-        with pytest.raises(UserError, match="int8 needs a CPU that .* this is something else"):
+        with pytest.raises(UserError, match="int8 needs a CPU with AVX2 .* this is something else"):
             hardware.choose_precision("int8", machine)
