@@ -11,7 +11,7 @@ def main() -> None:
     job, pipe = open_job()
     import torch
 
-    from ft import environment, lora, loss, models, run, train
+    from ft import environment, lora, loss, models, optim, run, train
 
     environment.use_all_cores()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -27,6 +27,8 @@ def main() -> None:
         run=run.start(Path(job.output) / "run", recipe=__file__, config_yaml="", seed=42),
         validate=lambda: 0.0,  # not part of a step
         learning_rate=job.learning_rate,
+        optim=optim.choose(job.optim),
+        gradient_checkpointing=job.gradient_checkpointing,
         lr_scheduler_type="constant",
         max_grad_norm=1e9,
         max_steps=job.steps + 1,

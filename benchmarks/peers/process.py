@@ -11,17 +11,24 @@ from ft.errors import UserError
 from ft.files import write_json
 
 SCRIPTS = Path(__file__).resolve().parent
+GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # several would share batches
 
 
 class Worker:
     """A running script of this folder and the pipe to it."""
 
     def __init__(
-        self, name: str, python: str, script: str, job: dict[str, Any], threads: int
+        self,
+        name: str,
+        python: str,
+        script: str,
+        job: dict[str, Any],
+        threads: int,
+        device: str = "cpu",
     ) -> None:
         begin = time.perf_counter()
         self.name, self._log = name, Path(job["output"]) / "log.txt"
-        self._process = start(python, script, job, threads)
+        self._process = start(python, script, job, threads, device)
         self.started = self._read() | {"start_s": time.perf_counter() - begin}
 
     def step(self) -> dict[str, Any]:
@@ -45,8 +52,11 @@ class Worker:
         raise UserError(f"{self.name} ended with status {status}; its last words:\n  {end}")
 
 
-def start(python: str, script: str, job: dict[str, Any], threads: int) -> subprocess.Popen[str]:
-    """Start a script with its job as JSON: offline, no GPU, and no thread spins when it has no work.
+def start(
+    python: str, script: str, job: dict[str, Any], threads: int, device: str = "cpu"
+) -> subprocess.Popen[str]:
+    """Start a script with its job as JSON: offline, no GPU (or, for ``cuda``, one), and no thread spins
+    when it has no work.
 
     ``job["output"]``, a folder that must not exist yet, gets the job, the log and what the script
     writes.
@@ -58,7 +68,7 @@ def start(python: str, script: str, job: dict[str, Any], threads: int) -> subpro
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else GPU,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -1,4 +1,4 @@
-"""Peer: Unsloth's CPU path: ``FastLanguageModel`` and TRL's trainer as Unsloth patches it."""
+"""Peer: Unsloth: ``FastLanguageModel`` and TRL's trainer as Unsloth patches it."""
 
 from worker import load_adapter, open_job, step_callback
 
@@ -16,7 +16,7 @@ def main() -> None:
         job.model,
         max_seq_length=job.max_length,
         dtype=torch.float32 if fp32 else None,
-        load_in_4bit=False,
+        load_in_4bit=job.precision == "nf4",
     )
     model = FastLanguageModel.get_peft_model(model, **job.lora())
     load_adapter(model, job.adapter)

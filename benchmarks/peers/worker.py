@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "unsloth", "unsloth_zoo")
-PACKAGES += ("keras", "jax", "llama_cpp_python")
+PACKAGES += ("bitsandbytes", "keras", "jax", "llama_cpp_python")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,15 @@ class Job:
     adapter: str  # PEFT folder: the adapter's settings and its initial weights
     rows: str  # JSON lines with "input_ids" and "labels", in training order
     output: str  # folder for whatever the peer insists on writing
-    precision: str  # "fp32", or "auto": what the peer chooses by itself
+    precision: str  # "fp32", "nf4", or "auto": what the peer chooses by itself
     batch_size: int  # examples per optimizer step
     steps: int
     learning_rate: float
     max_length: int  # tokens; no row is longer
+    device: str = "cpu"  # or "cuda"
+    # of ft's recipe; the others keep their own
+    optim: str = "adamw"
+    gradient_checkpointing: bool = False
 
     def read_rows(self) -> list[dict[str, list[int]]]:
         """The encoded examples, in training order."""
@@ -45,7 +49,8 @@ class Job:
         precision = {"bf16": False} if self.precision == "fp32" else {}
         return precision | {
             "output_dir": self.output,
-            "use_cpu": True,  # without it TRL's default, bf16, is refused where there is no GPU
+            # without it TRL's default, bf16, is refused where there is no GPU
+            "use_cpu": self.device == "cpu",
             "per_device_train_batch_size": self.batch_size,
             "max_steps": self.steps + 1,  # the pipe closes before the last one
             "learning_rate": self.learning_rate,
@@ -70,11 +75,10 @@ class Pipe:
         """Report the step since the last call, if there was one, then sleep until the next is due.
 
         A step lasts from one call to the next, so fetching a batch and logging are counted. The
-        process ends here when the driver closes the pipe.
+        process ends here when the driver closes the pipe. ``peak_mib`` is of the process so far; on a
+        GPU of the tensors since the last call.
         """
-        report: dict[str, Any] = {
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        }
+        report: dict[str, Any] = {"peak_mib": _peak_mib()}
         if self._started is None:
             report["versions"] = _versions()
         else:
@@ -117,6 +121,16 @@ def load_adapter(model: Any, folder: str) -> None:
 
     result = set_peft_model_state_dict(model, load_file(Path(folder) / "adapter_model.safetensors"))
     assert not result.unexpected_keys, result.unexpected_keys
+
+
+def _peak_mib() -> float:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def _cpu_seconds() -> float:
