@@ -18,6 +18,8 @@ Fine-tune Google's Gemma models. Training is a recipe; `ft` does what comes befo
   accelerate launch recipes/mtnt_lora.py
   ft translate runs/mtnt_lora "idk what ur talking about lol"
   ft eval runs/mtnt_lora --data PATH/TO/MTNT
+  ft eval runs/gsm8k_lora --tasks gsm8k,hellaswag     standard benchmarks, by lm-eval
+  ft solve runs/gsm8k_lora "A pen costs 3 dollars. How much do 12 cost?"    vote among chains
   ft chat runs/mtnt_lora              questions and answers; /base asks the base model too
   ft serve runs/mtnt_lora             the same over HTTP, for OpenAI's clients
   ft merge runs/mtnt_lora merged/     a plain transformers model
@@ -27,17 +29,20 @@ Fine-tune Google's Gemma models. Training is a recipe; `ft` does what comes befo
   ft samplers "The capital of France is"    what each sampler keeps, as a picture
   ft summary embedded                       modules, attention, positions, sizes
   ft push runs/mtnt_lora --repo NAME/REPO
+  ft reward PAIRS --run RUN --out DIR a reward model, learnt from pairs
   ft tokenizer train CORPUS --out DIR a SentencePiece tokenizer, to pretrain with
 """
 
 # commands that are modules of their own: `arguments(parser)` names the options that `command(...)` takes
 MODULES: dict[str, tuple[str, str]] = {
-    "eval": ("eval_command", "Base against tuned: loss, BLEU, chrF, ROUGE-L, samples."),
+    "eval": ("eval_command", "Base against tuned: loss, scores, samples; standard benchmarks."),
+    "solve": ("solve_command", "Draw chains of thought for a question and let them vote."),
     "merge": ("merge", "Merge an adapter into its base and check that the logits agree."),
     "export": ("export", "Write a run or a model as one GGUF file, for llama.cpp."),
     "chat": ("chat", "Talk with a run or a model."),
     "serve": ("serve", "Serve a run over HTTP, as OpenAI's clients expect it."),
     "plan": ("plan", "Memory and time of a run, before anything is loaded or downloaded."),
+    "reward": ("reward_command", "Train a reward model on pairs of a better and a worse answer."),
     "tokenizer": ("tokenizer_training", "Train a tokenizer on a corpus."),
     "generate": ("generate_command", "Write on from a prompt, by any sampler."),
     "score": ("score_command", "Show how likely a model finds a text, token by token."),
@@ -113,27 +118,28 @@ def check(recipe: Path, rest: list[str]) -> None:
     check_folder(
         config.output_dir,
         overwrite=config.overwrite_output_dir,
-        resume=config.resume_from_checkpoint,
+        resume=getattr(config, "resume_from_checkpoint", None),
     )
     print(f"output {config.output_dir}\nok")
 
 
 def show(recipe: Path, rest: list[str], examples: int) -> None:
     """What the model of a recipe will see."""
-    from ft import models, runs, tokens
+    from ft import models, runs, tokens, vision
 
     module, config = runs.recipe(recipe, rest, pairs=True)
+    sees = hasattr(config, "train_vision")
+    see = vision.reader(config.model_name_or_path) if sees else None
     tokenizer = models.load_tokenizer(config.model_name_or_path)
     template = module.template(config, tokenizer)
     for split, rows in module.rows(config).items():
-        encoded = tokens.encode_rows(
-            rows,
-            template,
-            tokenizer,
-            max_length=config.max_length,
-            policy=getattr(config, "length_policy", "drop"),
-            seed_parity=getattr(config, "second_bos", False),
-        )
+        options: dict = {"max_length": config.max_length}
+        options["policy"] = getattr(config, "length_policy", "drop")
+        if see:
+            encoded = vision.encode(rows, template, tokenizer, see, **options)
+        else:
+            options["seed_parity"] = getattr(config, "second_bos", False)
+            encoded = tokens.encode_rows(rows, template, tokenizer, **options)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
         if split == "train":

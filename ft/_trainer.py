@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,19 @@ class Trainer(SFTTrainer):
         optimizer_name: optim.Name,
         fingerprint: dict[str, Any],
         callbacks: list[Any],
+        batch: Callable[[Sequence[Example]], dict[str, torch.Tensor]] | None = None,
     ) -> None:
+        self.batch = batch
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
         self.fingerprint = fingerprint
         self.tokens_seen = self.supervised_seen = 0
-        batch = args.per_device_train_batch_size * args.world_size  # of all processes
-        step = batch * args.gradient_accumulation_steps
+        size = args.per_device_train_batch_size * args.world_size  # of all processes
+        step = size * args.gradient_accumulation_steps
         lengths = [len(example["input_ids"]) for example in examples]
         unpadded = packing or args.per_device_train_batch_size == 1
-        self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, batch)
+        self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, size)
         # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
         trained = model.named_parameters() if hasattr(model, "peft_config") else ()
         adapters = {n: p.data.clone() for n, p in trained if p.requires_grad}
@@ -94,6 +96,8 @@ class Trainer(SFTTrainer):
         # sharded parameters are gathered in each forward, so all processes must run as many
         capacity = sum(self.order.lengths) if self.is_fsdp_enabled else self.row_length
         filled = [e for e in examples if not is_blank(e)] or examples[:1]
+        if self.batch:
+            return {"rows": [self.batch(filled)]}
         rows = layout(filled, packing=self.packing, capacity=capacity, pad=self.pad)
         return {"rows": rows}
 

@@ -61,9 +61,10 @@ def before_after(
         plain = name == "base" and base is None
         with model.disable_adapter() if plain else contextlib.nullcontext():
             seen = likelihood(judged, examples, packing=packing, pad=pad, progress=True)
-            answers = _answers(judged, tokenizer, template, prompts, max_new_tokens)
+            found = write(judged, tokenizer, template, prompts, max_new_tokens=max_new_tokens)
+            answers = [answer for (answer,) in found]
         texts[name] = [template.trim(answer.text) for answer in answers]
-        result[name] = _summary(seen, answers[:-1]) | {"answer": texts[name].pop()}
+        result[name] = summary(seen, answers[:-1]) | {"answer": texts[name].pop()}
     references = [reference for _, reference in asked]
     found = scores(texts, references)
     for name in ("base", "tuned"):
@@ -83,16 +84,17 @@ def before_after(
     return result
 
 
-def _summary(seen: Likelihood, answers: Sequence[Answer]) -> dict[str, Any]:
+def summary(seen: Likelihood, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The likelihood's values, the share of answers that ended by themselves, and their mean length."""
     values = asdict(seen) | {"perplexity": seen.perplexity}
     values["stopped"] = sum(a.reason != "length" for a in answers) / len(answers)
     return values | {"answer_tokens": sum(len(a.ids) for a in answers) / len(answers)}
 
 
-def _answers(
-    model: Any, tokenizer: Any, template: Template, prompts: list[list[int]], max_new_tokens: int
-) -> list[Answer]:
-    """One greedy answer to each prompt; several processes share the work, but where they share the model."""
+def write(
+    model: Any, tokenizer: Any, template: Template, prompts: list[list[int]], **options: Any
+) -> list[list[Answer]]:
+    """``generate``'s answers to each prompt; several processes share the work, but where they share the model."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType, gather_object
 
@@ -107,11 +109,11 @@ def _answers(
         model,
         tokenizer,
         [prompts[i] for i in mine],
-        max_new_tokens=max_new_tokens,
         template=template,
         progress=state.is_main_process,
+        **options,
     )
-    pairs = [(i, answer) for i, (answer,) in zip(mine, found, strict=True)]
+    pairs = list(zip(mine, found, strict=True))
     by_row = dict(gather_object(pairs) if apart else pairs)
     return [by_row[i] for i in range(len(prompts))]
 

@@ -100,6 +100,9 @@ def _scores(test: dict[str, Any]) -> str:
         "lines": test.get("n"),
         "examples of the loss": test.get("n_likelihood"),
         "longest answer in tokens": test.get("max_new_tokens"),
+        "chains for each question": test.get("chains"),
+        "temperature": test.get("temperature"),
+        "best of several": test.get("reward"),
     }
     return _table(columns, rows) + note + _facts(counts | signatures)
 

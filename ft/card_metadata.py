@@ -25,6 +25,13 @@ METRICS = {
     "rouge_l": ("ROUGE-L", "rouge"),
     "stopped": ("share of answers that stopped by themselves", None),
     "answer_tokens": ("tokens of an answer", None),
+    "answered": ("share of chains that came to a number", None),
+    "majority_1": ("right (%), one sampled chain", "accuracy"),
+    **{
+        f"{choice}_{n}": (f"right (%), {choice} of {n} chains", kind)
+        for n in (4, 16)
+        for choice, kind in (("majority", "accuracy"), ("best", "accuracy"), ("any", None))
+    },
 }
 # on the Hub under that name, whatever place they were read from
 KNOWN_DATA = {"databricks-dolly-15k": "databricks/databricks-dolly-15k"}

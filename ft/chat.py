@@ -5,9 +5,10 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from ft import partner
+from ft import images, partner
 from ft.conversation import Conversation
 from ft.errors import UserError, nearest
 from ft.partner import Pieces
@@ -19,6 +20,7 @@ COMMANDS = """\
 /temperature [T]   0 is the most likely answer, 1 draws by the model's probabilities; without T, show it
 /base [QUESTION]   ask the base and the tuned model the same, side by side; without one, the last
                    question. It does not become part of the conversation
+/image FILE        show a picture with the next question (start with --image for the first one)
 /help              this list
 /quit              leave, as the end of input does
 Ctrl-C stops an answer. A line that begins with a space is a question even if a / follows."""
@@ -37,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of what is drawn (default 0)")
     add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
     add("--template", help="of a MODEL: chat, book, dolly, alpaca, plain, or a YAML file")
+    add("--image", action="append", default=[], help="show it with the first question; repeatable")
 
 
 def command(
@@ -48,14 +51,17 @@ def command(
     seed: int,
     precision: str,
     template: str | None,
+    image: Sequence[str] = (),
 ) -> None:
     """Load, and answer until the input ends."""
+    shown = [images.open_image(path) for path in image]
     partner.sampler(temperature, top_p)  # a fault in an option, before a model is loaded
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
     screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
-    found = partner.load(name, precision=precision, template=template)
+    found = partner.load(name, precision=precision, template=template, images=bool(shown))
     chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed)
+    chat.shown = shown
     if screen.interactive:
         screen.note(f"{found.name}, template {found.template.name!r}. /help lists the commands.")
     if found.note:
@@ -80,7 +86,8 @@ class Chat:
     ) -> None:
         self.partner, self.screen, self.top_p = found, screen, top_p
         self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
-        self.talk = Conversation(found.template).instructed(system)
+        self.talk = Conversation(found.template, see=found.see).instructed(system)
+        self.shown: list[Any] = []  # images that the next question is about
         self.last: Conversation | None = None  # up to the last question
         self._stopped = -IMPATIENT  # when Ctrl-C last stopped an answer
         self.commands: dict[str, Callable[[str], None]] = {
@@ -88,6 +95,7 @@ class Chat:
             "/system": self.system,
             "/temperature": self.set_temperature,
             "/base": self.base,
+            "/image": self.show,
             "/help": lambda _: self.screen.note(COMMANDS),
         }
 
@@ -126,7 +134,7 @@ class Chat:
         pieces = self._pieces(asked)
         with self._stoppable("stopped: this question and its answer are forgotten"):
             answer = self.screen.answer(pieces)
-            self.last = asked
+            self.last, self.shown = asked, []
             if answer.reason == "length":
                 self.screen.note(
                     f"cut after {len(answer.ids)} tokens (--max-new-tokens, or the end of the context)"
@@ -159,6 +167,17 @@ class Chat:
             self.temperature = value
         self.screen.note(f"temperature {self.temperature:g}" + " (greedy)" * (not self.temperature))
 
+    def show(self, text: str) -> None:
+        """One more image for the next question."""
+        if self.partner.see is None:
+            raise UserError(
+                f"/image: {self.partner.name} was loaded without its image tower; start `ft chat` with --image"
+            )
+        if not text:
+            raise UserError("/image: name a file, as in /image photo.png")
+        self.shown.append(images.open_image(text))
+        self.screen.note(f"the next question is about {text}")
+
     def base(self, text: str) -> None:
         """A question, or the last one, to base and tuned model."""
         asked = self._fitted(text) if text else self.last
@@ -187,7 +206,7 @@ class Chat:
         context = self.partner.context
         room = min(self.max_new_tokens, context // 2) if context else 0
         most = context - room if context else None
-        asked, dropped = self.talk.asked(question).fitted(self.partner.tokenizer, most)
+        asked, dropped = self.talk.asked(question, self.shown).fitted(self.partner.tokenizer, most)
         if dropped:
             self.screen.note(
                 f"the conversation is longer than the context of {context:,} tokens less "

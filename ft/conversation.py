@@ -1,24 +1,30 @@
 """A conversation: its turns as the ids of a template, and no more of them than the context holds."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
 from ft.template import OPTIONAL, Template
+
+if TYPE_CHECKING:
+    from ft.vision import Reader
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Messages ``{"role", "content"}``, and the template that they read as. Changes are new values.
 
+    A question that shows images has them under ``"images"``; ``see`` reads them.
+
     A template without ``{instruction}``, such as a translation's, has one field of its own: each
     question fills it and stands alone.
     """
 
     template: Template
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    see: "Reader | None" = None
 
     def __post_init__(self) -> None:
         fields = _fields(self.template)
@@ -50,9 +56,9 @@ class Conversation:
         first = ({"role": "system", "content": system},) if system else ()
         return dataclasses.replace(self, messages=first + turns)
 
-    def asked(self, question: str) -> "Conversation":
-        """With the user's next message."""
-        return self._with("user", question)
+    def asked(self, question: str, images: Sequence[Any] = ()) -> "Conversation":
+        """With the user's next message, and the images that it is about."""
+        return self._with("user", question, **({"images": images} if images else {}))
 
     def answered(self, answer: str) -> "Conversation":
         """With the model's answer to it."""
@@ -72,7 +78,12 @@ class Conversation:
         row: dict[str, Any] = {"messages": list(self.messages)}
         if not self.remembers:
             (field,) = _fields(self.template) - OPTIONAL.keys()
-            row = {"system": self.system, field: self.messages[-1]["content"]}
+            last = self.messages[-1]
+            row = {"system": self.system, field: last["content"], "images": last.get("images", ())}
+        if any(message.get("images") for message in self.messages):
+            assert self.see is not None
+            return self.see.prompt(self.template, row, tokenizer)
+        row.pop("images", None)
         return tokens.prompt_ids(self.template, row, tokenizer)
 
     def fitted(self, tokenizer: Any, most: int | None) -> tuple["Conversation", int]:
@@ -88,8 +99,8 @@ class Conversation:
                 return shorter, dropped
         return shorter, len(turns) // 2
 
-    def _with(self, role: str, content: str) -> "Conversation":
-        message = {"role": role, "content": content}
+    def _with(self, role: str, content: str, **more: Any) -> "Conversation":
+        message = {"role": role, "content": content, **more}
         return dataclasses.replace(self, messages=(*self.messages, message))
 
 

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ft.stopping import ImagePrompt
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,7 +33,7 @@ class Decoder:
         import torch
         from transformers import DynamicCache
 
-        self.model, self._keep_hidden = model, keep_hidden
+        self.model, self._keep_hidden, self._prompts = model, keep_hidden, list(prompts)
         self.hidden: Tensor | None = None
         device = model.get_input_embeddings().weight.device
         width = max(map(len, prompts))
@@ -45,7 +47,7 @@ class Decoder:
         )  # each model's own is faster where none is needed
         self._positions = (padded.cumsum(-1) - 1).clamp(min=0)
         self._cache = DynamicCache(config=model.config) if use_cache else None
-        with _contiguous_head(model):
+        with contiguous_head(model):
             self.logits = self._forward()
 
     def step(self, ids: "Tensor") -> None:
@@ -69,6 +71,23 @@ class Decoder:
         self._ids, self._positions = self._ids[rows], self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
         self.logits = self.logits[rows]
+        if self._prompts:
+            self._prompts = [self._prompts[i] for i in rows.tolist()]
+
+    def _images(self) -> dict[str, "Tensor"]:
+        """The inputs that texts with images have besides: at first, or all along where nothing is cached."""
+        import torch
+
+        first = next((p for p in self._prompts if isinstance(p, ImagePrompt)), None)
+        if first is None:
+            return {}
+        seen = [p.pixels for p in self._prompts if isinstance(p, ImagePrompt) and p.pixels]
+        device = self._ids.device
+        pixels = {
+            name: torch.cat([each[name] for each in seen]).to(device)
+            for name in (seen[0] if seen else {})
+        }
+        return {first.types: (self._ids == first.token).long(), **pixels}
 
     def _forward(self) -> "Tensor":
         import torch
@@ -88,7 +107,10 @@ class Decoder:
                 past_key_values=self._cache,
                 use_cache=self._cache is not None,
                 logits_to_keep=1,
+                **self._images(),
             )
+        if self._cache is not None:
+            self._prompts = []  # their keys and values are there
         return output.logits[:, -1]
 
 
@@ -122,7 +144,7 @@ def batches(sizes: Sequence[int], room: int) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def _contiguous_head(model: Any) -> Iterator[None]:
+def contiguous_head(model: Any) -> Iterator[None]:
     """Give the head contiguous rows while this lasts.
 
     The last position of each prompt is a strided slice, for which PyTorch multiplies a frozen head

@@ -1,10 +1,13 @@
-"""`ft eval`: base against tuned on a split of the run's data or on other data, scored as at the end of the run."""
+"""`ft eval`: base against tuned on a split of the run's data, on other data or on standard benchmarks."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
+
+LONGEST = 256  # tokens of an answer
+CHAINS = 16  # of thought for a question
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +17,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a("--split", default="test", help="train, valid or test (default test)")
     a("--limit", type=int, help="score only the first rows")
     a("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-    a("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
+    a("--max-new-tokens", type=int, help=f"longest answer (default {LONGEST})")
     a("--json", type=Path, help="also write the result to this file")
+    a("--n", type=int, help="a run of gsm8k_lora.py: chains for each question (default 16)")
+    a("--plot", type=Path, help="a run of gsm8k_lora.py: draw accuracy over n into this PNG")
+    a("--tasks", help="benchmarks of lm-eval instead: gsm8k,hellaswag,… or YAML files")
+    a("--num-fewshot", type=int, help="with --tasks: examples in the prompt (default: the task's)")
+    a("--batch-size", type=int, help="with --tasks: prompts at a time (default 1)")
 
 
 def command(
@@ -24,15 +32,85 @@ def command(
     split: str,
     limit: int | None,
     precision: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     json: Path | None,
+    n: int | None,
+    plot: Path | None,
+    tasks: str | None,
+    num_fewshot: int | None,
+    batch_size: int | None,
 ) -> None:
-    """Score a finished run. Raises ``UserError`` for data that is not of the run's kind."""
-    from ft import answers, evaluate, runs, tokens
+    """Score a finished run. Raises ``UserError`` for data or options that are not of the run's kind."""
+    from ft import runs
     from ft.files import write_json
 
+    positive = {"limit": limit, "max-new-tokens": max_new_tokens, "batch-size": batch_size, "n": n}
+    for flag, value in positive.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} {value}: it must be 1 or more")
+    of_benchmarks = {"num-fewshot": num_fewshot, "batch-size": batch_size}
+    of_data = {"data": data, "max-new-tokens": max_new_tokens, "n": n, "plot": plot}
+    of_data["split"] = None if split == "test" else split
+    for flag, value in (of_data if tasks else of_benchmarks).items():
+        if value is not None:
+            raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
     run = runs.finished(run_folder)
+    if tasks:
+        result = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
+    else:
+        for flag, value in (("n", n), ("plot", plot)):
+            if value is not None and not run.reasons:
+                raise UserError(
+                    f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
+                )
+        result = _split(run, data, split, limit, precision, max_new_tokens, n)
+    if json:
+        write_json(json, result)
+    if plot:
+        from ft import report
+
+        report.accuracy(result, plot)
+
+
+def _benchmarks(
+    run: Any,
+    tasks: str,
+    precision: str,
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    from ft import harness
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    result = harness.compare(
+        run,
+        harness.tasks_of(names),
+        precision=precision,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+    )
+    print(harness.table(result))
+    return result
+
+
+def _split(
+    run: Any,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+    n: int | None,
+) -> dict[str, Any]:
+    from ft import answers, evaluate, reasoning, runs, tokens
+
+    if run.sees:
+        return _seen(run, data, split, limit, precision, max_new_tokens)
     rows = _rows(run, data, split)
+    if run.reasons and not data:  # thousands of chains take hours: as many questions as the run
+        limit = limit or run.settings["eval_limit"]
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
     model, tokenizer = runs.load(run, precision)
@@ -45,25 +123,54 @@ def command(
     )
     common: dict[str, Any] = {
         "packing": tokens.packs_exactly(model),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": max_new_tokens or LONGEST,
         "base": runs.load(run, precision, tuned=False)[0] if run.whole else None,
     }
+    scored = rows if run.translates else [rows[i] for i in encoded.rows]
     if run.translates:
-        ask = {"source": "Hello, my name is Morgane."}
-        scored, judge = rows, evaluate
+        judge, common["ask"] = evaluate, {"source": "Hello, my name is Morgane."}
+    elif run.reasons:
+        judge = reasoning
+        common |= {key: run.settings[key] for key in ("temperature", "seed")}
+        common["n"] = n or CHAINS
+        common["max_new_tokens"] = max_new_tokens or run.settings["max_new_tokens"]
     else:
-        ask = {"instruction": "How can I make brownies?"}
-        scored, judge = [rows[i] for i in encoded.rows], answers
-    result = judge.before_after(
-        model, tokenizer, run.template, scored, encoded.examples, ask=ask, **common
-    )
+        judge, common["ask"] = answers, {"instruction": "How can I make brownies?"}
+    result = judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
     print(judge.table(result, split))
-    if json:
-        write_json(json, result)
+    return result
+
+
+def _seen(
+    run: Any,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+) -> dict[str, Any]:
+    """Answers about images: of a split of the run's data, or of all rows of other data."""
+    from ft import image_rows, runs, vision, vision_scores
+
+    s, options = run.settings, ("pictures", "valid_rows", "test_rows", "seed", "on_bad_row")
+    if data and split != "test":
+        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
+    chosen = {key: s[key] for key in options}
+    rows = image_rows.read(data) if data else image_rows.splits(s["data"], **chosen)[split]
+    rows = rows.head(limit) if limit else rows
+    print(f"{split} {len(rows):>7,} rows  {rows.origin}")
+    see = vision.reader(run.weights)
+    model, tokenizer = runs.load(run, precision)
+    most = max_new_tokens or s["max_new_tokens"]
+    result = vision_scores.before_after(
+        model, tokenizer, run.template, see, rows, max_new_tokens=most
+    )
+    print(vision_scores.table(result, split))
+    return result
 
 
 def _rows(run: Any, data: str | None, split: str) -> Any:
-    from ft import instructions
+    from ft import gsm8k, instructions
     from ft.data import mtnt
     from ft.rows import one_of
 
@@ -71,11 +178,14 @@ def _rows(run: Any, data: str | None, split: str) -> Any:
     one_of("split", split, ("train", "valid", "test"))
     if run.translates:
         return mtnt(split, s["language_pair"], data or s["data"])
+    if data and split != "test":
+        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
+    if run.reasons:
+        if data:
+            return gsm8k.gsm8k(data, split="test")
+        chosen = {key: s[key] for key in ("valid_rows", "seed", "on_bad_row")}
+        return gsm8k.splits(s["data"], **chosen)[split]
     if data:
-        if split != "test":
-            raise UserError(
-                f"--split {split}: other data than the run's is scored whole; leave it out"
-            )
         return instructions.instructions(data)
     options = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
     chosen = {key: s[key] for key in options}

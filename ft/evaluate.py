@@ -1,7 +1,7 @@
 """How good a model is: token-weighted loss, and BLEU and chrF with signature, interval and paired test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from ft.prompts import Template
 from ft.tokens import IGNORE, Example, layout, pack
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ROW = 1024  # tokens of a packed row: its block mask costs the square of it
 RATIO = 2.0  # tokens that a scored answer may have for each of its prompt, and 16 more
@@ -46,11 +46,12 @@ def likelihood(
     pad: int,
     batch_size: int = 8,
     progress: bool = False,
+    batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
 ) -> Likelihood:
     """Mean cross-entropy and accuracy over all supervised tokens; each process takes its share.
 
-    ``model`` answers ``labels=`` with a summed loss (``ft.loss.install``). Raises ``UserError`` when
-    nothing is supervised.
+    ``model`` answers ``labels=`` with a summed loss (``ft.loss.install``). ``batch`` is ``train.sft``'s.
+    Raises ``UserError`` when nothing is supervised.
     """
     import torch
     from accelerate import PartialState
@@ -75,7 +76,8 @@ def likelihood(
             # parameters are sharded, all processes must run as many
             counted = turn < len(batches)
             chosen = [examples[i] for i in batches[turn if counted else 0]]
-            for piece in layout(chosen, packing=packing, capacity=ROW, pad=pad):
+            pieces = [batch(chosen)] if batch else []
+            for piece in pieces or layout(chosen, packing=packing, capacity=ROW, pad=pad):
                 piece = {key: value.to(state.device) for key, value in piece.items()}
                 answer = model(**piece)
                 if counted:
@@ -89,6 +91,15 @@ def likelihood(
     if not count:
         raise UserError("no position is supervised: every label is masked")
     return Likelihood(summed / count, correct / count, int(count))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model makes of some rows: ``before_after`` has two of them."""
+
+    loss: float
+    translations: list[str]
+    answer: str  # to a row that every run is asked
 
 
 def before_after(
@@ -111,34 +122,68 @@ def before_after(
     import contextlib
     import time
 
-    pad = tokenizer.pad_token_id
-    result: dict[str, Any] = {"n": len(rows), "ask": template.prompt_for(ask)}
-    texts: dict[str, list[str]] = {}
-    losses: dict[str, float] = {}
-    answers: dict[str, str] = {}
+    found: dict[str, Judged] = {}
     start = time.perf_counter()
     for name in ("base", "tuned"):
         judged = base if base is not None and name == "base" else model
         plain = name == "base" and base is None
         with model.disable_adapter() if plain else contextlib.nullcontext():
-            losses[name] = loss(judged, examples, packing=packing, pad=pad, progress=True)
-            *texts[name], answers[name] = greedy(
+            found[name] = judge(
                 judged,
                 tokenizer,
                 template,
-                [*rows, ask],
+                rows,
+                examples,
+                ask=ask,
+                packing=packing,
                 max_new_tokens=max_new_tokens,
-                max_ratio=RATIO,
-                progress=True,
             )
+    result = compare(found["base"], found["tuned"], template, rows, ask=ask)
+    return result | {"seconds": time.perf_counter() - start}
+
+
+def judge(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    examples: Sequence[Example],
+    *,
+    ask: dict[str, str],
+    packing: bool,
+    max_new_tokens: int = 256,
+) -> Judged:
+    """The loss on ``examples``, and the likeliest answer to each of ``rows`` and to ``ask``."""
+    value = loss(model, examples, packing=packing, pad=tokenizer.pad_token_id, progress=True)
+    *texts, answer = greedy(
+        model,
+        tokenizer,
+        template,
+        [*rows, ask],
+        max_new_tokens=max_new_tokens,
+        max_ratio=RATIO,
+        progress=True,
+    )
+    return Judged(value, texts, answer)
+
+
+def compare(
+    base: Judged,
+    tuned: Judged,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    *,
+    ask: dict[str, str],
+) -> dict[str, Any]:
+    """The result of ``before_after`` from what ``judge`` found of two models."""
+    result: dict[str, Any] = {"n": len(rows), "ask": template.prompt_for(ask)}
     references = [row["target"] for row in rows]
-    result |= scores({"base": texts["base"], "tuned": texts["tuned"]}, references)
-    for name in ("base", "tuned"):
-        result[name] |= {"loss": losses[name], "answer": answers[name]}
-    result["seconds"] = time.perf_counter() - start
+    result |= scores({"base": base.translations, "tuned": tuned.translations}, references)
+    for name, found in (("base", base), ("tuned", tuned)):
+        result[name] |= {"loss": found.loss, "answer": found.answer}
     result["samples"] = [
-        {"source": row["source"], "reference": row["target"], "base": base, "tuned": tuned}
-        for row, base, tuned in zip(rows, texts["base"], texts["tuned"], strict=True)
+        {"source": row["source"], "reference": row["target"], "base": before, "tuned": after}
+        for row, before, after in zip(rows, base.translations, tuned.translations, strict=True)
     ]
     return result
 
@@ -168,6 +213,13 @@ def samples(result: dict[str, Any], limit: int | None = None) -> str:
         f"base       {s['base']}\ntuned      {s['tuned']}\n"
         for s in result["samples"][:limit]
     )
+
+
+def corpus_chrf(translations: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF2 alone, 0 to 100, as ``scores`` has it."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF().corpus_score(list(translations), [list(references)]).score
 
 
 def scores(

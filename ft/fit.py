@@ -5,14 +5,32 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ft import blocks, estimate, hardware, shapes
-from ft.errors import UserError
+from ft import blocks, estimate, hardware, shapes, tower
+from ft.errors import UserError, nearest
 from ft.estimate import GIB, Plan
 
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
 NEEDED += ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 SHORTEST = 64  # tokens; shorter examples are not suggested
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for settings that training would refuse once the model is loaded."""
+    shape, rank = shapes.of(settings["model_name_or_path"]), settings["lora_r"]
+    if rank < 0:
+        raise UserError(f"--lora-r {rank}: must be 1 or more, or 0 to train all parameters")
+    length, context = settings["max_length"], shape.max_position_embeddings
+    if length > context and shape.family != "recurrent_gemma":
+        raise UserError(f"--max-length {length}: the model has {context:,} positions")
+    targets = settings.get("lora_target_modules", ("auto",))
+    leaves = sorted({m.name.rpartition(".")[2] for m in blocks.matrices(shape) if m.adaptable})
+    for target in targets if tuple(targets) not in (("auto",), ("all-linear",)) else ():
+        if target.rpartition(".")[2] not in leaves:
+            raise UserError(
+                f"--lora-target-modules {target}: no linear layer has that name; there are "
+                f"{', '.join(leaves)}.{nearest(target, leaves)}"
+            )
 
 
 def of(
@@ -24,11 +42,13 @@ def of(
     supervised: float = 1.0,
     processes: int = 1,
     sharded: bool = False,
+    images: int | None = None,
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
     ``bf16``: the device computes in it; ``lengths``: of the encoded examples, where they are known;
-    ``supervised``: the share of them that a loss is taken of.
+    ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
+    shows some (none: one with each example).
     """
     full = not settings["lora_r"]
     precision = settings["precision"]
@@ -42,8 +62,9 @@ def of(
     optim = settings["optim"]
     if optim == "auto":
         optim = "paged_adamw_8bit" if device == "cuda" else "adamw"
-    return estimate.plan_of(
-        shapes.of(settings["model_name_or_path"]),
+    shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
+    plan = estimate.plan_of(
+        shape,
         precision=precision,
         lora_r=settings["lora_r"],
         optim=optim,
@@ -54,7 +75,7 @@ def of(
         device=device,
         lora_dropout=settings.get("lora_dropout", 0.0),
         targets=settings.get("lora_target_modules", ("auto",)),
-        packing=settings.get("packing", True),
+        packing=settings.get("packing", not sees),
         checkpointing=settings["gradient_checkpointing"],
         accumulation=settings["gradient_accumulation_steps"],
         autocast=full and automatic and bf16,
@@ -62,11 +83,21 @@ def of(
         processes=processes,
         sharded=sharded,
     )
+    if not sees:
+        return plan
+    return tower.added(
+        plan,
+        shape,
+        {**settings, "optim": optim},
+        width=4 if precision == "fp32" or not bf16 else 2,
+        images=settings["per_device_train_batch_size"] if images is None else images,
+    )
 
 
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known."""
     lengths = [len(example["input_ids"]) for example in encoded.examples]
+    shown = sorted(len(example.get("image_files", ())) for example in encoded.examples)
     name = settings["model_name_or_path"]
     return of(
         {**settings, "model_name_or_path": name if name == "embedded" else str(base.path)},
@@ -76,6 +107,7 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
         supervised=encoded.supervised / sum(lengths),
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         sharded=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
+        images=sum(shown[-settings["per_device_train_batch_size"] :]),
     )
 
 

@@ -69,16 +69,11 @@ def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
 
 
 def head(shape: Shape, mode: Mode, supervised: int) -> int:
-    """The tile of logits and what is made of it, and the hidden states that it is made from.
-
-    The gradient of a tile still lies there when the logits of the next are made.
-    """
+    """The tile of logits and what is made of it, and the hidden states that it is made from."""
     size = min(supervised, max(1, TILE // shape.vocab_size)) * shape.vocab_size
     exact = size * 4
     cast = size * 2 if mode.product == 2 else 0
     peak = max(cast + exact, 3 * exact if shape.softcap else 0)
-    if supervised * shape.vocab_size > size:
-        peak += size * mode.width
     copy = shape.vocab_size * shape.hidden_size * 2 if mode.width > mode.product else 0
     return peak + copy + 3 * supervised * shape.hidden_size * mode.width
 

@@ -9,15 +9,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOWERS = re.compile(r"(^|\.)(vision_|audio_|embed_vision|embed_audio|multi_modal)")
+VISION = re.compile(r"(^|\.)(vision_|embed_vision|multi_modal)")
 
 
-def trains(name: str) -> bool:
-    """Whether the parameter of this path belongs to the language model."""
-    return not TOWERS.search(name)
+def trains(name: str, *, vision: bool = False) -> bool:
+    """Whether the parameter of this path belongs to the language model, or to the image tower's side."""
+    return not TOWERS.search(name) or (vision and bool(VISION.search(name)))
 
 
-def attach(base: Any) -> "PreTrainedModel":
+def attach(base: Any, *, vision: bool = False) -> "PreTrainedModel":
     """The model of a ``models.Base`` with all parameters of the language model trainable.
+
+    With ``vision`` also those of the image tower and of what projects its results.
 
     Raises ``UserError`` for 4-bit weights, which have no gradient.
     """
@@ -27,7 +30,7 @@ def attach(base: Any) -> "PreTrainedModel":
             "for QLoRA, or --precision fp32 or bf16"
         )
     for name, parameter in base.model.named_parameters():
-        parameter.requires_grad_(trains(name))
+        parameter.requires_grad_(trains(name, vision=vision))
     return base.model
 
 

@@ -11,6 +11,7 @@ from ft.errors import UserError
 if TYPE_CHECKING:
     from ft.samplers import Sampler
     from ft.stopping import Answer
+    from ft.vision import Reader
 
 # the settings of each sampler, and what they are where none is given
 SAMPLERS: dict[str, dict[str, float]] = {
@@ -45,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--raw", action="store_true", help="a run: the prompt as it is, not in the run's template")
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
+    add("--image", action="append", default=[], help="an image that it sees first; repeatable")
     add("--json", action="store_true", help="JSON lines with ids, log-probabilities and reason")
 
 
@@ -62,23 +64,29 @@ def command(
     base: bool,
     precision: str,
     json: bool,
+    image: Sequence[str] = (),
     **settings: float | None,
 ) -> None:
     """Print the answers; a single one while it is written."""
-    from ft import generate
+    from ft import generate, images
 
+    shown = [images.open_image(path) for path in image]
     chosen = named(sampler, settings, repetition_penalty)
     generate.check(chosen, max_new_tokens=max_new_tokens, stop=stop, n=n)
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("a prompt is empty: there is nothing to go on from")
-    model, tokenizer, used = load(name, precision, template, raw=raw, base=base)
+    see = _reader(name) if shown else None
+    model, tokenizer, used = load(name, precision, template, raw=raw, base=base, images=bool(shown))
     shared: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "template": used,
         "stop": stop,
         "seed": seed,
     }
-    ids = prompts if used is None else [_filled(used, prompt, tokenizer) for prompt in prompts]
+    if see:
+        ids = [see.prompt(used, _row(used, p) | {"images": shown}, tokenizer) for p in prompts]
+    else:
+        ids = prompts if used is None else [_filled(used, prompt, tokenizer) for prompt in prompts]
     if len(ids) == n == 1 and sampler != "beam" and not json:
         for piece in generate.stream(model, tokenizer, ids[0], chosen, **shared):
             print(piece, end="", flush=True)
@@ -123,32 +131,48 @@ def named(
 
 
 def load(
-    name: str, precision: str, template: str | None, *, raw: bool, base: bool
+    name: str, precision: str, template: str | None, *, raw: bool, base: bool, images: bool = False
 ) -> tuple[Any, Any, Any]:
-    """Model, tokenizer, and the template that prompts go into (none: they are taken as they are)."""
+    """Model, tokenizer, and the template that prompts go into (none: they are taken as they are).
+
+    With ``images`` the model is loaded with what sees them.
+    """
     from ft import environment, models, partner, prompts, runs
 
     if partner.is_run(name):
         if template:
             raise UserError(f"--template {template}: {name} is a run and brings its own template")
         run = runs.finished(name)
-        model, tokenizer = runs.load(run, precision, tuned=not base)
+        model, tokenizer = runs.load(run, precision, tuned=not base, images=images)
         return model, tokenizer, None if raw else run.template
     for flag, given in (("--raw", raw), ("--base", base)):
         if given:
             raise UserError(f"{flag}: {name} is a model, not a run")
     environment.use_all_cores()
-    loaded = models.load(name, precision=precision, inference=True)
+    loaded = models.load(name, precision=precision, inference=True, text_only=not images)
     used = prompts.by_name(template, loaded.tokenizer) if template else None
     return loaded.model, loaded.tokenizer, used
+
+
+def _reader(name: str) -> "Reader":
+    """What reads images for a run or a model. Raises ``UserError`` for one that takes none."""
+    from ft import partner, runs, vision
+
+    return vision.reader(runs.finished(name).weights if partner.is_run(name) else name)
 
 
 def _filled(template: Any, prompt: str, tokenizer: Any) -> Sequence[int]:
     """The ids of a template with the prompt as its source or instruction."""
     from ft import tokens
 
-    field = "source" if "{source}" in template.prompt else "instruction"
-    return tokens.prompt_ids(template, {field: prompt}, tokenizer)
+    return tokens.prompt_ids(template, _row(template, prompt), tokenizer)
+
+
+def _row(template: Any, prompt: str) -> dict[str, Any]:
+    """The fields of a template that a prompt fills; without a template its text."""
+    if template is None:
+        return {"text": prompt}
+    return {"source" if "{source}" in template.prompt else "instruction": prompt}
 
 
 def _line(prompt: str, answer: "Answer") -> str:

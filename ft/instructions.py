@@ -108,7 +108,7 @@ def _from_sharegpt(turns: Any) -> Any:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return turns
     return [
-        {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+        {"role": _ROLES.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
         if {"from", "value"} <= turn.keys()
         else turn
         for turn in turns

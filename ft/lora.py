@@ -25,8 +25,12 @@ def attach(
     targets: str | Sequence[str] = "auto",
     use_rslora: bool = False,
     use_dora: bool = False,
+    vision: bool = False,
 ) -> "PeftModel":
     """Wrap a ``models.Base`` (or a bare model) in a new LoRA adapter; only the adapter trains.
+
+    With ``vision`` the image tower's linear layers have one too, and what projects its results into the
+    language model trains as it is and is saved with the adapter.
 
     The adapter's weights are float32 whatever the base's precision, and drawn from PyTorch's
     generator. It starts as the identity: B is zero. LoRA: https://arxiv.org/abs/2106.09685; rsLoRA
@@ -38,7 +42,7 @@ def attach(
             f"dropout {dropout}."
         )
     model = base.model if hasattr(base, "precision") else base
-    chosen = linear.select(model, targets)
+    chosen = linear.select(model, targets) + (linear.tower_layers(model) if vision else [])
     options: dict[str, Any] = {
         "r": r,
         "lora_alpha": alpha,
@@ -47,6 +51,8 @@ def attach(
         "use_rslora": use_rslora,
         "use_dora": use_dora,
     }
+    if vision:
+        options["modules_to_save"] = linear.projectors(model)
     if getattr(base, "backend", "transformers") == "unsloth":
         peft_model = unsloth_backend.attach(model, **options)
     else:
@@ -56,6 +62,7 @@ def attach(
         with _quiet():
             peft_model = get_peft_model(model, config)
     assert _adapted(peft_model) == set(chosen), "the saved target_modules mean something else"
+    _train_in_fp32(peft_model)
     return _ready(peft_model)
 
 
@@ -115,7 +122,10 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
     hub_ids = not Path(recorded).is_absolute() and not Path(given).is_absolute()
     if recorded != given and hub_ids:
-        raise UserError(f"{wrong}: give --model {recorded}.")
+        raise UserError(
+            f"{wrong}. Name {recorded} as the base; for a run that is model_name_or_path in its "
+            "config.yaml."
+        )
     try:
         with safe_open(needed[1], framework="pt") as weights:
             stored = set(weights.keys())
@@ -154,6 +164,19 @@ def _ready(model: "PeftModel") -> "PeftModel":
     model.save_pretrained = save
     lora_linear.install(model)
     return model
+
+
+def _train_in_fp32(model: Any) -> None:
+    """Have modules that train beside the adapter take and keep float32, as the adapter does."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def widened(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(x.float() for x in args), {name: x.float() for name, x in kwargs.items()}
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                copy.float().register_forward_pre_hook(widened, with_kwargs=True)
 
 
 def _adapted(model: Any) -> set[str]:

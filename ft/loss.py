@@ -29,7 +29,17 @@ def cross_entropy(
     pass, and the backward pass only scales it: 4·V·D FLOPs a row where the weight is frozen, with
     nothing recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy).
     """
-    return _function().apply(hidden, weight, targets, softcap)
+    return _function().apply(hidden, weight, targets, softcap).sum()
+
+
+def token_losses(
+    hidden: "Float[Tensor, 'n d']",
+    weight: "Float[Tensor, 'v d']",
+    targets: "Int[Tensor, ' n']",
+    softcap: float | None = None,
+) -> "Float[Tensor, ' n']":
+    """``cross_entropy`` of each target alone, with its own gradient; ``weight`` gets none."""
+    return _function().apply(hidden, weight.detach(), targets, softcap)
 
 
 def supervised_loss(
@@ -39,7 +49,7 @@ def supervised_loss(
     softcap: float | None = None,
 ) -> "Float[Tensor, '']":
     """Summed next-token loss: labels stand at their own tokens and are ``IGNORE`` elsewhere."""
-    rows, targets = _supervised(hidden, weight, labels)
+    rows, targets = supervised(hidden, weight, labels)
     return cross_entropy(rows, weight, targets, softcap)
 
 
@@ -55,7 +65,7 @@ def supervised_score(
     """
     import torch
 
-    rows, targets = _supervised(hidden, weight, labels)
+    rows, targets = supervised(hidden, weight, labels)
     total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
     for at in range(0, len(targets), max(1, TILE // len(weight))):
         part = slice(at, at + max(1, TILE // len(weight)))
@@ -64,7 +74,7 @@ def supervised_score(
         best = logits.gather(1, targets[part, None])[:, 0] == top
         if best.any():  # the cap is monotonic: it moves no maximum
             correct += (1 / (logits[best] == top[best, None]).sum(-1)).sum()
-        total += _sum(logits, targets[part], softcap)[0]
+        total += _each(logits, targets[part], softcap)[0].sum()
     return total, correct
 
 
@@ -112,27 +122,29 @@ def _function() -> Any:
             needs_hidden, needs_weight = ctx.needs_input_grad[:2]
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight) if needs_weight else None
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
             for rows in range(0, len(targets), max(1, TILE // len(weight))):
                 part = slice(rows, rows + max(1, TILE // len(weight)))
-                loss, grad = _tile(hidden[part], weight, targets[part], softcap, d_hidden, d_weight)
-                total += loss
+                losses[part], grad = _tile(
+                    hidden[part], weight, targets[part], softcap, d_hidden, d_weight
+                )
                 if grad is None:
                     continue
                 if d_hidden is not None:
                     torch.mm(grad, weight, out=d_hidden[part])
                 if d_weight is not None:
                     d_weight.addmm_(grad.T, hidden[part])
+                del grad  # or it would lie there beside the logits of the next tile
             ctx.save_for_backward(d_hidden, d_weight)
-            return total
+            return losses
 
         @staticmethod
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
-            (scale,) = grads
+            (scales,) = grads  # [N]; all the same where the weight has a gradient
             d_hidden, d_weight = ctx.saved_tensors
             return (
-                None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
-                None if d_weight is None else d_weight * scale.to(d_weight.dtype),
+                None if d_hidden is None else d_hidden * scales[:, None].to(d_hidden.dtype),
+                None if d_weight is None else d_weight * scales[:1].sum().to(d_weight.dtype),
                 None,
                 None,
             )
@@ -141,22 +153,22 @@ def _function() -> Any:
 
 
 def _tile(hidden, weight, targets, softcap, *wanted):  # noqa: ANN001, ANN202
-    """Loss of some rows and, if wanted, its gradient by the logits before the cap. [n, D] -> (), [n, V]"""
+    """Losses of some rows and, if wanted, their gradients by the logits before the cap. [n, D] -> [n], [n, V]"""
     import torch
 
     logits = (hidden @ weight.T).float()
-    loss, chosen, total, slope = _sum(logits, targets, softcap)
+    losses, chosen, total, slope = _each(logits, targets, softcap)
     if all(w is None for w in wanted):
-        return loss, None
+        return losses, None
     probs = logits.div_(total)
     probs.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
     if slope is not None:
         probs.mul_(slope)
-    return loss, probs.to(weight.dtype)
+    return losses, probs.to(weight.dtype)
 
 
-def _sum(logits, targets, softcap):  # noqa: ANN001, ANN202
-    """Loss of rows of logits, which become exp(logit - highest): also the targets' logits, the rows' sums
+def _each(logits, targets, softcap):  # noqa: ANN001, ANN202
+    """Losses of rows of logits, which become exp(logit - highest): also the targets' logits, the rows' sums
     and the slope of the cap.
     """
     if softcap is not None:
@@ -166,10 +178,10 @@ def _sum(logits, targets, softcap):  # noqa: ANN001, ANN202
     chosen = logits.gather(1, targets[:, None])
     # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
     total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    return (total.log() + top - chosen).sum(), chosen, total, slope
+    return (total.log() + top - chosen).squeeze(1), chosen, total, slope
 
 
-def _supervised(hidden, weight, labels):  # noqa: ANN001, ANN202
+def supervised(hidden, weight, labels):  # noqa: ANN001, ANN202
     """The hidden states [n, D] whose next token is supervised, in the head's dtype, and these tokens [n]."""
     targets = labels[:, 1:].reshape(-1)
     keep = (targets != IGNORE).nonzero().squeeze(1)

@@ -86,7 +86,10 @@ def merge(
         raise UserError(f"{adapter_folder} is not an adapter: it has no adapter_config.json.")
     base = base or json.loads(config_file.read_text()).get("base_model_name_or_path")
     if not base:
-        raise UserError(f"{config_file} does not say which base it belongs to: give --model.")
+        raise UserError(
+            f"{config_file} does not say which base it belongs to: write its Hub id or folder there, "
+            "as base_model_name_or_path."
+        )
     if dtype == "auto":
         stored = str(models.load_config(base).dtype)
         dtype = "fp32" if stored.endswith("float32") else "bf16"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """The clock of a loop; only the time between ``begin`` and ``end`` of its steps counts.
+    """The clock of a loop; only the time between ``begin`` and ``end`` of its steps counts, and what a GPU
+    still takes for them when a line is logged.
 
     ``step_tokens`` are those of an optimizer step in all processes, ``flops`` those of a token. With
     ``max_minutes`` the run is over after as many, with ``max_steps`` after as many steps. ``step`` and
@@ -41,6 +42,7 @@ class Meter:
         self.asked = SimpleNamespace(signal=None)  # by a signal to this process, at any time
         self.signal: int | None = None  # that came to whichever process, as all know
         self.since_log: list[Tensor] = []  # losses; to look at one waits for the device
+        self.behind = 0.0  # seconds that a GPU still took when a line was logged
 
     def __enter__(self) -> "Meter":
         from tqdm import tqdm
@@ -81,7 +83,8 @@ class Meter:
         """A step is done; all processes agree on its time, and on whether a signal came to one."""
         import torch
 
-        took, came = time.perf_counter() - self.started, self.asked.signal is not None
+        took = time.perf_counter() - self.started + self.behind
+        came, self.behind = self.asked.signal is not None, 0.0
         if self.accelerator.num_processes > 1:
             mine = torch.tensor([took, float(came)], device=self.accelerator.device)
             took, came = self.accelerator.reduce(mine, "mean").tolist()
@@ -98,8 +101,10 @@ class Meter:
         """
         import torch
 
+        start = time.perf_counter()
         losses = self.accelerator.reduce(torch.stack(self.since_log), "mean").tolist()
         self.since_log = []
+        self.behind += time.perf_counter() - start
         for step, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise UserError(
@@ -116,10 +121,11 @@ class Meter:
     def figures(self) -> dict[str, Any]:
         """Tokens, seconds of training steps, and their rates."""
         tokens = self.step * self.step_tokens
-        rate = tokens / self.seconds if self.seconds else 0.0
+        seconds = self.seconds + self.behind
+        rate = tokens / seconds if seconds else 0.0
         return {
             "tokens": tokens,
-            "seconds": round(self.seconds, 3),
+            "seconds": round(seconds, 3),
             "tokens_per_second": round(rate, 1),
             "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
         }

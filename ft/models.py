@@ -108,7 +108,7 @@ def load(
     )
     path = fetch(name)
     tokenizer = _tokenizer(path, name)
-    with _load_errors(name):
+    with load_errors(name):
         if backend == "unsloth":
             model = unsloth_backend.load(
                 path,
@@ -212,7 +212,7 @@ def _config(path: Path, name: str) -> Any:
         )
     if kind == "minigpt":
         from ft import minigpt  # noqa: F401  # tells transformers of it
-    with _load_errors(name):
+    with load_errors(name):
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     if kind == "gemma" and config.hidden_act == "gelu":
         # Gemma's first settings say so and mean tanh; transformers before 5.23 takes them at their word
@@ -225,12 +225,12 @@ def _tokenizer(path: Path, name: str) -> Any:
 
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{name} has no tokenizer (tokenizer.json or tokenizer.model).")
-    with _load_errors(name):
+    with load_errors(name):
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 @contextlib.contextmanager
-def _load_errors(name: str) -> Iterator[None]:
+def load_errors(name: str) -> Iterator[None]:
     """Turn what the libraries raise for a damaged or unknown model into one line."""
     from safetensors import SafetensorError
 

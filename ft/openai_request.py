@@ -67,6 +67,7 @@ def parse(body: bytes, *, chat: bool) -> Request:
 
     try:
         found = json.loads(body, parse_constant=no_number)
+        json.dumps(found, ensure_ascii=False).encode()  # "\ud83d" without its other half is no text
     except (ValueError, RecursionError) as error:
         raise Refused(f"the body is not valid JSON: {error}") from None
     if not isinstance(found, dict):

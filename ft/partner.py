@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ft.runs import Finished
     from ft.samplers import Filter
     from ft.stopping import Answer
+    from ft.vision import Reader
 
 Pieces: TypeAlias = Generator[str, None, "Answer"]
 """An answer's text as it is written; in the end, the answer."""
@@ -35,6 +36,7 @@ class Partner:
     note: str = ""  # what a user should know before the first question
     run: "Finished | None" = None
     precision: str = "auto"
+    see: "Reader | None" = None  # of a model that was loaded with its image tower
     _base: Any = field(default=None, repr=False)  # of a run that trained all parameters, once asked
 
     @property
@@ -90,13 +92,16 @@ class Partner:
         return ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def load(name: str, *, precision: str = "auto", template: str | None = None) -> Partner:
+def load(
+    name: str, *, precision: str = "auto", template: str | None = None, images: bool = False
+) -> Partner:
     """The partner that ``name`` means: a run's folder or Hub repository, else a model.
 
     A run brings its template; a model is asked with ``template``, a name or a file that
-    ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. Raises ``UserError`` for what cannot be loaded.
+    ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. With ``images``
+    it can be shown some. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
     """
-    from ft import environment, models, prompts, runs, sources
+    from ft import environment, models, prompts, runs, sources, vision
 
     folder = Path(name).expanduser()
     if is_run(name):
@@ -105,17 +110,19 @@ def load(name: str, *, precision: str = "auto", template: str | None = None) -> 
         run = runs.finished(folder if folder.is_dir() else name)
         Conversation(run.template)  # its faults, before any weight is read
         _check_base(run)
-        model, tokenizer = runs.load(run, precision)
+        see = vision.reader(run.weights) if images or run.sees else None
+        model, tokenizer = runs.load(run, precision, images=images)
         short = folder.resolve().name if folder.is_dir() else name
-        return Partner(short, model, tokenizer, run.template, run=run, precision=precision)
+        return Partner(short, model, tokenizer, run.template, run=run, precision=precision, see=see)
+    see = vision.reader(name) if images else None
     tokenizer = models.load_tokenizer(name)
     answers = tokenizer.chat_template and not BASE.fullmatch(sources.published_name(name))
     chosen = prompts.by_name(template or ("chat" if answers else "plain"), tokenizer)
     Conversation(chosen)
     environment.use_all_cores()
-    model = models.load(name, precision=precision, inference=True).model
+    model = models.load(name, precision=precision, inference=True, text_only=not images).model
     note = "" if answers or template else NOTE.format(name)
-    return Partner(name, model, tokenizer, chosen, note)
+    return Partner(name, model, tokenizer, chosen, note, see=see)
 
 
 def is_run(name: str) -> bool:

@@ -57,6 +57,7 @@ def command(
             f"{recipe}: `ft plan` is for recipes that fine-tune a Gemma; this one has no setting "
             f"{missing[0]!r}"
         )
+    fit.check(settings)
     asked = gpu or to_fit
     if asked:
         room = size_of(asked, "--gpu" if gpu else "--fit")
@@ -87,7 +88,7 @@ def command(
 def describe(settings: Mapping[str, Any], plan: Plan) -> str:
     """The settings that the plan depends on, in two lines."""
     kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
-    packed = "packed, " * settings.get("packing", True)
+    packed = "packed, " * settings.get("packing", "train_vision" not in settings)
     again = "" if settings["gradient_checkpointing"] else "no "
     return (
         f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "

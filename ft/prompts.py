@@ -47,6 +47,15 @@ INSTRUCTION = {
             tail="\n\n",
         ),
         Template(
+            name="steps",
+            prompt=_SYSTEM
+            + "Solve the problem step by step, then write ANSWER: and the final number.\n\n"
+            + "{?context}{context}\n\n{/context}Problem: {instruction}\n\nSolution:\n",
+            completion="{response}",
+            stop=("Problem:",),
+            tail="\n\n",
+        ),
+        Template(
             name="plain",
             prompt=_SYSTEM + "{?context}{context}\n\n{/context}{instruction}",
             completion="{response}",

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 from ft.files import write_bytes
 from ft.run import METRICS, read_lines
@@ -54,3 +55,34 @@ def learning_rate(folder: Path) -> None:
     figure.savefig(image, format="png", dpi=150)
     plt.close(figure)
     write_bytes(folder / "learning_rate.png", image.getvalue())
+
+
+def accuracy(result: dict[str, Any], file: Path) -> None:
+    """Draw how often ``reasoning.before_after`` found the right number, over n, with its intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sizes = result["sizes"]
+    choices = {"any": "any of n", "best": "best of n", "majority": "majority of n"}
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, style in (("tuned", "-"), ("base", "--")):
+        for (choice, label), colour in zip(choices.items(), ("C2", "C1", "C0"), strict=True):
+            found = [result[name][f"{choice}_{n}"] for n in sizes]
+            scores = [value["score"] for value in found]
+            axes.plot(sizes, scores, style, color=colour, marker="o", label=f"{name}, {label}")
+            if name == "tuned":
+                low, high = ([value[end] for value in found] for end in ("low", "high"))
+                axes.fill_between(sizes, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.set_ylim(bottom=0)
+    title = f"{result['n']} questions, temperature {result['temperature']:g}"
+    axes.set(xlabel="chains n", ylabel="right (% of questions, 95% Wilson)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    plt.close(figure)
+    write_bytes(file, image.getvalue())

@@ -28,6 +28,21 @@ class Finished:
         """Whether it was trained on pairs of source and target, and not on instructions."""
         return "{source}" in self.template.prompt
 
+    @property
+    def weights(self) -> str:
+        """The model that it is, or that its adapter belongs to."""
+        return str(self.folder) if self.whole else self.settings["model_name_or_path"]
+
+    @property
+    def sees(self) -> bool:
+        """Whether it was trained on images."""
+        return "train_vision" in self.settings
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it learnt to reach a number step by step, and is scored by chains that it draws."""
+        return "chains" in self.settings
+
 
 def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, Any]:
     """A recipe's module, and its settings from flags. Raises ``UserError`` if it is none.
@@ -50,7 +65,9 @@ def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, A
         raise UserError(f"{path}: not a recipe, it has no Config and rows")
     if pairs and not hasattr(module, "template"):
         raise UserError(f"{path} pretrains on text: it has no prompts and completions to look at")
-    return module, parse(module.Config, flags, doc=module.__doc__)
+    config = parse(module.Config, flags, doc=module.__doc__)
+    # what starts from a finished run takes its model from there
+    return module, module.resolved(config) if hasattr(module, "resolved") else config
 
 
 def finished(run: str | Path) -> Finished:
@@ -69,17 +86,21 @@ def finished(run: str | Path) -> Finished:
     return Finished(folder, record, settings, from_record(record["template"]))
 
 
-def load(run: Finished, precision: str = "auto", *, tuned: bool = True) -> tuple[Any, Any]:
+def load(
+    run: Finished, precision: str = "auto", *, tuned: bool = True, images: bool = False
+) -> tuple[Any, Any]:
     """The tuned model of a run, on all cores and with the loss of ``ft.loss``, and its tokenizer.
 
-    Without ``tuned``, its base model.
+    Without ``tuned``, its base model. With ``images`` it can be shown some, as one can that was trained
+    on them.
     """
     from ft import environment, lora, loss, models
 
     environment.use_all_cores()
     whole = tuned and run.whole
     name = str(run.folder) if whole else run.settings["model_name_or_path"]
-    base = models.load(name, precision=precision, inference=True)
+    text = not (images or run.sees)
+    base = models.load(name, precision=precision, inference=True, text_only=text)
     if not tuned or whole:
         loss.install(base.model)
         return base.model, base.tokenizer

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ft import tiny_vision
 from ft.errors import UserError, nearest
 from ft.known_shapes import DEFAULTS, RECURRENT, SLIDING, TABLE
 from ft.known_shapes import Shape as Shape
@@ -15,12 +16,14 @@ _SAME = {"gemma-1.1-": "gemma-", "codegemma-1.1-": "gemma-", "codegemma-": "gemm
 
 
 def of(name: str) -> Shape:
-    """The shape of a model by Hub id, local folder or ``embedded``; nothing is downloaded or made.
+    """The shape of a model by Hub id, local folder, ``embedded`` or ``tiny-vision``; nothing is downloaded or made.
 
     Raises ``UserError`` for an id that is not in the table, and for a folder of another model.
     """
     if name == "embedded":
         return dataclasses.replace(TABLE["gemma-3-270m"], stored=4)
+    if name == "tiny-vision":
+        return from_config(tiny_vision.CONFIG)
     folder = Path(name).expanduser()
     if folder.is_dir():
         try:

@@ -18,13 +18,17 @@ _OFFLINE = "Use `embedded`, or a local folder, or connect once so that the Hub's
 def resolve(name: str) -> str | Path:
     """The local folder that ``name`` means, or its Hub id; no network.
 
-    ``embedded`` is made on first use. Raises ``UserError`` for a folder that is not a model, and
+    ``embedded`` and ``tiny-vision`` are made on first use. Raises ``UserError`` for a folder that is not a model, and
     for a name that is neither.
     """
     if name == "embedded":
         from ft import embedded
 
         return embedded.folder()
+    if name == "tiny-vision":
+        from ft import tiny_vision
+
+        return tiny_vision.folder()
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked(path.resolve(), name)

@@ -2,14 +2,33 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.template import Template
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Prompt = str | Sequence[int]
+
+
+class ImagePrompt(list[int]):
+    """Ids of a prompt with images, and besides the inputs of the image tower.
+
+    ``pixels`` by their names, images along the first axis; ``token`` is the id of image tokens, ``types``
+    the name of the input that tells them from text.
+    """
+
+    def __init__(
+        self, ids: Sequence[int], pixels: Mapping[str, "Tensor"], token: int, types: str
+    ) -> None:
+        super().__init__(ids)
+        self.pixels, self.token, self.types = pixels, token, types
+
+
 UNFINISHED = (
     "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for the first bytes of a character
 )
@@ -148,7 +167,7 @@ def encode(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[i
             if ids and bos is not None and ids[0] != bos:
                 ids = [bos, *ids]
         else:
-            ids = [int(i) for i in prompt]
+            ids = prompt if isinstance(prompt, ImagePrompt) else [int(i) for i in prompt]
         if not ids:
             raise UserError(f"prompt {number} is empty: there is nothing to go on from")
         if wrong := [i for i in ids if not 0 <= i < size]:

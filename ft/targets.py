@@ -10,6 +10,9 @@ from ft.errors import UserError
 # Never adapted: the towers and their projectors, the head, MoE routers (whose choices would jump),
 # and Gemma 3n's AltUp coefficients, which its training code reads around any adapter.
 EXCLUDED = re.compile(r"(^|\.)(vision|audio|embed_|multi_modal|lm_head|router\.|altup\.)")
+# What an image tower looks with; a head that pools its results into one is no part of a Gemma.
+TOWER = re.compile(r"(^|\.)vision_tower\.(?!(.*\.)?head\.)")
+PROJECTORS = ("multi_modal_projector", "embed_vision")
 AUTO = ("auto", "all-linear")  # ours, and PEFT's name for it
 
 
@@ -23,6 +26,24 @@ def linear_layers(model: Any) -> list[str]:
 
     names = [n for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return [name for name in names if not EXCLUDED.search(name)]
+
+
+def tower_layers(model: Any) -> list[str]:
+    """The full names of the image tower's linear layers. Raises ``UserError`` where there are none."""
+    import torch
+
+    linear = [n for n, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not (found := [name for name in linear if TOWER.search(name)]):
+        raise UserError(
+            "this model's image tower has no linear layers to adapt: leave out --train-vision, or train all "
+            "parameters with --lora-r 0"
+        )
+    return found
+
+
+def projectors(model: Any) -> list[str]:
+    """The names of the modules that bring images into the language model."""
+    return [name for name in PROJECTORS if getattr(model.base_model, name, None) is not None]
 
 
 def select(model: Any, targets: str | Sequence[str] = "auto") -> list[str]:

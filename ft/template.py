@@ -167,6 +167,11 @@ def fault_of(messages: Any) -> str:
             return f"message {number}: content is not a string but {type(content).__name__}"
         if not content.strip():
             return f"message {number}: the {role}'s content is empty"
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half
+            code = ord(content[error.start])
+            return f"message {number}: half a character (U+{code:04X}) at {error.start}"
     if expected == "user" and messages[-1]["role"] == "system":
         return "the conversation has a system message only"
     return ""

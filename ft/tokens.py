@@ -4,7 +4,7 @@ import bisect
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,8 +66,8 @@ def encode_rows(
     a new one, where the data only has text.
     """
     rows = list(rows)
+    turns = [template.turns(row) for row in rows]  # refuses what is no conversation
     refuse_control_tokens(rows, tokenizer)
-    turns = [template.turns(row) for row in rows]
     return encode(
         turns,
         tokenizer,
@@ -153,16 +153,21 @@ def encode(
     return Encoded(examples, rows, lengths, len(conversations) - len(examples), truncated)
 
 
-def prompt_ids(template: Template, row: Mapping[str, Any], tokenizer: Any) -> list[int]:
+def prompt_ids(
+    template: Template, row: Mapping[str, Any], tokenizer: Any, fill: Callable[[str], str] = str
+) -> list[int]:
     """BOS, every finished turn with its end, and the last prompt: the ids that training had there.
 
-    Raises ``UserError`` for a control token in the row's own text.
+    ``fill`` changes the text of each prompt, once the row's own text is known to be good. Raises
+    ``UserError`` for a control token in the row's own text.
     """
-    refuse_control_tokens([row], tokenizer)
-    if "messages" not in row:
-        prompt = template.prompt_for(row)
+    turns = template.turns(row) if "messages" in row else []
+    if found := _control_token(row, _control_tokens(tokenizer)):
+        raise UserError(f"{found}; ask without it")
+    if not turns:
+        prompt = fill(template.prompt_for(row))
         return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    *finished, last = template.turns(row)
+    *finished, last = [turn | {"prompt": fill(turn["prompt"])} for turn in turns]
     open_turn = {"prompt": last["prompt"], "completion": ""}
     (example,) = encode(
         [[*finished, open_turn]],
@@ -177,17 +182,29 @@ def prompt_ids(template: Template, row: Mapping[str, Any], tokenizer: Any) -> li
 
 def refuse_control_tokens(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
     """Raise ``UserError`` for the first row whose own text holds a control token of the tokenizer."""
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    control = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    control = _control_tokens(tokenizer)
     for number, row in enumerate(rows, 1):
-        fields = [(f"message {n}", m["content"]) for n, m in enumerate(row.get("messages", ()), 1)]
-        fields += [(key, value) for key, value in row.items() if isinstance(value, str)]
-        for name, text in fields:
-            if found := control.search(text):
-                raise UserError(
-                    f"row {number}, {name}: the text contains {found.group()!r}, which the tokenizer "
-                    "reads as a control token; remove it from the data"
-                )
+        if found := _control_token(row, control):
+            raise UserError(f"row {number}, {found}; remove it from the data")
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+
+def _control_token(row: Mapping[str, Any], control: re.Pattern[str]) -> str:
+    """Where a row's own text holds a control token, in words; nothing where it holds none."""
+    turns = enumerate(row.get("messages", ()), 1)
+    fields = [(f"message {n} ({m['role']})", m["content"]) for n, m in turns]
+    fields += [(key, value) for key, value in row.items() if isinstance(value, str)]
+    for name, text in fields:
+        if found := control.search(text):
+            token = repr(found.group())
+            return (
+                f"{name}: the text contains {token}, which the tokenizer reads as a control token"
+            )
+    return ""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from ft.run import Run, adopt, say
 from ft.tokens import Example
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -64,6 +65,7 @@ def sft(
     resume_from_checkpoint: str | None = None,
     fingerprint: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
 ) -> Trained:
     """Train the trainable parameters of ``model`` on encoded examples.
 
@@ -71,6 +73,7 @@ def sft(
     (512 on a CPU, which is busy with that; 8,192 on a GPU, which is not) and changes speed alone. The loss of an optimizer step is the mean over all its supervised
     tokens, whatever the accumulation and the number of processes.
 
+    ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``validate`` returns the validation loss; it is called before the first step and every
     ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
@@ -78,6 +81,7 @@ def sft(
     one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
     step and exit with 143 and 130.
     """
+    assert batch is None or not packing
     import torch
     from trl.trainer.sft_config import SFTConfig
 
@@ -123,7 +127,7 @@ def sft(
         seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
     )
     journal = Journal(run, validate, eval_steps)
     trainer = Trainer(
@@ -137,6 +141,7 @@ def sft(
         optimizer_name=optim,
         fingerprint=fingerprint,
         callbacks=[journal, *callbacks],
+        batch=batch,
     )
     journal.attach(trainer)
     start = time.perf_counter()
@@ -158,3 +163,17 @@ def sft(
     adopt(run, made)
     summary = journal.summary() | {"peak_memory_bytes": memory.measured()}
     return Trained(trainer.state.global_step, wall, **summary)
+
+
+def deadline(seconds: float) -> Any:
+    """A callback that ends a training after the step in which ``seconds`` from now have passed."""
+    from transformers.trainer_callback import TrainerCallback
+
+    class Deadline(TrainerCallback):
+        end = time.perf_counter() + seconds
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if time.perf_counter() > self.end:
+                control.should_training_stop = True
+
+    return Deadline()

@@ -154,7 +154,7 @@ def test_a_space_makes_a_question_of_what_begins_with_a_slash(monkeypatch, capsy
         ("/temperature -1", "temperature = -1"),
         ("/base", "nothing has been asked yet"),
         ("/reset now", "/reset takes no text"),
-        ("a <eos> b", "<eos>"),
+        ("a <eos> b", r"^message 1 \(user\): .*'<eos>'.*; ask without it$"),
     ],
 )
 def test_a_mistake_ends_a_pipe(line, message, monkeypatch, capsys):

@@ -66,6 +66,10 @@ def test_every_format_of_users_data(record, row, tmp_path):
         ({"messages": [TALK[0], TALK[0], TALK[1]]}, "message 2: .* two user turns in a row"),
         ({"messages": [*TALK, TALK[0]]}, "ends with a user turn"),
         ({"conversations": [{"from": "robot", "value": "hi"}]}, "message 1 has role 'robot'"),
+        (
+            {"conversations": [{"from": ["human"], "value": "hi"}]},
+            r"message 1 has role \['human'\]",
+        ),
         ({"conversations": [{"value": "hi"}]}, "message 1 is not an object with role and content"),
         ({"conversations": "hi"}, "not a list"),
         ({"question": "hi", "answer": "yo"}, "'question', 'answer' are of no known format"),

@@ -215,7 +215,9 @@ def test_an_adapter_of_another_base(folder: Folder, adapter: Path, tmp_path: Pat
     named = change(adapter, tmp_path / "named", base_model_name_or_path="google/gemma-2b")
     base = models.load(folder("gemma"), precision="fp32")
     base.model.name_or_path = "google/gemma-2b-it"  # same shapes, other weights
-    with pytest.raises(UserError, match="google/gemma-2b, not on google/gemma-2b-it"):
+    with pytest.raises(
+        UserError, match="gemma-2b, not on google/gemma-2b-it. Name google/gemma-2b as"
+    ):
         lora.load(base, named)
 
 

@@ -1,5 +1,7 @@
 """The loss against PyTorch's on full logits, in value and gradient, for every Gemma generation."""
 
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -38,6 +40,22 @@ def test_a_frozen_head_gets_no_gradient_and_no_work():
     loss.cross_entropy(hidden, weight, torch.tensor([1, 2, 3])).backward()
     assert hidden.grad is not None
     assert weight.grad is None
+
+
+def test_the_gradient_of_a_tile_is_gone_when_the_next_logits_are_made(monkeypatch):
+    plain, alive = loss._tile, []
+
+    def tile(*arguments):
+        assert not any(grad() is not None for grad in alive)
+        losses, grad = plain(*arguments)
+        alive.append(weakref.ref(grad))
+        return losses, grad
+
+    monkeypatch.setattr(loss, "_tile", tile)
+    monkeypatch.setattr(loss, "TILE", 100)
+    hidden = torch.randn(7, 4, requires_grad=True)
+    loss.cross_entropy(hidden, torch.randn(50, 4), torch.arange(7))
+    assert len(alive) == 4
 
 
 def test_without_gradients_the_value_is_the_same():

@@ -180,6 +180,6 @@ def test_bad_arguments(made: Made, tmp_path: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="does not say which base.*--model"):
+    with pytest.raises(UserError, match="does not say which base.*, as base_model_name_or_path"):
         merge(adapter, out, prompts=PROMPTS)
     assert not out.exists()

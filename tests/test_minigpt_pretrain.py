@@ -6,7 +6,9 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -181,6 +183,27 @@ def test_a_signal_saves_a_checkpoint_to_go_on_from(text, tmp_path, monkeypatch, 
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
     train(text, tmp_path / "run", resume_from_checkpoint="last")
     assert run.read(tmp_path / "run")["training"]["steps"] == 4
+
+
+def test_what_a_gpu_still_takes_when_a_line_is_logged_is_time_of_the_steps():
+    def reduce(value, _):
+        time.sleep(0.05)  # as long as the device is behind
+        return value
+
+    accelerator = SimpleNamespace(num_processes=1, device="cpu", reduce=reduce)
+    lines = []
+    record = SimpleNamespace(log=lines.append)
+    options = {"step_tokens": 4, "flops": 1.0, "max_steps": 2, "max_minutes": None}
+    with Meter(accelerator, record, **options) as meter:
+        meter.begin()
+        meter.end(torch.tensor(1.0))
+        before = meter.seconds
+        meter.log()
+        assert lines[0]["seconds"] >= round(before + 0.05, 3)
+        meter.begin()
+        meter.end(torch.tensor(1.0))
+    assert before + 0.05 <= meter.seconds
+    assert meter.figures()["seconds"] == round(meter.seconds, 3)  # counted once
 
 
 def test_bf16_products_learn_too(text, tmp_path):

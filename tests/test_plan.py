@@ -86,6 +86,12 @@ def test_what_nothing_can_satisfy_says_what_would(capsys):
         (["--gpu", "24GB", "--model", "google/gemma-8b"], "shape of 'google/gemma-8b'"),
         (["--gpu", "24GB", "--lora-rnak", "8"], "lora_rank|lora_r"),
         (["--gpu", "24GB", "--lora-r", "many"], "--lora-r: got 'many'"),
+        (["--gpu", "24GB", "--lora-r", "-3"], "--lora-r -3: must be 1 or more"),
+        (
+            ["--model", "google/gemma-2b", "--max-length", "9000"],
+            "--max-length 9000: the model has 8,192",
+        ),
+        (["--gpu", "24GB", "--lora-target-modules", "q_poj"], "q_poj: .*Did you mean 'q_proj'"),
     ],
 )
 def test_mistakes_are_one_line(words, said, capsys):
@@ -191,6 +197,30 @@ def test_a_rate_makes_a_time():
     assert devices.duration(30) == "30 s"
     assert devices.duration(1800) == "30 min"
     assert devices.duration(3600 * 5) == "5.0 h"
+
+
+# multiprocessors, boost GHz, FLOP that one makes in a cycle with float32 sums
+SILICON = {
+    "rtx3090": (82, 1.695, 512),
+    "rtx4080": (76, 2.505, 512),
+    "rtx4090": (128, 2.52, 512),
+    "rtx5090": (170, 2.407, 512),
+    "a10": (72, 1.695, 1024),
+    "a6000": (84, 1.8, 1024),
+    "l4": (58, 2.04, 1024),
+    "l40s": (142, 2.52, 1024),
+    "a100": (108, 1.41, 2048),
+    "a100-80gb": (108, 1.41, 2048),
+    "h100": (132, 1.83, 4096),
+    "h200": (132, 1.83, 4096),
+}
+
+
+def test_the_rates_of_gpus_are_what_their_multiprocessors_make():
+    assert SILICON.keys() == devices.DEVICES.keys()
+    for name, (number, clock, flop) in SILICON.items():
+        made = number * clock * flop / 1e3
+        assert devices.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
 
 
 def test_an_impossible_fit_is_a_users_mistake():

@@ -122,7 +122,9 @@ def test_a_template_file_that_cannot_be_used(text, message, tmp_path):
 
 
 def test_an_unknown_template_names_those_there_are(tmp_path):
-    with pytest.raises(UserError, match="'doly'.*chat, book, dolly, alpaca, plain.*mean 'dolly'"):
+    with pytest.raises(
+        UserError, match="'doly'.*chat, book, dolly, alpaca, steps, plain.*mean 'dolly'"
+    ):
         prompts.by_name("doly", tiny.tokenizer())
     with pytest.raises(UserError, match="gone.yaml: .*No such file"):
         prompts.by_name(str(tmp_path / "gone.yaml"), tiny.tokenizer())

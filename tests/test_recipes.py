@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import seeing
 import tiny
 import torch
 
@@ -16,6 +18,7 @@ from ft import config, run
 from ft.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
+REWARDED = {"mtnt_reject", "mtnt_dpo", "mtnt_grpo"}  # from a finished run: test_reward_recipes.py
 
 
 def load(path: Path):
@@ -29,8 +32,9 @@ def load(path: Path):
 
 
 def test_there_are_recipes():
-    names = ["dolly_qlora", "minigpt_pretrain", "mtnt_full", "mtnt_lora", "mtnt_recurrent"]
-    assert [p.stem for p in RECIPES] == names
+    names = ["dolly_qlora", "gsm8k_lora", "minigpt_pretrain", "mtnt_full", "mtnt_lora"]
+    names += ["mtnt_recurrent", "vision_lora", *REWARDED]
+    assert [p.stem for p in RECIPES] == sorted(names)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -71,6 +75,17 @@ def dolly(place: Path) -> Path:
     return file
 
 
+def gsm8k(place: Path) -> Path:
+    """Problems in GSM8K's layout, which all have the same answer."""
+    for split, count in (("train", 24), ("test", 4)):
+        rows = [
+            {"question": f"How many is {i} + 1?", "answer": "2 + 2\n#### 4"} for i in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (place / f"{split}.jsonl").write_text(text)
+    return place
+
+
 def pretraining(place: Path) -> list[str]:
     """The flags of a tiny pretraining on lines of text."""
     file = place / "text.lines"
@@ -85,7 +100,8 @@ def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Pat
     kind = "recurrent_gemma" if stem == "mtnt_recurrent" else kind
     module = load(Path(__file__).parents[1] / "recipes" / f"{stem}.py")
     if not (place / "base").exists():
-        tiny.folder(kind, place / "base", max_position_embeddings=4096)
+        write = seeing.folder if stem == "vision_lora" else functools.partial(tiny.folder, kind)
+        write(place / "base", max_position_embeddings=4096)
     words = ["--output-dir", str(place / "run"), "--precision", "fp32", "--max-steps", "2"]
     if stem == "minigpt_pretrain":
         module.main(config.parse(module.Config, [*words, *pretraining(place), *flags]))
@@ -96,20 +112,25 @@ def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Pat
         words += ["--eval-limit", "2"]
     if stem == "dolly_qlora":
         words += ["--data", str(dolly(place)), "--test-rows", "2", "--max-new-tokens", "6"]
+    if stem == "gsm8k_lora":
+        words += ["--data", str(gsm8k(place)), "--chains", "4", "--max-new-tokens", "24"]
+    if stem == "vision_lora":
+        words += ["--pictures", "8", "--test-rows", "2", "--max-new-tokens", "6"]
     module.main(config.parse(module.Config, [*words, *flags]))
     return place / "run"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem not in REWARDED], ids=lambda p: p.stem
+)
 def test_two_tiny_steps(path, tmp_path, capsys):
     folder = train(path.stem, tmp_path)
     said = capsys.readouterr().out
     assert "Start, validation loss: " in said
     assert "STEP 2 training loss: " in said
-    asked = (
-        "How can I make brownies?" if path.stem == "dolly_qlora" else "Hello, my name is Morgane."
-    )
-    assert asked in said
+    asked = {"dolly_qlora": "How can I make brownies?", "gsm8k_lora": "How many is 1 + 1?"}
+    asked["vision_lora"] = "What is where?"
+    assert asked.get(path.stem, "Hello, my name is Morgane.") in said
     assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
 
 

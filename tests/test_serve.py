@@ -340,6 +340,7 @@ def test_another_model_is_not_found(server):
         ("POST", "/v1/completions", b'{"temperature": NaN}', 400, "NaN is not JSON"),
         ("POST", "/v1/completions", b"[" * 200_000, 400, "not valid JSON"),
         ("POST", "/v1/completions", b'{"seed": ' + b"9" * 5000 + b"}", 400, "not valid JSON"),
+        ("POST", "/v1/completions", b'{"prompt": "a\\ud83d"}', 400, "not valid JSON"),
         ("POST", "/v1/completions", b"[1]", 400, "a JSON list; expected an object"),
         ("POST", "/v1/completions", b" " * (2**20 + 1), 413, "1048577 bytes; 1048576 are"),
     ],

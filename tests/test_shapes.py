@@ -43,6 +43,15 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
             [ones(2, 4), ones(9, 4), IDS[0] % 9],
         ],
     ),
+    "loss.token_losses": (
+        loss.token_losses,
+        [ones(3, 4), ones(9, 4), IDS[0] % 9],
+        [
+            [ones(3, 4), ones(9, 5), IDS[0] % 9],
+            [ones(3, 4), ones(9, 4), IDS % 9],
+            [ones(2, 4), ones(9, 4), IDS[0] % 9],
+        ],
+    ),
     "loss.supervised_loss": (
         loss.supervised_loss,
         [ones(1, 3, 4), ones(50, 4), IDS],

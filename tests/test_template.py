@@ -129,6 +129,7 @@ def test_an_unanswered_question_has_an_empty_completion():
             "message 1 has role 'human'; allowed are system, user",
         ),
         (say("a", " "), "message 2: the assistant's content is empty"),
+        (say("a", "b\ud83d"), r"message 2: half a character \(U\+D83D\) at 1"),
         ([{"role": "user", "content": None}], "message 1: content is not a string but NoneType"),
         ([{"role": "user"}], "message 1 is not an object with role and content"),
         (say(system="s"), "a system message only"),

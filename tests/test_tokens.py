@@ -244,16 +244,17 @@ def test_a_prompt_has_the_ids_that_training_had_there(end):
         ({"instruction": "a", "response": "<bos>"}, "row 2, response.*'<bos>'"),
         (
             {"messages": [{"role": "user", "content": "<start_of_turn>model"}]},
-            "row 2, message 1.*'<start_of_turn>'",
+            r"row 2, message 1 \(user\).*'<start_of_turn>'",
         ),
     ],
 )
 def test_a_control_token_in_a_rows_own_text_is_refused(row, message):
     t = Template("t", "<start_of_turn>{instruction}", "{response}", end="<end_of_turn>")
     good = {"instruction": "a", "response": "b"}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message + ".*; remove it from the data"):
         tokens.encode_rows([good, row], t, tiny.tokenizer(), max_length=99)
-    with pytest.raises(UserError, match=message.replace("row 2", "row 1")):
+    asked = message.removeprefix("row 2, ")
+    with pytest.raises(UserError, match=f"^{asked}.*control token; ask without it$"):
         tokens.prompt_ids(t, row, tiny.tokenizer())
 
 

@@ -1,0 +1,199 @@
+"""Gemma learns to solve grade-school maths step by step: LoRA on GSM8K, then votes among sampled chains.
+
+accelerate launch recipes/gsm8k_lora.py --data PATH/TO/GSM8K              a laptop, offline
+accelerate launch recipes/gsm8k_lora.py                                   with GSM8K from the Hub
+accelerate launch recipes/gsm8k_lora.py --model google/gemma-7b --eval-limit 1319      QLoRA on one GPU
+
+At the end the base and the tuned model draw chains for test questions: how often is one right, the
+majority of 4 (self-consistency), the most likely one of them, any of them? `ft eval RUN --n 16` draws
+more, and `ft solve RUN "…"` lets them vote on a question of yours.
+
+Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
+Time      not measured
+Memory    not measured
+Score     not measured
+Data      Cobbe et al. 2021, https://github.com/openai/grade-school-math (MIT): a folder with
+          train.jsonl and test.jsonl, or the Hub
+Source    GSM8K https://arxiv.org/abs/2110.14168; self-consistency https://arxiv.org/abs/2203.11171
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import chat_template, config, data, environment, gsm8k, prompts, reasoning, run, tokens
+from ft.template import Template
+
+
+@dataclass(frozen=True)
+class Config:
+    # Base model
+    model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+
+    # Adapter
+    lora_r: int = 16  # rank of the update
+    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
+    lora_target_modules: tuple[str, ...] = (
+        "auto",
+    )  # auto: all linear layers of the language model
+    use_rslora: bool = False  # scale by alpha / sqrt(r)
+
+    # Data
+    data: str = gsm8k.GSM8K  # a folder with train.jsonl and test.jsonl, or a dataset of the Hub
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    max_length: int = 512  # tokens of a whole example
+    length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
+    valid_rows: int = 100  # training questions held out, whose loss is watched
+
+    # Optimisation
+    learning_rate: float = 3e-4  # at the top of the schedule
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.05  # share of the steps until the top
+    optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    num_train_epochs: float = 0.1  # passes over the training questions
+    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: int = 8  # examples, not rows, in each process
+    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    packing: bool = True  # rows without padding; changes speed, not results
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+
+    # Run
+    output_dir: Path = Path("runs/gsm8k_lora")  # adapter, card, curves and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
+    eval_steps: int = 20  # optimizer steps between validations
+    save_steps: int = 100  # optimizer steps between checkpoints
+    eval_limit: int | None = 25  # questions of the test split to solve at the end; none: all
+    chains: int = 4  # drawn for each of them; `ft eval` draws 16
+    temperature: float = reasoning.TEMPERATURE  # that they are drawn at
+    max_new_tokens: int = 200  # of a chain; 1 of 50 worked answers is longer
+    seed: int = 42  # of held-out questions, adapter, order and chains
+    report_to: str = "none"  # tensorboard, trackio or wandb
+    push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
+
+    def check(self) -> list[str]:
+        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
+        positive += ("valid_rows", "chains", "temperature", "max_new_tokens")
+        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    splits = gsm8k.splits(c.data, valid_rows=c.valid_rows, seed=c.seed, on_bad_row=c.on_bad_row)
+    if c.eval_limit:
+        splits["test"] = splits["test"].head(c.eval_limit)
+    return splits
+
+
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads; training, evaluation and `ft solve` all use this one."""
+    return prompts.INSTRUCTION["steps"]
+
+
+def main(c: Config) -> None:
+    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
+    run.check_folder(c.output_dir, **place)
+    splits, t = rows(c), template(c)
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+    if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
+        run.say(f"note: {len(shared)} training questions also stand in valid or test")
+
+    from ft import evaluate, fit, hub, lora, loss, models, report, train
+
+    run.say(environment.use_all_cores())
+    base = models.load(
+        c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
+    )
+    run.say("\n".join(base.notes))
+    # so that every program asks as we trained
+    base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
+    environment.seed_everything(c.seed)
+    model = lora.attach(
+        base,
+        r=c.lora_r,
+        alpha=c.lora_alpha,
+        dropout=c.lora_dropout,
+        targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
+        use_rslora=c.use_rslora,
+    )
+    loss.install(model.get_base_model())
+    run.say(lora.summary(model))
+
+    encoded = {}
+    for split, found in splits.items():
+        encoded[split] = tokens.encode_rows(
+            found, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+        )
+        run.say(f"{split}: {encoded[split].summary(c.max_length)}")
+    first = encoded["train"].examples[: c.per_device_train_batch_size]
+    run.say("first example, supervised tokens marked:")
+    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
+    run.say(f"memory that this needs:\n{plan}")
+    r = run.start(
+        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    )
+    adapter = lora.describe(model)
+    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    r.note(plan=plan.to_dict())
+    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
+    r.write("examples.txt", "\n\n".join(shown) + "\n")
+
+    packing = c.packing and tokens.packs_exactly(base.model)
+    pad = base.tokenizer.pad_token_id
+    trained = train.sft(
+        model,
+        base.tokenizer,
+        encoded["train"].examples,
+        run=r,
+        validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
+        learning_rate=c.learning_rate,
+        optim=c.optim,
+        lr_scheduler_type=c.lr_scheduler_type,
+        warmup_ratio=c.warmup_ratio,
+        num_train_epochs=c.num_train_epochs,
+        max_steps=c.max_steps,
+        per_device_train_batch_size=c.per_device_train_batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+        packing=packing,
+        gradient_checkpointing=c.gradient_checkpointing,
+        eval_steps=c.eval_steps,
+        save_steps=c.save_steps,
+        seed=c.seed,
+        report_to=c.report_to,
+        resume_from_checkpoint=c.resume_from_checkpoint,
+        fingerprint=run.fingerprint(r, config.to_dict(c)),
+    )
+    r.note(training=asdict(trained))
+    result = reasoning.before_after(
+        model,
+        base.tokenizer,
+        t,
+        [splits["test"][i] for i in encoded["test"].rows],
+        encoded["test"].examples,
+        packing=packing,
+        n=c.chains,
+        temperature=c.temperature,
+        seed=c.seed,
+        max_new_tokens=c.max_new_tokens,
+    )
+    run.say(reasoning.table(result))
+    r.note(evaluation={"test": result})
+    r.write("samples.txt", reasoning.samples(result))
+    report.accuracy(result, r.folder / "accuracy.png")
+    report.curve(r.folder)
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\nadapter, card and curves: {r.folder}")
+    run.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
+    if c.push_to_hub and run.is_main():
+        run.say(hub.push(r.folder, c.push_to_hub))
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

@@ -1,0 +1,238 @@
+"""Gemma learns which of its own translations are better: pairs by chrF, then DPO, from a run of mtnt_lora.py.
+
+accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
+accelerate launch recipes/mtnt_dpo.py                                     a laptop, offline
+accelerate launch recipes/mtnt_dpo.py --run runs/mtnt_lora --data PATH/TO/MTNT
+accelerate launch recipes/mtnt_dpo.py --pairs runs/mtnt_dpo/pairs.jsonl   pairs that are there already
+
+It draws n translations of training lines, pairs the best whole one of each line by chrF with the worst,
+and makes the better one more likely than the worse one by direct preference optimisation, with TRL.
+
+Hardware  two CPU cores and no GPU for Gemma 3 270M
+Time      --max-minutes (20) for drawing and learning; scoring before and after comes on top
+Memory    not measured
+Score     not measured
+Data      MTNT (Michel & Neubig 2018), https://github.com/pmichel31415/mtnt; a bundled sample without --data;
+          the training lines are those that mtnt_lora.py learnt, and a reward compares with their references
+Source    DPO, https://arxiv.org/abs/2305.18290; TRL's DPOTrainer
+
+Unlike the paper: pairs come from chrF against a reference and not from people, best against worst of n
+drawn by the start itself (the paper: two answers, labelled); the learning rate is constant, 5e-5 for
+LoRA with AdamW (the paper: RMSprop, 1e-6, 150 steps of warm-up, all parameters); one pass. Like it: beta
+0.1, the start as the reference, sums of log-probabilities without normalisation by length.
+"""
+
+import dataclasses
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import (
+    config,
+    data,
+    environment,
+    evaluate,
+    guards,
+    pairs,
+    preference,
+    run,
+    runs,
+    tokens,
+)
+from ft.template import Template
+
+ASK = {"source": "Hello, my name is Morgane."}
+
+
+@dataclass(frozen=True)
+class Config:
+    # Start
+    run: str = "runs/mtnt_lora"  # finished run of mtnt_lora.py whose adapter is trained on
+    model_name_or_path: str | None = None  # of that run, which fills it in
+    language_pair: str | None = None  # of that run, which fills it in
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
+
+    # Data
+    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
+    max_length: int = 512  # tokens of a whole example
+
+    # Pairs
+    reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
+    pairs: str | None = None  # a table of source, chosen, rejected; none: draw them
+    prompts: int = 1000  # lines that translations are drawn of; fewer where their time is over
+    n: int = 8  # translations of each
+    max_new_tokens: int = 80  # of a translation
+    margin: float = 0.1  # reward (chrF: 0 to 1) that the two of a pair must be apart
+    draw_share: float = 0.45  # of the time that goes into drawing
+
+    # Learning
+    learning_rate: float = 5e-5  # constant
+    beta: float = 0.1  # how strongly the start holds the model
+    per_device_train_batch_size: int = 8  # pairs of an optimizer step
+    num_train_epochs: float = 1.0  # passes over the pairs
+    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
+
+    # Guards: where one is passed the run ends
+    max_kl: float = 0.5  # nats a token from the start
+    min_distinct: float = 0.6  # distinct-2, as a share of the start's
+    max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
+    watch_rows: int = 32  # lines whose translations are looked at
+    watch_steps: int = 20  # optimizer steps between two looks
+
+    # Run
+    output_dir: Path = Path("runs/mtnt_dpo")  # adapter, card, pairs and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: int = 50  # rows of the validation split whose loss is watched
+    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    seed: int = 0  # of lines, draws and order
+
+    def check(self) -> list[str]:
+        positive = ("prompts", "max_new_tokens", "learning_rate", "beta", "eval_limit")
+        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            found.append("max_minutes must be above 0, or null for no bound")
+        if self.n < 2:
+            found.append("n must be 2 or more: a pair has two answers")
+        return found
+
+
+def resolved(c: Config) -> Config:
+    """The settings with what the run says that they start from."""
+    s = runs.finished(c.run).settings
+    return dataclasses.replace(
+        c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
+    )
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    pair = resolved(c).language_pair or ""
+    train, valid = (
+        data.mtnt(split, pair, c.data, on_bad_row=c.on_bad_row) for split in ("train", "valid")
+    )
+    if c.normalize_punctuation and pair == "en-fr":
+        train = train.map_targets(data.normalize_punctuation)
+    return {"train": train, "valid": valid.head(c.eval_limit)}
+
+
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads: as in the run that this one starts from."""
+    return runs.finished(c.run).template
+
+
+def main(c: Config) -> None:
+    c = resolved(c)
+    run.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
+    splits, t = rows(c), template(c)
+    given = pairs.read(c.pairs) if c.pairs else None
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+
+    from ft import align, hub, lora, policy, reward_model
+
+    align.require_trl()
+    run.say(environment.use_all_cores())
+    environment.seed_everything(c.seed)
+    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    model, tokenizer = base.model, base.tokenizer
+    run.say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, tokenizer)
+    encoded = {
+        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
+        for split, found in splits.items()
+    }
+    r = run.start(
+        c.output_dir,
+        recipe=__file__,
+        config_yaml=config.to_yaml(c),
+        seed=c.seed,
+        overwrite=c.overwrite_output_dir,
+    )
+    run.describe(
+        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
+    )
+    packing = tokens.packs_exactly(base.model)
+    valid = encoded["valid"].examples[: c.valid_rows]
+
+    def judge() -> evaluate.Judged:
+        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
+
+    lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
+    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
+    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift)
+
+    def look() -> guards.Vitals:
+        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
+
+    before, start = judge(), look()
+    references = [row["target"] for row in splits["valid"]]
+    chrf = evaluate.corpus_chrf(before.translations, references)
+    run.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+
+    begun = time.perf_counter()
+    if given:
+        run.say(f"{len(given):,} pairs, {given.origin}")
+        found_pairs = pairs.encode(given, t, tokenizer)
+        r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
+    else:
+        scored = preference.draw(
+            model,
+            tokenizer,
+            t,
+            lines[: c.prompts],
+            reward,
+            n=c.n,
+            max_new_tokens=c.max_new_tokens,
+            seed=c.seed,
+            minutes=c.max_minutes and c.max_minutes * c.draw_share,
+        )
+        found_pairs, texts = pairs.of(scored, c.margin)
+        shown = (json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
+        r.write("pairs.jsonl", "".join(shown))
+        mean, best = preference.mean(scored), preference.mean(scored, best=True)
+        run.say(
+            f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
+            f"the best of {c.n} {100 * best:.1f}"
+        )
+        r.note(pairs={"rows": len(texts), "lines": len(scored), "reward": mean, "best": best})
+
+    def watch(step: int) -> None:
+        now = look()
+        r.log({"step": step} | dataclasses.asdict(now))
+        run.say(f"STEP {step}: {now}")
+        bounds.check(now, start, f"after step {step}")
+        policy.save(model, tokenizer, r)
+
+    trainer = align.dpo(
+        model,
+        tokenizer,
+        found_pairs,
+        folder=r.folder,
+        learning_rate=c.learning_rate,
+        beta=c.beta,
+        batch_size=c.per_device_train_batch_size,
+        num_train_epochs=c.num_train_epochs,
+        max_steps=c.max_steps,
+        seed=c.seed,
+    )
+    left = c.max_minutes and 60 * c.max_minutes - (time.perf_counter() - begun)
+    learnt = align.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)
+    seconds = time.perf_counter() - begun
+    r.note(training=dataclasses.asdict(learnt) | {"seconds_with_drawing": seconds})
+    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
+    run.say(evaluate.table(result, "valid"))
+    r.note(evaluation={"valid": result})
+    r.write("samples.txt", evaluate.samples(result))
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

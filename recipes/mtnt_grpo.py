@@ -1,0 +1,200 @@
+"""Gemma learns from a reward for each of its translations: GRPO or RLOO on chrF, from a run of mtnt_lora.py.
+
+accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
+accelerate launch recipes/mtnt_grpo.py                                    a laptop, offline
+accelerate launch recipes/mtnt_grpo.py --run runs/mtnt_lora --data PATH/TO/MTNT
+accelerate launch recipes/mtnt_grpo.py --method rloo --beta 0.05
+
+Each step draws n translations of a few training lines; those above the mean chrF of their line become
+more likely, those below it less likely. Through TRL, with our generation and log-probabilities.
+
+Hardware  two CPU cores and no GPU for Gemma 3 270M
+Time      --max-minutes (20) for drawing and learning; scoring before and after comes on top
+Memory    not measured
+Score     not measured
+Data      MTNT (Michel & Neubig 2018), https://github.com/pmichel31415/mtnt; a bundled sample without --data;
+          the training lines are those that mtnt_lora.py learnt, and a reward compares with their references
+Source    GRPO, https://arxiv.org/abs/2402.03300; RLOO, https://arxiv.org/abs/2402.14740; TRL's trainers
+
+Unlike the papers: GRPO here has no KL penalty (paper: 0.04; --beta sets it), a bound on KL ends the run
+instead; its loss is the mean over all tokens of a step (TRL's default, of DAPO) and not a mean of means by
+answer; one update for each draw, so that the ratio is 1 and nothing is clipped; 4 answers a prompt (paper:
+64), rewards from chrF and not from a model; LoRA at 1e-4 (paper: all parameters, 1e-6). RLOO's gradient is
+of TRL's clipped ratio, 1 here, and its advantages are not normalised; KL (--beta) is a part of its reward,
+as in the paper. Both draw at temperature 1 from the whole distribution.
+"""
+
+import dataclasses
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import config, data, environment, evaluate, guards, run, runs, tokens
+from ft.template import Template
+
+ASK = {"source": "Hello, my name is Morgane."}
+
+
+@dataclass(frozen=True)
+class Config:
+    # Start
+    run: str = "runs/mtnt_lora"  # finished run of mtnt_lora.py whose adapter is trained on
+    model_name_or_path: str | None = None  # of that run, which fills it in
+    language_pair: str | None = None  # of that run, which fills it in
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
+
+    # Data
+    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
+    max_length: int = 512  # tokens of a whole example
+
+    # Learning
+    reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
+    method: Literal["grpo", "rloo"] = "grpo"  # what a reward is compared with: see above
+    prompts: int = 8  # lines of a step
+    n: int = 4  # translations of each
+    max_new_tokens: int = 80  # of a translation
+    learning_rate: float = 1e-4  # constant
+    beta: float = 0.0  # weight of the KL to the start; above 0 a step takes a third longer
+    per_device_train_batch_size: int = 16  # translations in one forward
+    max_steps: int | None = None  # optimizer steps; none: until the time is over
+
+    # Guards: where one is passed the run ends
+    max_kl: float = 0.5  # nats a token from the start
+    min_distinct: float = 0.6  # distinct-2, as a share of the start's
+    max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
+    watch_rows: int = 32  # lines whose translations are looked at
+    watch_steps: int = 10  # optimizer steps between two looks
+
+    # Run
+    output_dir: Path = Path("runs/mtnt_grpo")  # adapter, card and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: int = 50  # rows of the validation split whose loss is watched
+    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    seed: int = 0  # of lines, draws and order
+
+    def check(self) -> list[str]:
+        positive = ("prompts", "max_new_tokens", "learning_rate", "eval_limit")
+        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            found.append("max_minutes must be above 0, or null for no bound")
+        if self.n < 2:
+            found.append("n must be 2 or more: an answer is compared with others")
+        if self.max_steps is None and self.max_minutes is None:
+            found.append("max_steps or max_minutes must be given: nothing else ends the run")
+        return found
+
+
+def resolved(c: Config) -> Config:
+    """The settings with what the run says that they start from."""
+    s = runs.finished(c.run).settings
+    return dataclasses.replace(
+        c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
+    )
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    pair = resolved(c).language_pair or ""
+    train, valid = (
+        data.mtnt(split, pair, c.data, on_bad_row=c.on_bad_row) for split in ("train", "valid")
+    )
+    if c.normalize_punctuation and pair == "en-fr":
+        train = train.map_targets(data.normalize_punctuation)
+    return {"train": train, "valid": valid.head(c.eval_limit)}
+
+
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads: as in the run that this one starts from."""
+    return runs.finished(c.run).template
+
+
+def main(c: Config) -> None:
+    c = resolved(c)
+    run.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
+    splits, t = rows(c), template(c)
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+
+    from ft import align, hub, lora, policy, reward_model
+
+    align.require_trl()
+    run.say(environment.use_all_cores())
+    environment.seed_everything(c.seed)
+    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    model, tokenizer = base.model, base.tokenizer
+    run.say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, tokenizer)
+    encoded = {
+        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
+        for split, found in splits.items()
+    }
+    r = run.start(
+        c.output_dir,
+        recipe=__file__,
+        config_yaml=config.to_yaml(c),
+        seed=c.seed,
+        overwrite=c.overwrite_output_dir,
+    )
+    run.describe(
+        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
+    )
+    packing = tokens.packs_exactly(base.model)
+    valid = encoded["valid"].examples[: c.valid_rows]
+
+    def judge() -> evaluate.Judged:
+        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
+
+    lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
+    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
+    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift)
+
+    def look() -> guards.Vitals:
+        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
+
+    before, start = judge(), look()
+    references = [row["target"] for row in splits["valid"]]
+    chrf = evaluate.corpus_chrf(before.translations, references)
+    run.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+
+    def watch(step: int) -> None:
+        now = look()
+        r.log({"step": step} | dataclasses.asdict(now))
+        run.say(f"STEP {step}: {now}")
+        bounds.check(now, start, f"after step {step}")
+        policy.save(model, tokenizer, r)
+
+    trainer = align.grpo(
+        model,
+        tokenizer,
+        t,
+        list(splits["train"]),
+        reward,
+        folder=r.folder,
+        method=c.method,
+        learning_rate=c.learning_rate,
+        beta=c.beta,
+        prompts=c.prompts,
+        n=c.n,
+        batch_size=c.per_device_train_batch_size,
+        max_new_tokens=c.max_new_tokens,
+        max_steps=c.max_steps,
+        seed=c.seed,
+    )
+    seconds = c.max_minutes and 60 * c.max_minutes
+    learnt = align.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=seconds)
+    r.note(training=dataclasses.asdict(learnt))
+    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
+    run.say(evaluate.table(result, "valid"))
+    r.note(evaluation={"valid": result})
+    r.write("samples.txt", evaluate.samples(result))
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

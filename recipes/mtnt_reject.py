@@ -1,0 +1,231 @@
+"""Gemma learns from its own best translations: rejection sampling in rounds, from a run of mtnt_lora.py.
+
+accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
+accelerate launch recipes/mtnt_reject.py                                  a laptop, offline
+accelerate launch recipes/mtnt_reject.py --run runs/mtnt_lora --data PATH/TO/MTNT
+
+Each round draws n translations of some training lines, keeps the one of each line with the highest
+chrF, takes one pass over these, and begins again with the model so taught.
+
+Hardware  two CPU cores and no GPU for Gemma 3 270M
+Time      --max-minutes (20) for drawing and learning; scoring before and after comes on top
+Memory    not measured
+Score     not measured
+Data      MTNT (Michel & Neubig 2018), https://github.com/pmichel31415/mtnt; a bundled sample without --data;
+          the training lines are those that mtnt_lora.py learnt, and a reward compares with their references
+Source    F. Chollet, Deep Learning with Python, third edition (the loop); RAFT, https://arxiv.org/abs/2304.06767;
+          ReST, https://arxiv.org/abs/2308.08998
+
+Unlike RAFT and ReST: the reward is chrF against the reference translation and not a model; RAFT fine-tunes
+the base anew or goes on from the last round, here it always goes on, with a new optimizer each round;
+ReST raises its cutoff within a round over several passes, here there is one pass; no KL penalty, but a
+bound on KL, distinct-2 and length that ends the run.
+"""
+
+import dataclasses
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import config, data, environment, evaluate, guards, preference, run, runs, tokens
+from ft.template import Template
+
+ASK = {"source": "Hello, my name is Morgane."}
+
+
+@dataclass(frozen=True)
+class Config:
+    # Start
+    run: str = "runs/mtnt_lora"  # finished run of mtnt_lora.py whose adapter is trained on
+    model_name_or_path: str | None = None  # of that run, which fills it in
+    language_pair: str | None = None  # of that run, which fills it in
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
+
+    # Data
+    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
+    max_length: int = 512  # tokens of a whole example
+
+    # Drawing
+    reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
+    rounds: int = 3  # times that answers are drawn and learnt
+    prompts: int = 400  # lines of a round; fewer where its time is over
+    n: int = 8  # translations of each
+    max_new_tokens: int = 80  # of a translation
+    cutoff: float | None = None  # keep all with this reward (chrF: 0 to 1); none: each line's best
+    draw_share: float = 0.7  # of a round's time that goes into drawing
+
+    # Learning
+    learning_rate: float = 1e-4  # constant
+    per_device_train_batch_size: int = 8  # examples of an optimizer step
+
+    # Guards: where one is passed the run ends
+    max_kl: float = 0.5  # nats a token from the start
+    min_distinct: float = 0.6  # distinct-2, as a share of the start's
+    max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
+    watch_rows: int = 32  # lines whose translations are looked at
+    min_kept: float = 0.1  # share of a round's lines of which a translation is kept
+
+    # Run
+    output_dir: Path = Path("runs/mtnt_reject")  # adapter, card, rounds and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`: go on after the last whole round
+    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: int = 50  # rows of the validation split whose loss is watched
+    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    seed: int = 0  # of lines, draws and order
+
+    def check(self) -> list[str]:
+        positive = ("rounds", "prompts", "max_new_tokens", "learning_rate", "eval_limit")
+        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            found.append("max_minutes must be above 0, or null for no bound")
+        if self.n < 2:
+            found.append("n must be 2 or more: the best of one is no choice")
+        if self.resume_from_checkpoint not in (None, "last"):
+            found.append("resume_from_checkpoint must be `last`")
+        return found
+
+
+def resolved(c: Config) -> Config:
+    """The settings with what the run says that they start from."""
+    s = runs.finished(c.run).settings
+    return dataclasses.replace(
+        c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
+    )
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
+    pair = resolved(c).language_pair or ""
+    train, valid = (
+        data.mtnt(split, pair, c.data, on_bad_row=c.on_bad_row) for split in ("train", "valid")
+    )
+    if c.normalize_punctuation and pair == "en-fr":
+        train = train.map_targets(data.normalize_punctuation)
+    return {"train": train, "valid": valid.head(c.eval_limit)}
+
+
+def template(c: Config, _: Any = None) -> Template:
+    """How a row reads: as in the run that this one starts from."""
+    return runs.finished(c.run).template
+
+
+def main(c: Config) -> None:
+    c = resolved(c)
+    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
+    run.check_folder(c.output_dir, **place)
+    splits, t = rows(c), template(c)
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+
+    from ft import hub, lora, policy, reward_model, train
+    from ft.rounds import Round, Rounds
+
+    run.say(environment.use_all_cores())
+    environment.seed_everything(c.seed)
+    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    model, tokenizer = base.model, base.tokenizer
+    run.say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, tokenizer)
+    encoded = {
+        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
+        for split, found in splits.items()
+    }
+    r = run.start(
+        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    )
+    run.describe(
+        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
+    )
+    settings = config.to_dict(c)
+    for name in ("rounds", "max_minutes"):  # a resumed run may have more
+        settings.pop(name)
+    state = Rounds(r, run.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
+
+    packing, pad = tokens.packs_exactly(base.model), tokenizer.pad_token_id
+    valid = encoded["valid"].examples[: c.valid_rows]
+
+    def judge() -> evaluate.Judged:
+        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
+
+    def look() -> guards.Vitals:
+        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
+
+    lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
+    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
+    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift, c.min_kept)
+    with policy.as_it_began(model):
+        before, start = judge(), look()
+    references = [row["target"] for row in splits["valid"]]
+    chrf = evaluate.corpus_chrf(before.translations, references)
+    run.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    if state.done:
+        policy.replace_adapter(model, state.folder(state.done[-1].number))
+    for number in range(len(state.done) + 1, c.rounds + 1):
+        where, begun = f"in round {number}", time.perf_counter()
+        minutes = c.max_minutes and c.max_minutes / c.rounds
+        first = (number - 1) * c.prompts
+        scored = preference.draw(
+            model,
+            tokenizer,
+            t,
+            [lines[i % len(lines)] for i in range(first, first + min(c.prompts, len(lines)))],
+            reward,
+            n=c.n,
+            max_new_tokens=c.max_new_tokens,
+            seed=1000 * c.seed + number,
+            minutes=minutes and minutes * c.draw_share,
+        )
+        kept = preference.best(scored, "target", c.cutoff)
+        share = len({row["source"] for row in kept}) / len({s.row["source"] for s in scored})
+        bounds.check_kept(share, where)
+        left = minutes and 60 * minutes - (time.perf_counter() - begun)
+        trained = train.sft(
+            model,
+            tokenizer,
+            tokens.encode_rows(kept, t, tokenizer, max_length=c.max_length).examples,
+            run=state.begin(number, scored),
+            validate=lambda: evaluate.loss(model, valid, packing=packing, pad=pad),
+            learning_rate=c.learning_rate,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=c.per_device_train_batch_size,
+            packing=packing,
+            eval_steps=10**6,
+            save_steps=10**6,
+            seed=c.seed + number,
+            callbacks=[train.deadline(left)] if left else [],
+        )
+        vitals = look()
+        bounds.check(vitals, start, where)
+        policy.save(model, tokenizer, r)
+        state.finish(
+            Round(
+                number=number,
+                prompts=len(scored),
+                answers=sum(len(s.answers) for s in scored),
+                reward=preference.mean(scored),
+                best=preference.mean(scored, best=True),
+                kept=len(kept),
+                share=share,
+                steps=trained.steps,
+                vitals=vitals,
+                seconds=time.perf_counter() - begun,
+            )
+        )
+
+    r.note(training={"steps": sum(each.steps for each in state.done), "seconds": state.seconds})
+    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
+    run.say(evaluate.table(result, "valid"))
+    r.note(evaluation={"valid": result})
+    r.write("samples.txt", evaluate.samples(result))
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

@@ -1,0 +1,238 @@
+"""Gemma learns to answer questions about images: LoRA on the language model, its image tower frozen.
+
+accelerate launch recipes/vision_lora.py                                  a tiny model, a laptop, offline
+accelerate launch recipes/vision_lora.py --model google/gemma-3-4b-it --data photos.jsonl
+accelerate launch recipes/vision_lora.py --model google/gemma-3-4b-it --data photos.jsonl --train-vision
+ft plan recipes/vision_lora.py --model google/gemma-3-4b-it --gpu 24GB    its memory, before anything is loaded
+
+Hardware  two CPU cores for the tiny model; a GPU for Gemma 3 4B in 4 bits (not run yet)
+Time      not measured
+Memory    not measured; `ft plan` counts the image tower: 0.8 GiB in bf16, and what it computes for a batch
+Score     colour, shape and place of pictures not seen before, beside what a guess gets right: not measured
+Data      your jsonl: {"image": "photo.jpg", "prompt": "What is it?", "completion": "A red kite."}, `images` for
+          several, paths relative to the file, rows without any mixed in; by default pictures drawn here
+Source    google/gemma-cookbook, "Fine-tune Gemma for vision tasks using Hugging Face Transformers and QLoRA";
+          LoRA https://arxiv.org/abs/2106.09685
+
+Without --model a tiny Gemma 3 with random weights is made: an adapter cannot teach it to see, so all of it is
+trained, the tower included. An image of Gemma 3 takes 256 tokens of --max-length.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import chat_template, config, environment, image_rows, prompts, run, tokens
+from ft.rows import Rows
+from ft.template import Template
+
+TINY = "tiny-vision"
+
+
+@dataclass(frozen=True)
+class Config:
+    # Base model
+    model_name_or_path: str = TINY  # Hub id, folder, or `tiny-vision` (random weights)
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
+
+    # What is trained
+    lora_r: int | None = None  # rank of the update; 0: all parameters. None: 16; 0 of tiny-vision
+    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
+    lora_target_modules: tuple[str, ...] = (
+        "auto",
+    )  # auto: all linear layers of the language model
+    train_vision: bool | None = None  # image tower and projector too. None: of tiny-vision
+
+    # Data
+    data: str = image_rows.DRAWN  # a jsonl, json, csv or parquet file, or `pictures`, drawn here
+    pictures: int = 8000  # how many are drawn to train on
+    template: str = "chat"  # how a prompt is put: turns of an -it model, plain, …, a YAML file
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    max_length: int = 1024  # tokens of a whole example, those of its images included
+    length_policy: Literal["drop", "error"] = "drop"  # what happens to a longer one
+    valid_rows: int = 100  # held-out rows whose loss is watched
+    test_rows: int = 300  # held-out rows that are answered at the end
+
+    # Optimisation
+    learning_rate: float | None = (
+        None  # at the top of the schedule. None: 2e-4; 2e-3 of tiny-vision
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.1  # share of the steps until the top
+    adam_beta2: float = 0.98  # decay of AdamW's mean of squares: few steps need a short memory
+    optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = (
+        "auto"  # auto: paged_adamw_8bit on a GPU, else adamw
+    )
+    num_train_epochs: float = 1.0  # passes over the training rows
+    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: int = 16  # examples in each process
+    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    # recompute activations: less memory, a third slower. None: not of tiny-vision
+    gradient_checkpointing: bool | None = None
+
+    # Run
+    output_dir: Path = Path("runs/vision_lora")  # adapter or model, card, curves and record
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
+    eval_steps: int = 50  # optimizer steps between validations
+    save_steps: int = 500  # optimizer steps between checkpoints
+    max_new_tokens: int = 64  # of an answer at the end
+    seed: int = 42  # of pictures, held-out rows, adapter and order
+    report_to: str = "none"  # tensorboard, trackio or wandb
+
+    def __post_init__(self) -> None:
+        tiny = self.model_name_or_path == TINY
+        automatic = {
+            "lora_r": 0 if tiny else 16,
+            "train_vision": tiny,
+            "learning_rate": 2e-3 if tiny else 2e-4,
+            "gradient_checkpointing": not tiny,
+        }
+        for name, value in automatic.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def check(self) -> list[str]:
+        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
+        positive += ("valid_rows", "test_rows", "max_new_tokens", "pictures")
+        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+
+
+def rows(c: Config) -> dict[str, Rows]:
+    """The rows of each split, every image opened once. Needs no model."""
+    return image_rows.splits(
+        c.data,
+        pictures=c.pictures,
+        valid_rows=c.valid_rows,
+        test_rows=c.test_rows,
+        seed=c.seed,
+        on_bad_row=c.on_bad_row,
+    )
+
+
+def template(c: Config, tokenizer: Any) -> Template:
+    """How a row reads; training, evaluation, chat and the card all use this one."""
+    return prompts.by_name(c.template, tokenizer)
+
+
+def main(c: Config) -> None:
+    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
+    run.check_folder(c.output_dir, **place)
+    splits = rows(c)
+    for split, found in splits.items():
+        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+
+    from ft import (
+        evaluate,
+        fit,
+        full,
+        hub,
+        lora,
+        loss,
+        models,
+        optim,
+        report,
+        train,
+        vision,
+        vision_scores,
+    )
+
+    run.say(environment.use_all_cores())
+    see = vision.reader(c.model_name_or_path)
+    precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
+    base = models.load(
+        c.model_name_or_path, precision=precision, max_length=c.max_length, text_only=False
+    )
+    run.say("\n".join(base.notes))
+    t = template(c, base.tokenizer)
+    if t.name != "chat" or not base.tokenizer.chat_template:
+        base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
+    environment.seed_everything(c.seed)
+    if c.lora_r:
+        model = lora.attach(
+            base,
+            r=c.lora_r,
+            alpha=c.lora_alpha,
+            dropout=c.lora_dropout,
+            targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
+            vision=bool(c.train_vision),
+        )
+        loss.install(model.get_base_model())
+        run.say(lora.summary(model))
+    else:
+        model = full.attach(base, vision=bool(c.train_vision))
+        loss.install(model)
+        run.say(full.summary(model))
+
+    encoded = {}
+    for split, found in splits.items():
+        encoded[split] = vision.encode(
+            found, t, base.tokenizer, see, max_length=c.max_length, policy=c.length_policy
+        )
+        run.say(f"{split}: {encoded[split].summary(c.max_length)}")
+    first = encoded["train"].examples[: c.per_device_train_batch_size]
+    run.say("first example, supervised tokens marked:")
+    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
+    run.say(f"memory that this needs:\n{plan}")
+    r = run.start(
+        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    )
+    adapter = lora.describe(model) if c.lora_r else {}
+    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    r.note(plan=plan.to_dict())
+    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
+    r.write("examples.txt", "\n\n".join(shown) + "\n")
+
+    pad = base.tokenizer.pad_token_id
+
+    def batch(examples):
+        return vision.batch(examples, see, pad)
+
+    trained = train.sft(
+        model,
+        base.tokenizer,
+        encoded["train"].examples,
+        run=r,
+        validate=lambda: evaluate.loss(
+            model, encoded["valid"].examples, packing=False, pad=pad, batch=batch
+        ),
+        batch=batch,
+        packing=False,
+        learning_rate=float(c.learning_rate or 0),
+        optim=optim.choose(c.optim),
+        lr_scheduler_type=c.lr_scheduler_type,
+        warmup_ratio=c.warmup_ratio,
+        adam_beta2=c.adam_beta2,
+        num_train_epochs=c.num_train_epochs,
+        max_steps=c.max_steps,
+        per_device_train_batch_size=c.per_device_train_batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+        gradient_checkpointing=bool(c.gradient_checkpointing),
+        eval_steps=c.eval_steps,
+        save_steps=c.save_steps,
+        seed=c.seed,
+        report_to=c.report_to,
+        resume_from_checkpoint=c.resume_from_checkpoint,
+        fingerprint=run.fingerprint(r, config.to_dict(c)),
+    )
+    r.note(training=asdict(trained))
+    if run.is_main():
+        see.processor.save_pretrained(r.folder)
+    result = vision_scores.before_after(
+        model, base.tokenizer, t, see, splits["test"], max_new_tokens=c.max_new_tokens
+    )
+    run.say(vision_scores.table(result))
+    r.note(evaluation={"test": result})
+    r.write("samples.txt", vision_scores.samples(result))
+    report.curve(r.folder)
+    run.finish(r)
+    r.write("README.md", hub.card(r.folder))
+    run.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    run.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)

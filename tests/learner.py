@@ -1,0 +1,30 @@
+"""A finished run of translations on a tiny model, for what learns from rewards to start from."""
+
+from pathlib import Path
+
+import finished_run
+import tiny
+
+from ft import lora, prompts
+from ft.files import write_json
+from ft.run import read
+from ft.template import to_record
+
+SETTINGS = "language_pair: en-fr\nmax_length: 512\ndata: sample\n"
+STOP = ["\n", *"aeiost"]  # so that random weights come to an end
+
+
+def finished(folder: Path) -> Path:
+    """Its folder, with an adapter that changes nothing yet; the base model lies beside it."""
+    finished_run.write(folder)
+    base = tiny.folder("gemma3_text", folder.parent / "base", max_position_embeddings=4096)
+    template = to_record(prompts.translation()) | {"stop": STOP}
+    write_json(
+        folder / "run.json", read(folder) | {"model": {"name": str(base)}, "template": template}
+    )
+    (folder / "config.yaml").write_text(f"model_name_or_path: {base}\n{SETTINGS}")
+    model = lora.attach(tiny.build("gemma3_text"), r=8, alpha=16)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(str(folder))
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
