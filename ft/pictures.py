@@ -50,10 +50,12 @@ def write(folder: Path, n: int, seed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     draws, lines = random.Random(seed), []
     for number in range(n):
-        chosen = [draws.choice(values) for values in PARTS.values()]
+        colour, shape, place = (draws.choice(values) for values in PARTS.values())
         name = f"{number:05}.png"
-        draw(*chosen, draws).save(folder / name)
-        lines.append({"image": name, "prompt": PROMPT, "completion": sentence(*chosen)})
+        draw(colour, shape, place, draws).save(folder / name)
+        lines.append(
+            {"image": name, "prompt": PROMPT, "completion": sentence(colour, shape, place)}
+        )
     files.write_text(table, "".join(json.dumps(line) + "\n" for line in lines))
     return table
 

@@ -57,9 +57,7 @@ def train(
     )
     adapted = get_peft_model(model, config)
     with new_dir(folder) as place:
-        settings: dict[str, Any] = align.common(
-            adapted, place, learning_rate, batch_size, None, seed
-        )
+        settings: Any = align.common(adapted, place, learning_rate, batch_size, None, seed)
         trainer = RewardTrainer(
             model=adapted,
             args=RewardConfig(

@@ -3,12 +3,14 @@
 accelerate launch recipes/vision_lora.py                                  a tiny model, a laptop, offline
 accelerate launch recipes/vision_lora.py --model google/gemma-3-4b-it --data photos.jsonl
 accelerate launch recipes/vision_lora.py --model google/gemma-3-4b-it --data photos.jsonl --train-vision
-ft plan recipes/vision_lora.py --model google/gemma-3-4b-it --gpu 24GB    its memory, before anything is loaded
+ft plan recipes/vision_lora.py --model google/gemma-3-4b-it --max-length 512 --gpu 24GB
 
 Hardware  two CPU cores for the tiny model; a GPU for Gemma 3 4B in 4 bits (not run yet)
-Time      not measured
-Memory    not measured; `ft plan` counts the image tower: 0.8 GiB in bf16, and what it computes for a batch
-Score     colour, shape and place of pictures not seen before, beside what a guess gets right: not measured
+Time      290 s of one core's time for the tiny model (500 steps of 16 pictures, 300 answers); 4B not measured
+Memory    1.5 GiB for the tiny model; for 4B 8.2 GiB are planned (QLoRA, 16 examples of 512 tokens, its image
+          tower of 0.8 GiB included), 11.9 GiB of 1,024 tokens; not measured
+Score     tiny model, 300 pictures that it has not seen: colour 100% right [98.7, 100], shape 91% [88, 94], position
+          78% [73, 82], all three 71% [65, 76]; a guess 17%, 25%, 20% and 0.8%
 Data      your jsonl: {"image": "photo.jpg", "prompt": "What is it?", "completion": "A red kite."}, `images` for
           several, paths relative to the file, rows without any mixed in; by default pictures drawn here
 Source    google/gemma-cookbook, "Fine-tune Gemma for vision tasks using Hugging Face Transformers and QLoRA";
