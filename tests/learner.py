@@ -4,6 +4,7 @@ from pathlib import Path
 
 import finished_run
 import tiny
+import torch
 
 from ft import lora, prompts
 from ft.files import write_json
@@ -23,6 +24,7 @@ def finished(folder: Path) -> Path:
         folder / "run.json", read(folder) | {"model": {"name": str(base)}, "template": template}
     )
     (folder / "config.yaml").write_text(f"model_name_or_path: {base}\n{SETTINGS}")
+    torch.manual_seed(0)  # the adapter's first matrix is drawn
     model = lora.attach(tiny.build("gemma3_text"), r=8, alpha=16)
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(str(folder))
