@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TILE = 2**25  # logits held at once (128 MiB in fp32), whatever the number of positions
+PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
 
 
 def cross_entropy(
@@ -27,7 +28,8 @@ def cross_entropy(
     The logits [N, V] never exist at once: they are formed in tiles of rows, and because the loss is
     a sum, the gradient of a tile is known as soon as its logits are. So it is taken in the forward
     pass, and the backward pass only scales it: 4·V·D FLOPs a row where the weight is frozen, with
-    nothing recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy).
+    no product recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy). On a CPU a
+    tile is worked through in pieces of the vocabulary.
     """
     return _function().apply(hidden, weight, targets, softcap).sum()
 
@@ -67,14 +69,13 @@ def supervised_score(
 
     rows, targets = supervised(hidden, weight, labels)
     total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-    for at in range(0, len(targets), max(1, TILE // len(weight))):
-        part = slice(at, at + max(1, TILE // len(weight)))
-        logits = (rows[part] @ weight.T).float()
-        top = logits.amax(-1)
-        best = logits.gather(1, targets[part, None])[:, 0] == top
-        if best.any():  # the cap is monotonic: it moves no maximum
-            correct += (1 / (logits[best] == top[best, None]).sum(-1)).sum()
-        total += _each(logits, targets[part], softcap)[0].sum()
+    for part in _tiles(len(targets), weight):
+        pieces, losses, chosen, top, _ = _logits(rows[part], weight, targets[part], softcap)
+        best = (chosen == top).squeeze(1)
+        if best.any():
+            same = sum((piece[best] == top[best]).sum(-1) for piece in pieces)
+            correct += (1 / same).sum()
+        total += losses.sum()
     return total, correct
 
 
@@ -123,18 +124,9 @@ def _function() -> Any:
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight) if needs_weight else None
             losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
-            for rows in range(0, len(targets), max(1, TILE // len(weight))):
-                part = slice(rows, rows + max(1, TILE // len(weight)))
-                losses[part], grad = _tile(
-                    hidden[part], weight, targets[part], softcap, d_hidden, d_weight
-                )
-                if grad is None:
-                    continue
-                if d_hidden is not None:
-                    torch.mm(grad, weight, out=d_hidden[part])
-                if d_weight is not None:
-                    d_weight.addmm_(grad.T, hidden[part])
-                del grad  # or it would lie there beside the logits of the next tile
+            for part in _tiles(len(targets), weight):
+                into = None if d_hidden is None else d_hidden[part]
+                losses[part] = _tile(hidden[part], weight, targets[part], softcap, into, d_weight)
             ctx.save_for_backward(d_hidden, d_weight)
             return losses
 
@@ -152,33 +144,67 @@ def _function() -> Any:
     return TiledCrossEntropy
 
 
-def _tile(hidden, weight, targets, softcap, *wanted):  # noqa: ANN001, ANN202
-    """Losses of some rows and, if wanted, their gradients by the logits before the cap. [n, D] -> [n], [n, V]"""
+def _tiles(n, weight):  # noqa: ANN001, ANN202
+    """Slices of n rows whose logits are held at once."""
+    rows = max(1, TILE // len(weight))
+    return (slice(at, min(at + rows, n)) for at in range(0, n, rows))
+
+
+def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001, ANN202
+    """Losses of some rows; their gradients are written into d_hidden [n, D] and added to d_weight [V, D]."""
     import torch
 
-    logits = (hidden @ weight.T).float()
-    losses, chosen, total, slope = _each(logits, targets, softcap)
-    if all(w is None for w in wanted):
-        return losses, None
-    probs = logits.div_(total)
-    probs.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))
-    if slope is not None:
-        probs.mul_(slope)
-    return losses, probs.to(weight.dtype)
+    pieces, losses, _, _, lse = _logits(hidden, weight, targets, softcap)
+    if d_hidden is None and d_weight is None:
+        return losses
+    total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    for at, logits in zip(range(0, len(weight), pieces[0].shape[1]), pieces, strict=True):
+        words = slice(at, at + logits.shape[1])
+        slope = None if softcap is None else 1 - (logits / softcap) ** 2
+        probs = logits.sub_(lse).exp_()
+        place, inside = _within(targets, words)
+        probs.scatter_add_(1, place, -inside.float())
+        grad = (probs if slope is None else probs.mul_(slope)).to(weight.dtype)
+        if d_hidden is not None and grad.dtype == total.dtype:
+            total.addmm_(grad, weight[words])
+        elif d_hidden is not None:
+            total += grad @ weight[words]
+        if d_weight is not None:
+            d_weight[words].addmm_(grad.T, hidden)
+    if d_hidden is not None:
+        d_hidden.copy_(total)
+    return losses
 
 
-def _each(logits, targets, softcap):  # noqa: ANN001, ANN202
-    """Losses of rows of logits, which become exp(logit - highest): also the targets' logits, the rows' sums
-    and the slope of the cap.
+def _logits(hidden, weight, targets, softcap):  # noqa: ANN001, ANN202
+    """Logits after the cap in pieces of the vocabulary [n, ≤ PIECE], and of each row: the loss [n], the
+    target's logit, the highest, and the logarithm of the sum of exponentials [n, 1]. All in fp32.
     """
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    slope = None if softcap is None else 1 - (logits / softcap) ** 2
-    top = logits.amax(dim=-1, keepdim=True)
-    chosen = logits.gather(1, targets[:, None])
-    # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
-    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    return (total.log() + top - chosen).squeeze(1), chosen, total, slope
+    import torch
+
+    width = PIECE if hidden.device.type == "cpu" else len(weight)
+    pieces, tops, sums = [], [], []
+    chosen = torch.zeros(len(hidden), 1, dtype=torch.float32, device=hidden.device)
+    for at in range(0, len(weight), width):
+        logits = (hidden @ weight[at : at + width].T).float()
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        place, inside = _within(targets, slice(at, at + logits.shape[1]))
+        chosen = torch.where(inside, logits.gather(1, place), chosen)
+        tops.append(logits.amax(-1, keepdim=True))
+        # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
+        sums.append((logits - tops[-1]).exp_().sum(-1, keepdim=True))
+        pieces.append(logits)
+    highest, sums = torch.cat(tops, 1), torch.cat(sums, 1)
+    top = highest.amax(-1, keepdim=True)
+    lse = top + (sums * (highest - top).exp()).sum(-1, keepdim=True).log()
+    return pieces, (lse - chosen).squeeze(1), chosen, top, lse
+
+
+def _within(targets, words):  # noqa: ANN001, ANN202
+    """Where in a piece of the vocabulary the targets stand [n, 1], and which of them do."""
+    inside = (targets >= words.start) & (targets < words.stop)
+    return (targets - words.start).where(inside, 0)[:, None], inside[:, None]
 
 
 def supervised(hidden, weight, labels):  # noqa: ANN001, ANN202

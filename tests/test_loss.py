@@ -17,9 +17,10 @@ def reference(hidden, weight, targets, softcap):
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("tile", [2**25, 100, 1])
-def test_value_and_gradients_equal_full_logits(softcap, tile, monkeypatch):
+@pytest.mark.parametrize(("tile", "piece"), [(2**25, 4096), (100, 25), (200, 7), (1, 1)])
+def test_value_and_gradients_equal_full_logits(softcap, tile, piece, monkeypatch):
     monkeypatch.setattr(loss, "TILE", tile)
+    monkeypatch.setattr(loss, "PIECE", piece)
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, dtype=torch.float64)
     weight = torch.randn(50, 8, dtype=torch.float64) * 3
@@ -42,20 +43,21 @@ def test_a_frozen_head_gets_no_gradient_and_no_work():
     assert weight.grad is None
 
 
-def test_the_gradient_of_a_tile_is_gone_when_the_next_logits_are_made(monkeypatch):
-    plain, alive = loss._tile, []
+def test_the_logits_of_a_tile_are_gone_when_the_next_are_made(monkeypatch):
+    plain, alive = loss._logits, []
 
-    def tile(*arguments):
-        assert not any(grad() is not None for grad in alive)
-        losses, grad = plain(*arguments)
-        alive.append(weakref.ref(grad))
-        return losses, grad
+    def logits(*arguments):
+        assert not any(piece() is not None for piece in alive)
+        found = plain(*arguments)
+        alive.extend(map(weakref.ref, found[0]))
+        return found
 
-    monkeypatch.setattr(loss, "_tile", tile)
+    monkeypatch.setattr(loss, "_logits", logits)
     monkeypatch.setattr(loss, "TILE", 100)
+    monkeypatch.setattr(loss, "PIECE", 25)
     hidden = torch.randn(7, 4, requires_grad=True)
     loss.cross_entropy(hidden, torch.randn(50, 4), torch.arange(7))
-    assert len(alive) == 4
+    assert len(alive) == 8
 
 
 def test_without_gradients_the_value_is_the_same():
@@ -180,6 +182,7 @@ def test_transformers_recurrent_gemma_would_leak():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_without_gradients_it_also_counts_the_most_likely_tokens(softcap, monkeypatch):
     monkeypatch.setattr(loss, "TILE", 2 * 50)  # two rows a tile
+    monkeypatch.setattr(loss, "PIECE", 20)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 4), torch.randn(50, 4)
     labels = torch.randint(0, 50, (2, 9))
