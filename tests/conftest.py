@@ -1,4 +1,4 @@
-"""What every test shares: no network, a cache of its own unless it is marked ``real``."""
+"""What every test shares: no network, a cache of its own unless it is marked ``real``, its worker's cores."""
 
 import os
 import sys
@@ -7,6 +7,11 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # threads of two workers on one core would wait for each other
+    cores, of = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: of] or cores)
 
 import pytest
 import tiny

@@ -65,6 +65,30 @@ def test_an_adapter_of_the_tower_is_kept_and_answers_as_it_did(adapted, capsys):
     assert capsys.readouterr().out.strip() == sample["base"]
 
 
+def test_eval_scores_the_runs_split_as_the_run_did_or_other_rows(adapted, tmp_path):
+    result, words = tmp_path / "result.json", ["eval", str(adapted), "--precision", "fp32"]
+    cli.main([*words, "--json", str(result)])
+    recorded = json.loads((adapted / "run.json").read_text())["evaluation"]["test"]
+    again = json.loads(result.read_text())
+    for sample in again["samples"] + recorded["samples"]:
+        del sample["images"]  # each test draws them into a cache of its own
+    assert again["samples"] == recorded["samples"]
+    assert again["tuned"] == recorded["tuned"]
+    other = pictures.write(tmp_path / "other", 3, 5)
+    cli.main([*words, "--data", str(other), "--limit", "1", "--json", str(result)])
+    assert json.loads(result.read_text())["n"] == 1
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--data", str(other), "--split", "train"])
+
+
+def test_show_prints_an_example_with_its_image_tokens(adapted, capsys):
+    words = ["--model", str(adapted.parent / "base"), "--pictures", "4", "--valid-rows", "1"]
+    cli.main(["show", str(RECIPE), *words, "--test-rows", "1", "--examples", "1"])
+    shown = capsys.readouterr().out
+    assert shown.count("<image_soft_token>") == tiny_vision.TOKENS
+    assert shown.count("⟦") == 1
+
+
 def test_a_merged_run_sees_as_the_adapter_did(adapted, tmp_path):
     model, _ = runs.load(runs.finished(adapted), "fp32")
     cli.main(["merge", str(adapted), str(tmp_path / "merged")])
