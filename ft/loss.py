@@ -1,6 +1,7 @@
 """Cross-entropy from hidden states: supervised positions only, gradient formed in forward, soft caps honoured."""
 
 import functools
+import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-TILE = 2**25  # logits held at once (128 MiB in fp32), whatever the number of positions
+TILE = (
+    2**25
+)  # logits held at once (128 MiB in fp32, at most half as much again) of any number of rows
 PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
 
 
@@ -145,9 +148,10 @@ def _function() -> Any:
 
 
 def _tiles(n, weight):  # noqa: ANN001, ANN202
-    """Slices of n rows whose logits are held at once."""
-    rows = max(1, TILE // len(weight))
-    return (slice(at, min(at + rows, n)) for at in range(0, n, rows))
+    """Slices of n rows whose logits are held at once: of one size, as products of few rows are slow."""
+    count = max(1, round(n / max(1, TILE // len(weight))))
+    bounds = [n * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001, ANN202
