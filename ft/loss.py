@@ -76,8 +76,8 @@ def supervised_score(
         pieces, losses, chosen, top, _ = _logits(rows[part], weight, targets[part], softcap)
         best = (chosen == top).squeeze(1)
         if best.any():
-            same = sum((piece[best] == top[best]).sum(-1) for piece in pieces)
-            correct += (1 / same).sum()
+            same = torch.stack([(piece[best] == top[best]).sum(-1) for piece in pieces])
+            correct += (1 / same.sum(0)).sum()
         total += losses.sum()
     return total, correct
 
