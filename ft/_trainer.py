@@ -169,7 +169,16 @@ class Trainer(SFTTrainer):
         state = get_model_state_dict(model, options=options)
         for tied in getattr(model, "all_tied_weights_keys", ()):
             state.pop(tied, None)  # gathered twice, under two names
-        self._save(output_dir, state_dict=state)
+        if (
+            self.args.should_save
+        ):  # the others hold nothing, and older transformers would write that
+            self._save(output_dir, state_dict=state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on from a checkpoint: older transformers ask torch.load for ``cpu:0``, which it does not know."""
+        if self.args.device.type == "cpu":
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.staging or super()._get_output_dir(trial)

@@ -1,16 +1,22 @@
 """A finished run of translations on a tiny model, for what learns from rewards to start from."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import finished_run
+import pytest
 import tiny
 import torch
 
-from ft import lora, prompts
+from ft import align, lora, prompts
 from ft.files import write_json
 from ft.run import read
 from ft.template import to_record
 
+needs_trl = pytest.mark.skipif(
+    tuple(int(part) for part in version("trl").split(".")[:2]) < align.LEAST,
+    reason=f"TRL {version('trl')} cannot learn from rewards on a CPU",
+)
 SETTINGS = "language_pair: en-fr\nmax_length: 512\ndata: sample\n"
 STOP = ["\n", *"aeiost"]  # so that random weights come to an end
 

@@ -9,6 +9,7 @@ from ft.errors import UserError
 from ft.rewards import Reward
 from ft.tokens import prompt_ids
 
+pytestmark = learner.needs_trl
 ROWS = [{"source": f"the cat sleeps {i}", "target": f"le chat dort {i}"} for i in range(6)]
 # every answer has one of its own: random weights seldom write what a reward for letters looks for
 EARLY = Reward("early", lambda text, _: sum(ord(c) % 97 for c in text) / (97 * (1 + len(text))))

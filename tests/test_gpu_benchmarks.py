@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import learner
 import pytest
 import tiny
 
@@ -22,6 +23,7 @@ def run(script: str, out: Path, *flags: str) -> tuple[dict, str]:
     return json.loads(out.read_text()), done.stdout
 
 
+@learner.needs_trl
 def test_qlora_steps_of_ft_are_those_of_trl(tmp_path: Path) -> None:
     row = {"instruction": "Hello", "context": "", "response": "Bonjour, the cat sleeps."}
     file = tmp_path / "dolly" / "databricks-dolly-15k.jsonl"

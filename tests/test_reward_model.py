@@ -9,6 +9,7 @@ from ft import __main__ as cli
 from ft import reward_model, runs
 from ft.errors import UserError
 
+pytestmark = learner.needs_trl
 TRAINED = ["--learning-rate", "1e-2", "--epochs", "6", "--batch-size", "4", "--held-out", "0.2"]
 
 

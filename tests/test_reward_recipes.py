@@ -106,6 +106,7 @@ def test_a_guard_stops_a_run_gone_bad(start, tmp_path):
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+@learner.needs_trl
 def test_dpo_learns_from_its_own_pairs_and_from_a_file_of_them(start, tmp_path):
     found = go("mtnt_dpo", start, tmp_path / "own", *DPO)
     assert changed(found, start)
@@ -120,6 +121,7 @@ def test_dpo_learns_from_its_own_pairs_and_from_a_file_of_them(start, tmp_path):
     assert not (given.folder / "pairs.jsonl").exists()
 
 
+@learner.needs_trl
 def test_grpo_learns_from_chrf(start, tmp_path, capsys):
     found = go("mtnt_grpo", start, tmp_path / "out", *GRPO)
     assert changed(found, start)

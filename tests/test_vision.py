@@ -311,6 +311,9 @@ def gemma4(both_ways):
     """
     from types import SimpleNamespace
 
+    pytest.importorskip(  # of transformers 5.17 even these parts need it
+        "transformers.models.gemma4.processing_gemma4", reason="no torchvision"
+    )
     from transformers import AutoModelForCausalLM
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
     from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
