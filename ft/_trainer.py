@@ -169,9 +169,8 @@ class Trainer(SFTTrainer):
         state = get_model_state_dict(model, options=options)
         for tied in getattr(model, "all_tied_weights_keys", ()):
             state.pop(tied, None)  # gathered twice, under two names
-        if (
-            self.args.should_save
-        ):  # the others hold nothing, and older transformers would write that
+        # the others hold nothing, and older transformers would write that
+        if self.args.should_save:
             self._save(output_dir, state_dict=state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -184,7 +184,7 @@ def _plan(
     moments = {
         "in the loss": kept
         | {
-            "loss of the head": footprint.head(shape, mode, supervised),
+            "loss of the head": footprint.head(shape, mode, supervised, device),
             "gradient of the head": tied,
         },
         "in the backward": kept

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ft import blocks
 from ft.known_shapes import Shape
-from ft.loss import TILE
+from ft.loss import PIECE, tiles
 from ft.optim import STATE_BYTES
 from ft.tape import Matrix, Mode, kept
 
@@ -68,13 +68,13 @@ def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
     return kinds * sum(n * n for n in seen) * (mode.product if mode.attention == "eager" else 1)
 
 
-def head(shape: Shape, mode: Mode, supervised: int) -> int:
+def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
     """The tile of logits and what is made of it, and the hidden states that it is made from."""
-    size = min(supervised, max(1, TILE // shape.vocab_size)) * shape.vocab_size
-    exact = size * 4
-    cast = size * 2 if mode.product == 2 else 0
-    peak = max(cast + exact, 3 * exact if shape.softcap else 0)
-    copy = shape.vocab_size * shape.hidden_size * 2 if mode.width > mode.product else 0
+    vocabulary = shape.vocab_size
+    rows = max(tile.stop - tile.start for tile in tiles(supervised, vocabulary))
+    piece = 4 * rows * (min(PIECE, vocabulary) if device == "cpu" else vocabulary)
+    peak = 4 * rows * vocabulary + piece * (2 if shape.softcap else 1)
+    copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
     return peak + copy + 3 * supervised * shape.hidden_size * mode.width
 
 

@@ -72,7 +72,7 @@ def supervised_score(
 
     rows, targets = supervised(hidden, weight, labels)
     total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-    for part in _tiles(len(targets), weight):
+    for part in tiles(len(targets), len(weight)):
         pieces, losses, chosen, top, _ = _logits(rows[part], weight, targets[part], softcap)
         best = (chosen == top).squeeze(1)
         if best.any():
@@ -127,7 +127,7 @@ def _function() -> Any:
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight) if needs_weight else None
             losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
-            for part in _tiles(len(targets), weight):
+            for part in tiles(len(targets), len(weight)):
                 into = None if d_hidden is None else d_hidden[part]
                 losses[part] = _tile(hidden[part], weight, targets[part], softcap, into, d_weight)
             ctx.save_for_backward(d_hidden, d_weight)
@@ -147,9 +147,12 @@ def _function() -> Any:
     return TiledCrossEntropy
 
 
-def _tiles(n, weight):  # noqa: ANN001, ANN202
-    """Slices of n rows whose logits are held at once: of one size, as products of few rows are slow."""
-    count = max(1, round(n / max(1, TILE // len(weight))))
+def tiles(n: int, vocabulary: int) -> list[slice]:
+    """Slices of ``n`` rows whose logits are held at once, one empty slice for none.
+
+    They are of one size: products of few rows are slow.
+    """
+    count = max(1, round(n / max(1, TILE // vocabulary)))
     bounds = [n * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
 

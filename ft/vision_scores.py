@@ -1,7 +1,6 @@
 """How good answers about images are: right to the letter, ROUGE-L and chrF, and on drawn pictures against a guess."""
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from ft.generate import generate
 from ft.rows import Row
 from ft.template import Template
 from ft.vision import Reader
+from ft.voting import per_cent
 
 SHARE = 16  # rows whose images are in memory at once
 
@@ -40,10 +40,11 @@ def before_after(
     drawn = all(row["prompt"] == pictures.PROMPT for row in rows)
     for name, found in texts.items():
         pairs = list(zip(found, expected, strict=True))
-        result[name]["exact"] = wilson(sum(a == b for a, b in pairs), len(pairs))
+        right = sum(a == b for a, b in pairs)
+        result[name]["exact"] = per_cent(right / len(pairs), len(pairs))
         for part in pictures.PARTS if drawn else ():
             right = sum(pictures.right(part, a, b) for a, b in pairs)
-            result[name][part] = wilson(right, len(pairs))
+            result[name][part] = per_cent(right / len(pairs), len(pairs))
     if drawn:
         result["chance"] = {
             part: 100 * pictures.chance(part) for part in ("exact", *pictures.PARTS)
@@ -79,15 +80,6 @@ def _answers(
         written = generate(model, tokenizer, prompts, max_new_tokens=most, template=template)
         found += [template.trim(answer.text) for (answer,) in written]
     return found
-
-
-def wilson(right: int, n: int) -> dict[str, float]:
-    """A share of ``n`` in percent with its 95% interval (Wilson 1927)."""
-    z = 1.96
-    share, spread = right / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return {"score": 100 * share, "low": 100 * (middle - half), "high": 100 * (middle + half)}
 
 
 def table(result: Mapping[str, Any], split: str = "test") -> str:

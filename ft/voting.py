@@ -68,8 +68,12 @@ def accuracy(
     for chains, wanted in questions:
         groups = [chains[i : i + n] for i in range(0, len(chains) - n + 1, n)]
         shares.append(sum(right(group, wanted) for group in groups) / len(groups))
-    share = sum(shares) / len(shares)
-    low, high = wilson(share, len(shares))
+    return per_cent(sum(shares) / len(shares), len(shares))
+
+
+def per_cent(share: float, trials: int) -> dict[str, float]:
+    """A share of independent trials and its ``wilson`` interval, in per cent: ``{"score", "low", "high"}``."""
+    low, high = wilson(share, trials)
     return {"score": 100 * share, "low": 100 * low, "high": 100 * high}
 
 

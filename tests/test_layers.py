@@ -37,7 +37,8 @@ GRAPH = {
     "pictures": set(),
     "tiny_vision": {"embedded", "pictures"},
     "vision": {"image_rows", "images", "models", "sources", "stopping", "template", "tokens"},
-    "vision_scores": {"answers", "generate", "images", "pictures", "rows", "template", "vision"},
+    "vision_scores": {"answers", "generate", "images", "pictures", "rows", "template", "vision"}
+    | {"voting"},
     "models": {
         "attention",
         "hardware",

@@ -10,7 +10,7 @@ from PIL import Image
 from test_recipes import load, train
 
 from ft import __main__ as cli
-from ft import config, environment, models, pictures, runs, tiny_vision, vision, vision_scores
+from ft import config, environment, models, pictures, runs, tiny_vision, vision
 from ft.errors import UserError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "vision_lora.py"
@@ -153,17 +153,6 @@ def test_what_is_right_and_what_a_guess_gets_right():
     assert pictures.right("position", "it is top left", "red circle, top left")
     assert not pictures.right("position", "left", "red circle, top left")
     assert pictures.chance("exact") == pytest.approx(1 / 6 / 4 / 5)
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"), [(0, 10, 0, 27.8), (5, 10, 23.7, 76.3), (100, 100, 96.3, 100)]
-)
-def test_an_interval_of_a_share(right, n, low, high):
-    found = vision_scores.wilson(right, n)
-    assert (found["low"], found["high"]) == (
-        pytest.approx(low, abs=0.05),
-        pytest.approx(high, abs=0.05),
-    )
 
 
 @pytest.mark.real

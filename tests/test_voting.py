@@ -81,6 +81,17 @@ def test_intervals_are_wilsons(share, trials, low, high):
 
 
 @pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(0, 10, 0, 27.8), (5, 10, 23.7, 76.3), (100, 100, 96.3, 100)]
+)
+def test_a_share_in_per_cent(right, n, low, high):
+    found = voting.per_cent(right / n, n)
+    assert (found["low"], found["high"]) == (
+        pytest.approx(low, abs=0.05),
+        pytest.approx(high, abs=0.05),
+    )
+
+
+@pytest.mark.parametrize(
     ("n", "sizes"), [(1, [1]), (4, [1, 2, 4]), (10, [1, 2, 4, 8]), (16, [1, 2, 4, 8, 16])]
 )
 def test_sizes_are_powers_of_two(n, sizes):

@@ -58,7 +58,7 @@ def start(
     """Start a script with its job as JSON: offline, and with no GPU (or, for ``cuda``, one).
 
     OpenMP waits as it does for any user, spinning for some milliseconds: told to sleep at once, it
-    makes steps of many small operations a third slower.
+    slows steps of many small operations.
 
     ``job["output"]``, a folder that must not exist yet, gets the job, the log and what the script
     writes.
