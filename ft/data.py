@@ -41,12 +41,11 @@ def mtnt(
     *,
     reading: str = "text",
     on_bad_row: str = "error",
-    download: bool = False,
 ) -> Rows:
     """The rows of one split of MTNT (Michel & Neubig 2018) in one direction.
 
     ``source`` is ``"sample"`` (written for this project in MTNT's layout; en-fr only), or
-    ``"release"`` (MTNT 1.1 from the cache, fetched first with ``download=True``), or a folder that
+    ``"release"`` (MTNT 1.1 from the cache; the first use downloads its 37 MB), or a folder that
     contains ``MTNT/`` or is it, or the release's ``.tar.gz``, which is read without unpacking. A
     folder or archive of MTNT2019 has split test only; of its four columns the last two are read.
 
@@ -58,7 +57,7 @@ def mtnt(
     one_of("split", split, SPLITS)
     one_of("pair", pair, PAIRS)
     one_of("reading", reading, ("text", "tfds"))
-    where, data = _find(split, pair, source, download)
+    where, data = _find(split, pair, source)
     name = "bundled sample (not MTNT)" if str(source) == "sample" else "MTNT"
     if where.endswith(".final.tsv"):
         name = "MTNT2019"
@@ -102,7 +101,7 @@ def _tfds(data: bytes, origin: str, where: str) -> Rows:
     return Rows(rows, origin, digest(data), len(cells) - len(rows))
 
 
-def _find(split: str, pair: str, source: str | Path, download: bool) -> tuple[str, bytes]:
+def _find(split: str, pair: str, source: str | Path) -> tuple[str, bytes]:
     """Name and bytes of a split's file."""
     inside = f"{split}/{split}.{pair}.tsv"
     names = [f"MTNT/{inside}", inside]
@@ -116,11 +115,6 @@ def _find(split: str, pair: str, source: str | Path, download: bool) -> tuple[st
     elif str(source) == "release":
         root = cache_dir() / "mtnt-1.1"
         if not (root / names[0]).is_file():
-            if not download:
-                raise UserError(
-                    f"MTNT 1.1 is not in the cache ({root}): allow its download (37 MB) with "
-                    f"--download. {_OTHERWISE}"
-                )
             _download(root)
     if root.is_dir():
         if file := next((root / name for name in names if (root / name).is_file()), None):

@@ -20,7 +20,7 @@ RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 # settings that do not decide what is learnt, so that a resumed run may change them
 MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
-    *("save_steps", "eval_steps", "download"),
+    *("save_steps", "eval_steps"),
 }
 
 

@@ -2,7 +2,7 @@
 
 accelerate launch recipes/mtnt_full.py                                    a laptop, offline
 accelerate launch recipes/mtnt_full.py --data PATH/TO/MTNT                real data
-accelerate launch recipes/mtnt_full.py --preset tutorial --model google/gemma-2b-it --data release --download
+accelerate launch recipes/mtnt_full.py --preset tutorial --model google/gemma-2b-it --data release
 accelerate launch recipes/mtnt_full.py --lora-r 16 --model google/gemma-2b-it    QLoRA on one GPU
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones (not run yet)
@@ -37,7 +37,6 @@ class Config:
 
     # Data
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
-    download: bool = False  # fetch MTNT 1.1 once into the cache, for --data release
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
     reading: Literal["text", "tfds"] = "text"  # tfds: as CSV with quotes, which merges lines
     second_bos: bool = False  # before the translation too, and supervised
@@ -96,9 +95,9 @@ class Config:
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    where = {"reading": c.reading, "download": c.download}
     return {
-        split: data.mtnt(split, c.language_pair, c.data, **where) for split in ("train", "valid")
+        split: data.mtnt(split, c.language_pair, c.data, reading=c.reading)
+        for split in ("train", "valid")
     }
 
 

@@ -40,8 +40,7 @@ class Config:
     use_dora: bool = False  # learn magnitude and direction apart
 
     # Data
-    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
-    download: bool = False  # fetch MTNT 1.1 once into the cache, for --data release
+    data: str = "sample"  # `sample`, `release` (fetched once), folder or .tar.gz of MTNT
     extra_data: str | None = (
         None  # more training pairs: FILE.jsonl, NAME.en:NAME.fr, folder, Hub id
     )
@@ -86,9 +85,7 @@ class Config:
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
     splits = {
-        split: data.mtnt(
-            split, c.language_pair, c.data, on_bad_row=c.on_bad_row, download=c.download
-        )
+        split: data.mtnt(split, c.language_pair, c.data, on_bad_row=c.on_bad_row)
         for split in data.SPLITS
     }
     if c.extra_data:

@@ -1,8 +1,8 @@
 """RecurrentGemma learns to translate noisy English into French: MTNT, SGD, AdamW, LoRA or QLoRA.
 
 accelerate launch recipes/mtnt_recurrent.py --data PATH/TO/MTNT
-accelerate launch recipes/mtnt_recurrent.py --preset tutorial-sgd --data release --download
-accelerate launch recipes/mtnt_recurrent.py --preset tutorial-adamw --data release --download
+accelerate launch recipes/mtnt_recurrent.py --preset tutorial-sgd --data release
+accelerate launch recipes/mtnt_recurrent.py --preset tutorial-adamw --data release
 accelerate launch recipes/mtnt_recurrent.py --lora-r 16                   QLoRA on one GPU
 
 PEFT has no default LoRA targets for RecurrentGemma. Here an adapter goes on all its linear layers:
@@ -42,7 +42,6 @@ class Config:
 
     # Data
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
-    download: bool = False  # fetch MTNT 1.1 once into the cache, for --data release
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
     reading: Literal["text", "tfds"] = "text"  # tfds: as CSV with quotes, which merges lines
     second_bos: bool = False  # before the translation too, and supervised
@@ -113,9 +112,9 @@ class Config:
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    where = {"reading": c.reading, "download": c.download}
     return {
-        split: data.mtnt(split, c.language_pair, c.data, **where) for split in ("train", "valid")
+        split: data.mtnt(split, c.language_pair, c.data, reading=c.reading)
+        for split in ("train", "valid")
     }
 
 

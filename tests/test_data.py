@@ -196,7 +196,6 @@ def test_empty_splits(tmp_path: Path) -> None:
         ),
         ({"source": "sample", "pair": "fr-en"}, r"sample has no fr-en, it has en-fr only"),
         ({"source": "nowhere/MTNT"}, r"no MTNT at nowhere/MTNT: .*Name a folder or \.tar\.gz"),
-        ({"source": "release"}, r"MTNT 1\.1 is not in the cache .*--download"),
     ],
 )
 def test_what_cannot_be_found(tmp_path: Path, options: dict[str, str], message: str) -> None:
@@ -341,7 +340,7 @@ def test_download_once(
     content = archive(tmp_path / "a.tar.gz", MEMBERS).read_bytes()
     monkeypatch.setattr(data, "RELEASE_URL", serve(content))
     monkeypatch.setattr(data, "RELEASE_SHA256", hashlib.sha256(content).hexdigest())
-    rows = mtnt("train", source="release", download=True)
+    rows = mtnt("train", source="release")
     assert rows.rows == [ROW]
     assert sorted(file.name for file in kept()) == [
         "test.en-ja.tsv",
@@ -349,7 +348,7 @@ def test_download_once(
         "train.fr-en.tsv",
     ]
     monkeypatch.setattr(data, "RELEASE_URL", "http://127.0.0.1:9/no-one-asks")
-    assert mtnt("train", source="release") == mtnt("train", source="release", download=True) == rows
+    assert mtnt("train", source="release") == rows
 
 
 @pytest.mark.parametrize(
@@ -371,14 +370,14 @@ def test_a_failed_download_leaves_nothing(
         url = serve(b"not it" if failure == "changed" else None)
     monkeypatch.setattr(data, "RELEASE_URL", url)
     with pytest.raises(UserError, match=message):
-        mtnt("train", source="release", download=True)
+        mtnt("train", source="release")
     assert kept() == []
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FT_CACHE", str(write(tmp_path / "file", "") / "cache"))
     with pytest.raises(UserError, match=r"cannot write .*mtnt-1\.1: Not a directory\..*FT_CACHE"):
-        mtnt("train", source="release", download=True)
+        mtnt("train", source="release")
 
 
 # Punctuation
