@@ -2,7 +2,7 @@
 
 Command   python benchmarks/memory.py --out memory.json
 Hardware  a CPU with 10 GiB of free memory; the time does not matter, so it may be busy
-Time      20 minutes on two quiet cores
+Time      12 minutes on two quiet cores
 
 Models are the embedded Gemma 3 270M and small random ones with its tokenizer. Measured is the most
 resident memory of a process that loads the model and takes two steps; beside it stands what Accelerate's

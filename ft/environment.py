@@ -35,9 +35,14 @@ def use_all_cores() -> str:
     """Divide the cores among the local processes, and say so.
 
     ``accelerate launch`` sets OMP_NUM_THREADS=1 where it finds no GPU, which would leave all cores
-    but one idle.
+    but one idle. To be called before the first matrix product, which fixes the size of its caches.
     """
     import torch
+
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        # kernels made for one shape, in oneDNN and in PyTorch's layer on it: packed rows have ever
+        # new lengths, and 1,024 kernels, as many as each keeps by itself, take gigabytes
+        os.environ.setdefault(cache, "64")
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = (

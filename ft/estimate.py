@@ -17,10 +17,11 @@ LIBRARIES = 400 * MIB
 TRAINER = 100 * MIB
 TOKENIZER = 1120
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
-# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU;
-# with checkpointing, the gradients that arrive layer by layer split the heap that layers are recomputed in.
-# Assumed of a GPU.
-SCATTERED = {("cpu", False): 0.2, ("cpu", True): 0.7, ("cuda", False): 0.1, ("cuda", True): 0.02}
+# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU,
+# where the results of one pass do not fit the holes that another's left unless checkpointing keeps few of
+# them. Assumed of a GPU.
+SCATTERED = {("cpu", False): 0.2, ("cpu", True): 0.4, ("cuda", False): 0.1, ("cuda", True): 0.02}
+SCATTERED_BY_PASSES = 0.95  # on a CPU, of several passes in a step
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,14 @@ def _plan(
     layers, passing, whole = footprint.activations(
         shape, mode, seen, rows, checkpointing=checkpointing
     )
+    scattered = SCATTERED[device, checkpointing]
+    if device == "cpu" and several and not checkpointing:
+        scattered = SCATTERED_BY_PASSES
     kept = always | {
         "activations": layers,
         "attention masks": footprint.masks(shape, mode, seen),
         "dequantised layer in flight": footprint.largest(shape, mode),
-        "fragmentation": int(SCATTERED[device, checkpointing] * whole),
+        "fragmentation": int(scattered * whole),
     }
     # all parameters' gradients arrive as the activations go, unless those of an earlier row are there
     if several or not mode.full:
