@@ -125,6 +125,20 @@ def test_the_adapter_moves_and_its_start_stays(method, beta, base, r, finished):
     assert "ref" not in base.model.peft_config
 
 
+@pytest.mark.parametrize(("method", "beta"), [("grpo", 0.0), ("rloo", 0.02)])
+def test_the_reward_rises(method, beta, base, r, finished):
+    def first_half(text, _):
+        return sum("a" <= letter <= "m" for letter in text) / (1 + len(text))
+
+    options = {"n": 16, "batch_size": 32, "learning_rate": 3e-2, "max_steps": 14}
+    made = trainer(
+        base, r, finished, Reward("first half", first_half), method, beta=beta, **options
+    )
+    align.learn(made, run=r, watch=lambda step: None, watch_steps=100)
+    rewards = [line["reward"] for line in r.metrics() if "reward" in line]
+    assert sum(rewards[-3:]) > 2.5 * sum(rewards[:3])
+
+
 def test_chosen_answers_become_more_likely_than_rejected_ones(base, r, finished):
     rows = [row | {"chosen": "le chat", "rejected": "the cat"} for row in ROWS]
     learn(dpo(base, r, finished, rows, batch_size=3, num_train_epochs=3), r)
