@@ -94,19 +94,23 @@ def by_name(name: str, tokenizer: Any) -> Template:
     Raises ``UserError`` for another name, a file that cannot be read, and a template that the
     tokenizer cannot follow.
     """
-    known = ["chat", *INSTRUCTION]
-    if name == "chat":
-        template = chat_template.read(tokenizer)
-    elif name in INSTRUCTION:
-        template = INSTRUCTION[name]
-    elif name.endswith((".yaml", ".yml")):
-        template = from_yaml(Path(name))
-    else:
-        raise UserError(
-            f"template {name!r}: allowed are {', '.join(known)}, or a file NAME.yaml.{nearest(name, known)}"
-        )
+    template = without_tokenizer(name) or chat_template.read(tokenizer)
     check(template, tokenizer)
     return template
+
+
+def without_tokenizer(name: str) -> Template | None:
+    """``by_name`` before a tokenizer is read; nothing for ``chat``, which only the tokenizer knows."""
+    known = ["chat", *INSTRUCTION]
+    if name == "chat":
+        return None
+    if name in INSTRUCTION:
+        return INSTRUCTION[name]
+    if name.endswith((".yaml", ".yml")):
+        return from_yaml(Path(name))
+    raise UserError(
+        f"template {name!r}: allowed are {', '.join(known)}, or a file NAME.yaml.{nearest(name, known)}"
+    )
 
 
 def from_yaml(file: Path) -> Template:

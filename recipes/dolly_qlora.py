@@ -107,8 +107,8 @@ class Config:
 
 
 def rows(c: Config) -> dict[str, data.Rows]:
-    """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    return instructions.splits(
+    """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""
+    splits = instructions.splits(
         c.data,
         categories=c.categories,
         no_context=c.no_context,
@@ -118,6 +118,9 @@ def rows(c: Config) -> dict[str, data.Rows]:
         seed=c.seed,
         on_bad_row=c.on_bad_row,
     )
+    if t := prompts.without_tokenizer(c.template):
+        t.turns(splits["train"].rows[0])
+    return splits
 
 
 def template(c: Config, tokenizer: Any) -> Template:

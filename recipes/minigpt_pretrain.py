@@ -8,7 +8,7 @@ accelerate launch --num_processes 4 recipes/minigpt_pretrain.py --preset book --
 Hardware  two CPU cores for the defaults; a GPU for the presets at full length
 Time      five minutes of training steps with the defaults (--max-minutes)
 Memory    16 bytes a parameter, and the activations of a batch (`peak_memory_bytes` in run.json)
-Score     validation bits per byte; benchmarks/README.md
+Score     15 minutes on WikiText-2: 3.58 -> 1.88 bits per byte (modern), 3.59 -> 2.13 (book); benchmarks/README.md
 Data      the Python standard library's documentation, or --data: files, folders, globs, hub:owner/name
 Source    Chollet & Watson, Deep Learning with Python, 3rd edition, chapter 16: --preset book
 """

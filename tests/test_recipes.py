@@ -238,3 +238,13 @@ def test_a_full_run_that_will_not_fit_is_refused_before_weights_are_read(tmp_pat
         UserError, match=r"will not fit: [\d,]+ parameters need .* this computer has"
     ):
         train("mtnt_full", tmp_path)
+
+
+def test_a_template_that_rows_do_not_fit_is_refused_before_a_model_is_looked_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text('prompt: "{instruktion}\\n"\ncompletion: "{response}"\n')
+    module = load(Path(__file__).parents[1] / "recipes" / "dolly_qlora.py")
+    words = ["--data", str(dolly(tmp_path)), "--valid-rows", "2", "--test-rows", "2"]
+    settings = config.parse(module.Config, [*words, "--template", str(file)])
+    with pytest.raises(UserError, match=r"uses the field 'instruktion'.*it has .*instruction"):
+        module.rows(settings)
