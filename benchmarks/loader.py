@@ -1,6 +1,6 @@
 """Tokens a second that the loader of text gives, beside what a training step takes.
 
-    python benchmarks/loader.py --data ../shared/data/wikitext-2 --vocab-size 8000
+    python benchmarks/loader.py --data PATH/TO/wikitext-2 --vocab-size 8000
 
 Trains a tokenizer, then reads, tokenises, cuts and shuffles in each of the ways, in turn, and prints
 medians; ``--step`` is what the model takes (300 for the book's 41.8 M parameters on two CPU cores in fp32).
