@@ -119,7 +119,7 @@ def rows(c: Config) -> dict[str, data.Rows]:
         on_bad_row=c.on_bad_row,
     )
     if t := prompts.without_tokenizer(c.template):
-        t.turns(splits["train"].rows[0])
+        t.turns(splits["train"].rows[0])  # a field that rows lack is found before a model loads
     return splits
 
 

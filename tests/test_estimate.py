@@ -121,7 +121,7 @@ def test_fewer_supervised_tokens_make_a_smaller_tile():
 
 
 def test_a_packed_row_bounds_what_a_batch_takes():
-    assert laptop(batch=40).tokens == laptop(batch=400).tokens == 512
+    assert laptop(batch=4).tokens == laptop(batch=400).tokens == 512
     assert laptop(batch=400).peak == laptop(batch=40).peak
     assert laptop(batch=2, max_length=2000).tokens == 2000  # a longer one has a row of its own
 
