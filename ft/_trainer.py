@@ -23,7 +23,7 @@ from ft.files import sync_dir, write_json
 from ft.order import Order, blank, is_blank
 from ft.tokens import IGNORE, Example, layout
 
-RETRY = "Try a lower --learning-rate, a longer --warmup-ratio or --precision fp32."
+RETRY = "Try a lower --learning-rate or --precision fp32."
 
 
 class Trainer(SFTTrainer):

@@ -52,10 +52,10 @@ class BadRows:
 
     def found(self, where: str, reason: str) -> None:
         """Raises UserError unless such rows are skipped."""
-        self.last = f"{where}: {reason}"
+        self.last = f"{where}: {reason}".removesuffix(".")
         if self.policy != "skip":
             raise UserError(
-                f"{self.last}. Mend the data, or leave such rows out with --on-bad-row skip"
+                f"{self.last}{'' if self.last.endswith('?') else '.'} Mend the data, or leave such rows out with --on-bad-row skip"
             )
         self.skipped += 1
 

@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a("--max-new-tokens", type=int, help=f"longest answer (default {LONGEST})")
     a("--json", type=Path, help="also write the result to this file")
     a("--n", type=int, help="a run of gsm8k_lora.py: chains for each question (default 16)")
+    a("--reward", help="a run of gsm8k_lora.py: folder of `ft reward` that picks the best chain")
     a("--plot", type=Path, help="a run of gsm8k_lora.py: draw accuracy over n into this PNG")
     a("--tasks", help="benchmarks of lm-eval instead: gsm8k,hellaswag,… or YAML files")
     a("--num-fewshot", type=int, help="with --tasks: examples in the prompt (default: the task's)")
@@ -35,6 +36,7 @@ def command(
     max_new_tokens: int | None,
     json: Path | None,
     n: int | None,
+    reward: str | None,
     plot: Path | None,
     tasks: str | None,
     num_fewshot: int | None,
@@ -50,7 +52,7 @@ def command(
             raise UserError(f"--{flag} {value}: it must be 1 or more")
     of_benchmarks = {"num-fewshot": num_fewshot, "batch-size": batch_size}
     of_data = {"data": data, "max-new-tokens": max_new_tokens, "n": n, "plot": plot}
-    of_data["split"] = None if split == "test" else split
+    of_data |= {"reward": reward, "split": None if split == "test" else split}
     for flag, value in (of_data if tasks else of_benchmarks).items():
         if value is not None:
             raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
@@ -58,12 +60,12 @@ def command(
     if tasks:
         result = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
     else:
-        for flag, value in (("n", n), ("plot", plot)):
+        for flag, value in (("n", n), ("plot", plot), ("reward", reward)):
             if value is not None and not run.reasons:
                 raise UserError(
                     f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
                 )
-        result = _split(run, data, split, limit, precision, max_new_tokens, n)
+        result = _split(run, data, split, limit, precision, max_new_tokens, n, reward)
     if json:
         write_json(json, result)
     if plot:
@@ -103,8 +105,9 @@ def _split(
     precision: str,
     max_new_tokens: int | None,
     n: int | None,
+    reward: str | None,
 ) -> dict[str, Any]:
-    from ft import answers, evaluate, reasoning, runs, tokens
+    from ft import answers, evaluate, reasoning, reward_model, runs, tokens
 
     if run.sees:
         return _seen(run, data, split, limit, precision, max_new_tokens)
@@ -133,6 +136,7 @@ def _split(
         judge = reasoning
         common |= {key: run.settings[key] for key in ("temperature", "seed")}
         common["n"] = n or CHAINS
+        common["reward"] = reward_model.load(reward, tokenizer) if reward else None
         common["max_new_tokens"] = max_new_tokens or run.settings["max_new_tokens"]
     else:
         judge, common["ask"] = answers, {"instruction": "How can I make brownies?"}

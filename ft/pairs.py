@@ -11,7 +11,6 @@ from ft.tables import read_table
 from ft.template import Template
 from ft.tokens import prompt_ids
 
-COLUMNS = ("source", "chosen", "rejected")
 Pair = dict[str, list[int]]  # {"prompt_ids", "chosen_ids", "rejected_ids"}, as TRL names them
 
 
@@ -52,22 +51,23 @@ def of(scored: Sequence[Scored], margin: float = 0.0) -> tuple[list[Pair], list[
     return ids, rows
 
 
-def read(path: str | Path) -> Rows:
-    """Rows of ``source``, ``chosen`` and ``rejected`` of a table as ``ft.tables.pairs`` takes it.
+def read(path: str | Path, asked: str = "source") -> Rows:
+    """Rows of ``asked``, ``chosen`` and ``rejected`` of a table as ``ft.tables.pairs`` takes it.
 
-    Raises ``UserError`` that names each row which cannot be used, such as one whose answers are equal.
+    ``asked`` is the field of the prompt: ``source``, or ``instruction``. Raises ``UserError`` that names each row which cannot be used, such as one whose answers are equal.
     """
     records, origin, sha256, where = read_table(path)
+    columns = (asked, "chosen", "rejected")
 
     def row_of(record: Row) -> Row | str:
-        if missing := [column for column in COLUMNS if column not in record]:
-            return f"no {' and no '.join(missing)}; the columns are {', '.join(COLUMNS)}"
-        faults = [found for column in COLUMNS if (found := fault(record, column))]
+        if missing := [column for column in columns if column not in record]:
+            return f"no {' and no '.join(missing)}; the columns are {', '.join(columns)}"
+        faults = [found for column in columns if (found := fault(record, column))]
         if bad := [found for found in faults if found != "rejected is empty"]:  # that may well be
             return "; ".join(bad)
         if record["chosen"].strip() == record["rejected"].strip():
             return f"chosen equals rejected, {record['chosen'].strip()!r}: nothing is preferred"
-        return {column: record[column] for column in COLUMNS}
+        return {column: record[column] for column in columns}
 
     return checked(records, origin, sha256, where, read=row_of)
 

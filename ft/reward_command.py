@@ -13,7 +13,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a = parser.add_argument
     a(
         "pairs",
-        help="a table of source, chosen, rejected, as recipes/mtnt_dpo.py leaves pairs.jsonl",
+        help="a table of source (or instruction, as the run's rows have), chosen and rejected, "
+        "as recipes/mtnt_dpo.py leaves pairs.jsonl",
     )
     a(
         "--run",
@@ -44,7 +45,8 @@ def command(
     from ft import environment, reward_model, runs, voting
     from ft.pairs import read
 
-    rows, start = read(pairs), runs.finished(run_folder)
+    start = runs.finished(run_folder)
+    rows = read(pairs, "source" if start.translates else "instruction")
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
     order = random.Random(seed).sample(list(rows), len(rows))
@@ -69,4 +71,5 @@ def command(
     file = out / reward_model.RECORD
     made = json.loads(file.read_text(encoding="utf-8"))
     write_json(file, made | {"accuracy": right, "held_out": held, "pairs": rows.sha256})
-    print(f"use it: accelerate launch recipes/mtnt_grpo.py --run {run_folder} --reward {out}")
+    use = "accelerate launch recipes/mtnt_grpo.py --run" if start.translates else "ft eval"
+    print(f"use it: {use} {run_folder} --reward {out}")

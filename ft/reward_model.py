@@ -96,7 +96,7 @@ def load(folder: str | Path, tokenizer: Any | None = None) -> Reward:
         record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         raise UserError(
-            f"{folder}: neither `chrf` nor a reward model, it has no {RECORD}; `ft reward` makes one"
+            f"{folder} is no reward model, it has no {RECORD}; `ft reward` makes one"
         ) from None
     if tokenizer is not None and vocabulary(tokenizer) != record["tokenizer"]:
         raise UserError(
@@ -113,7 +113,13 @@ def load(folder: str | Path, tokenizer: Any | None = None) -> Reward:
 
 def named(name: str, tokenizer: Any) -> Reward:
     """``chrf`` against the row's target, or the reward model in a folder."""
-    return chrf_of("target") if name == "chrf" else load(name, tokenizer)
+    if name == "chrf":
+        return chrf_of("target")
+    if not (Path(name) / RECORD).is_file():
+        raise UserError(
+            f"reward {name!r} is neither `chrf` nor a reward model's folder; `ft reward` makes one"
+        )
+    return load(name, tokenizer)
 
 
 def accuracy(reward: Reward, rows: Sequence[Row]) -> float:

@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=0.7, help="above 0 (default 0.7)")
     add("--seed", type=int, default=0, help="of what is drawn (default 0)")
     add("--max-new-tokens", type=int, default=256, help="longest chain (default 256)")
+    add("--reward", help="folder of `ft reward`: say which chain it holds to be the best")
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
     add("--json", action="store_true", help="one JSON object with all chains")
@@ -29,12 +30,23 @@ def command(
     temperature: float,
     seed: int,
     max_new_tokens: int,
+    reward: str | None,
     base: bool,
     precision: str,
     json: bool,
 ) -> None:
     """Print the vote, the distribution of answers and a chain for each. Raises ``UserError``."""
-    from ft import console, generate, generate_command, partner, reasoning, runs, tokens, voting
+    from ft import (
+        console,
+        generate,
+        generate_command,
+        partner,
+        reasoning,
+        reward_model,
+        runs,
+        tokens,
+        voting,
+    )
 
     draw = reasoning.sampler(temperature)
     generate.check(draw, max_new_tokens=max_new_tokens, n=n)
@@ -49,6 +61,7 @@ def command(
     model, tokenizer, template = generate_command.load(
         name, precision, None if run else "steps", raw=False, base=base
     )
+    judge = reward_model.load(reward, tokenizer) if reward else None
     row = {"instruction": question}
     found = generate.generate(
         model,
@@ -60,18 +73,19 @@ def command(
         max_new_tokens=max_new_tokens,
         template=template,
     )
-    chains = [reasoning.chain(answer, row) for answer in found[0]]
-    counted = voting.tally(chains)
+    chains = [reasoning.chain(answer, row, judge) for answer in found[0]]
+    counted, chosen = voting.tally(chains), voting.best(chains) if judge else None
     if json:
         values = {
             "question": question,
             "answer": voting.shown(counted[0][0]) if counted else None,
             "votes": [[voting.shown(number), count] for number, count in counted],
+            **({"best": chosen and voting.shown(chosen)} if judge else {}),
             "chains": [
                 {
                     "text": c.text,
                     "number": None if c.number is None else voting.shown(c.number),
-                    "logprob": round(c.reward, 4),
+                    "reward" if judge else "logprob": round(c.reward, 4),
                 }
                 for c in chains
             ],
@@ -91,6 +105,8 @@ def command(
         print(f"\n── {voting.shown(number)}, chain {at + 1} of {n}\n{chains[at].text}")
     if counted:
         print(f"\nANSWER: {voting.shown(counted[0][0])}  ({counted[0][1]} of {n} chains)")
+        if judge and chosen is not None:
+            print(f"best by the {judge.name}: {voting.shown(chosen)}")
     else:
         print(f"\nno chain came to ANSWER: and a number; the first of them:\n{chains[0].text}")
 

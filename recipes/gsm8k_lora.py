@@ -40,7 +40,7 @@ class Config:
     lora_target_modules: tuple[str, ...] = (
         "auto",
     )  # auto: all linear layers of the language model
-    use_rslora: bool = False  # scale by alpha / sqrt(r)
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # of the scale, or of what it learns
 
     # Data
     data: str = gsm8k.GSM8K  # a folder with train.jsonl and test.jsonl, or a dataset of the Hub
@@ -58,15 +58,13 @@ class Config:
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: int = 8  # examples, not rows, in each process
     gradient_accumulation_steps: int = 1  # batches in one optimizer step
-    packing: bool = True  # rows without padding; changes speed, not results
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/gsm8k_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 20  # optimizer steps between validations
-    save_steps: int = 100  # optimizer steps between checkpoints
+    eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
     eval_limit: int | None = 25  # questions of the test split to solve at the end; none: all
     chains: int = 4  # drawn for each of them; `ft eval` draws 16
     temperature: float = reasoning.TEMPERATURE  # that they are drawn at
@@ -119,7 +117,8 @@ def main(c: Config) -> None:
         alpha=c.lora_alpha,
         dropout=c.lora_dropout,
         targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
-        use_rslora=c.use_rslora,
+        use_rslora=c.lora_variant == "rslora",
+        use_dora=c.lora_variant == "dora",
     )
     loss.install(model.get_base_model())
     run.say(lora.summary(model))
@@ -144,7 +143,7 @@ def main(c: Config) -> None:
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    packing = c.packing and tokens.packs_exactly(base.model)
+    packing = tokens.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,
@@ -163,7 +162,7 @@ def main(c: Config) -> None:
         packing=packing,
         gradient_checkpointing=c.gradient_checkpointing,
         eval_steps=c.eval_steps,
-        save_steps=c.save_steps,
+        save_steps=c.eval_steps,
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,

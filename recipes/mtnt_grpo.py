@@ -9,9 +9,9 @@ Each step draws n translations of a few training lines; those above the mean chr
 more likely, those below it less likely. Through TRL, with our generation and log-probabilities.
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M
-Time      --max-minutes (20) for drawing and learning; scoring before and after comes on top
-Memory    not measured
-Score     not measured
+Time      --max-minutes (20) for drawing and learning; validations and scoring before and after come on top
+Memory    3.8 GiB at the peak of a run from the adapter of MTNT (fp32; `peak_memory_bytes` in run.json)
+Score     chrF 39.0 -> 44.0 and 44.6 on 200 lines of MTNT valid, seeds 0 and 1, one core (benchmarks/README.md)
 Data      MTNT (Michel & Neubig 2018), https://github.com/pmichel31415/mtnt; a bundled sample without --data;
           the training lines are those that mtnt_lora.py learnt, and a reward compares with their references
 Source    GRPO, https://arxiv.org/abs/2402.03300; RLOO, https://arxiv.org/abs/2402.14740; TRL's trainers

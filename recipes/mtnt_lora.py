@@ -32,12 +32,10 @@ class Config:
     # Adapter
     lora_r: int = 16  # rank of the update
     lora_alpha: float = 32  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
     lora_target_modules: tuple[str, ...] = (
         "auto",
     )  # auto: all linear layers of the language model
-    use_rslora: bool = False  # scale by alpha / sqrt(r)
-    use_dora: bool = False  # learn magnitude and direction apart
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # of the scale, or of what it learns
 
     # Data
     data: str = "sample"  # `sample`, `release` (fetched once), folder or .tar.gz of MTNT
@@ -56,21 +54,18 @@ class Config:
     # Optimisation
     learning_rate: float = 3e-4  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = 0.05  # share of the steps until the top
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_train_epochs: float = 3.0  # passes over the training pairs
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: int = 8  # examples, not rows, in each process
     gradient_accumulation_steps: int = 1  # batches in one optimizer step
-    packing: bool = True  # rows without padding; changes speed, not results
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 20  # optimizer steps between validations
-    save_steps: int = 100  # optimizer steps between checkpoints
+    eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
     valid_rows: int = 100  # rows of the validation split whose loss is watched
     eval_limit: int | None = None  # lines of the test split to score at the end; none: all
     seed: int = 42  # of adapter, order and bootstrap
@@ -127,10 +122,9 @@ def main(c: Config) -> None:
         base,
         r=c.lora_r,
         alpha=c.lora_alpha,
-        dropout=c.lora_dropout,
         targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
-        use_rslora=c.use_rslora,
-        use_dora=c.use_dora,
+        use_rslora=c.lora_variant == "rslora",
+        use_dora=c.lora_variant == "dora",
     )
     loss.install(model.get_base_model())
     run.say(lora.summary(model))
@@ -157,7 +151,7 @@ def main(c: Config) -> None:
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    packing = c.packing and tokens.packs_exactly(base.model)
+    packing = tokens.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,
@@ -168,7 +162,7 @@ def main(c: Config) -> None:
         learning_rate=c.learning_rate,
         optim=c.optim,
         lr_scheduler_type=c.lr_scheduler_type,
-        warmup_ratio=c.warmup_ratio,
+        warmup_ratio=0.05,
         num_train_epochs=c.num_train_epochs,
         max_steps=c.max_steps,
         per_device_train_batch_size=c.per_device_train_batch_size,
@@ -176,7 +170,7 @@ def main(c: Config) -> None:
         packing=packing,
         gradient_checkpointing=c.gradient_checkpointing,
         eval_steps=c.eval_steps,
-        save_steps=c.save_steps,
+        save_steps=c.eval_steps,
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,

@@ -78,8 +78,7 @@ class Config:
     output_dir: Path = Path("runs/vision_lora")  # adapter or model, card, curves and record
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 50  # optimizer steps between validations
-    save_steps: int = 500  # optimizer steps between checkpoints
+    eval_steps: int = 50  # optimizer steps between validations, each with a checkpoint
     max_new_tokens: int = 64  # of an answer at the end
     seed: int = 42  # of pictures, held-out rows, adapter and order
     report_to: str = "none"  # tensorboard, trackio or wandb
@@ -214,7 +213,7 @@ def main(c: Config) -> None:
         gradient_accumulation_steps=c.gradient_accumulation_steps,
         gradient_checkpointing=bool(c.gradient_checkpointing),
         eval_steps=c.eval_steps,
-        save_steps=c.save_steps,
+        save_steps=c.eval_steps,
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,

@@ -146,13 +146,13 @@ GRAPH = {
     "reward_command": {"environment", "pairs", "reward_model", "runs", "voting"},
     "eval_command": {"answers", "data", "evaluate", "gsm8k", "harness", "instructions"}
     | {"image_rows", "vision", "vision_scores"}
-    | {"reasoning", "report", "rows", "runs", "tokens"},
+    | {"reasoning", "report", "reward_model", "rows", "runs", "tokens"},
     "gsm8k": {"rewards", "rows", "tables"},
     "voting": {"rewards"},
     "reasoning": {"answers", "evaluate", "rewards", "rows", "samplers", "stopping", "template"}
     | {"tokens", "voting"},
     "solve_command": {"console", "generate", "generate_command", "partner", "reasoning", "runs"}
-    | {"tokens", "voting"},
+    | {"reward_model", "tokens", "voting"},
     "harness": {"decode", "runs"},
     "hub": {"card", "card_example", "hub_errors"},
     "export": {"card_metadata", "gguf_file", "merge", "partner", "runs", "sources"},

@@ -3,6 +3,7 @@
 import json
 
 import finished_run
+import learner
 import pytest
 import test_recipes
 import tiny
@@ -174,6 +175,45 @@ def test_a_reward_chooses_the_best_and_is_named():
     broken = rewards.Reward("broken", lambda text, row: float("nan"))
     with pytest.raises(UserError, match="'broken' is nan"):
         reasoning.chain(answer, {}, broken)
+
+
+@learner.needs_trl
+def test_a_reward_model_of_the_run_picks_the_best_chain(place, tmp_path, capsys, monkeypatch):
+    from ft import generate
+
+    ask = "How many is {i} + 1?"
+    rows = [
+        {"instruction": ask.format(i=i), "chosen": "so\nANSWER: 8", "rejected": "no\nANSWER: 1"}
+        for i in range(20)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, model = str(place / "run"), str(tmp_path / "reward")
+    words = [str(tmp_path / "pairs.jsonl"), "--run", run, "--out", model, "--batch-size", "4"]
+    cli.main(["reward", *words, "--learning-rate", "1e-3", "--epochs", "4"])
+    assert f"use it: ft eval {run} --reward {model}" in capsys.readouterr().out
+
+    texts = ["no\nANSWER: 1", "no\nANSWER: 1", "so\nANSWER: 8"]
+
+    def written(*_, n, **__):
+        return [[Answer(text, (1, 2), (-0.5, -1.5), "end") for text in texts[:n]]]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "generate", written)
+        words = ["solve", run, ASK, "--n", "3", "--precision", "fp32", "--reward", model]
+        cli.main(words)
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            "ANSWER: 1  (2 of 3 chains)",
+            "best by the model reward: 8",
+        ]
+        cli.main([*words, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert (found["answer"], found["best"]) == ("1", "8")
+        assert found["chains"][2]["reward"] > found["chains"][0]["reward"]
+    words = ["eval", run, "--reward", model, "--n", "2", "--precision", "fp32"]
+    cli.main(words)
+    assert "best: by the model reward" in capsys.readouterr().out
+    assert ft("eval", run, "--reward", str(tmp_path)) == 2
+    assert "it has no reward.json; `ft reward` makes one" in capsys.readouterr().err
 
 
 @pytest.mark.real

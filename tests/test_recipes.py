@@ -48,7 +48,7 @@ def test_the_header_tells_what_it_takes(path):
 def test_settings_are_few_frozen_and_explained(path, capsys):
     module = load(path)
     fields = dataclasses.fields(module.Config)
-    assert len(fields) <= 39
+    assert len(fields) <= (38 if path.stem == "minigpt_pretrain" else 35)
     with pytest.raises(dataclasses.FrozenInstanceError):
         module.Config().seed = 1
     with pytest.raises(SystemExit) as stopped:

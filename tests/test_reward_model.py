@@ -56,7 +56,7 @@ def test_one_of_another_tokenizer_is_refused(trained):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(UserError, match="neither `chrf` nor a reward model"):
+    with pytest.raises(UserError, match="is neither `chrf` nor a reward model's folder"):
         reward_model.named(str(tmp_path), None)
 
 
