@@ -52,14 +52,18 @@ def main(c: Config) -> None:
             progress=True,
         )
     result = evaluate.scores(systems, [row["target"] for row in rows])
-    print("| | BLEU | chrF | p of chrF |\n|---|---|---|---|")
+    print(
+        "| | BLEU | chrF | p of BLEU | p of chrF | characters a line |\n|---|---|---|---|---|---|"
+    )
     for name in systems:
         cells = [
             "{score:.1f} [{low:.1f}, {high:.1f}]".format(**result[name][key])
             for key in ("bleu", "chrf")
         ]
-        p = result["p_value"].get(name, {}).get("chrf")
-        print(f"| {Path(name).name} | {' | '.join(cells)} | {'' if p is None else f'{p:.3f}'} |")
+        p = result["p_value"].get(name)  # the start has none
+        cells += [f"{p[key]:.3f}" if p else "" for key in ("bleu", "chrf")]
+        cells.append(f"{sum(map(len, systems[name])) / len(rows):.0f}")
+        print(f"| {Path(name).name} | {' | '.join(cells)} |")
     print(result["signatures"])
     if c.out:
         files.write_json(c.out, result | {"translations": systems, "origin": rows.origin})

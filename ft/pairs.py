@@ -54,7 +54,8 @@ def of(scored: Sequence[Scored], margin: float = 0.0) -> tuple[list[Pair], list[
 def read(path: str | Path, asked: str = "source") -> Rows:
     """Rows of ``asked``, ``chosen`` and ``rejected`` of a table as ``ft.tables.pairs`` takes it.
 
-    ``asked`` is the field of the prompt: ``source``, or ``instruction``. Raises ``UserError`` that names each row which cannot be used, such as one whose answers are equal.
+    ``asked`` is the field of the prompt: ``source``, or ``instruction``. Raises ``UserError`` that
+    names each row which cannot be used, such as one whose answers are equal.
     """
     records, origin, sha256, where = read_table(path)
     columns = (asked, "chosen", "rejected")

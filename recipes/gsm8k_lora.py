@@ -40,7 +40,7 @@ class Config:
     lora_target_modules: tuple[str, ...] = (
         "auto",
     )  # auto: all linear layers of the language model
-    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # of the scale, or of what it learns
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
     data: str = gsm8k.GSM8K  # a folder with train.jsonl and test.jsonl, or a dataset of the Hub

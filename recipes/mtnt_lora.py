@@ -35,7 +35,7 @@ class Config:
     lora_target_modules: tuple[str, ...] = (
         "auto",
     )  # auto: all linear layers of the language model
-    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # of the scale, or of what it learns
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
     data: str = "sample"  # `sample`, `release` (fetched once), folder or .tar.gz of MTNT
