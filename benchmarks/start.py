@@ -69,7 +69,7 @@ def main(c: Config) -> None:
         flags = ["--max_steps", "2", "--report_to", "none"]
         trl = ["trl", "sft", "--model_name_or_path", model, "--dataset_name", name, "--use_peft"]
         ours = ["accelerate", "launch", str(RECIPE), "--max-steps", "2"]
-        few = [*ours, "--valid-rows", "1"]  # TRL validates nothing before its first step
+        few = [*ours, "--eval-limit", "1"]  # TRL validates nothing before its first step
         times: dict[str, list[float]] = {"ft": [], "as it comes": [], "trl": []}
         for i in range(c.runs):
             for key, words in (("ft", few), ("as it comes", ours)):

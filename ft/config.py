@@ -27,6 +27,13 @@ ALIASES = {  # each counts where the class has that field and none of the alias'
     "lora_rank": "lora_r",
     "target_modules": "lora_target_modules",
 }
+ABOVE_ZERO = (  # with less than that there is nothing to do, whatever the recipe
+    *("learning_rate", "lora_alpha", "max_length", "max_new_tokens", "num_train_epochs"),
+    *("max_steps", "max_minutes", "eval_steps", "save_steps", "logging_steps", "watch_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "valid_tokens"),
+    *("extra_rows", "valid_rows", "test_rows", "watch_rows", "eval_limit"),
+    *("prompts", "rounds", "chains", "pictures"),
+)
 _ADVICE = {int: " (digits only, as in 1000)", float: " (finite)", str: " (put it in quotes)"}
 _C = TypeVar("_C")
 _Words = Sequence[str] | None
@@ -64,6 +71,10 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
             got = reprlib.repr(value) + ("" if is_flag else f" ({type(value).__name__})")
             advice = next((_ADVICE[k] for k in _alternatives(kind) if k in _ADVICE), "")
             mistakes.append(f"{where}: {label}: got {got}, expected {_describe(kind)}{advice}")
+            continue
+        if name in ABOVE_ZERO and values[name] is not None and values[name] <= 0:
+            unset = " or none" * (types.NoneType in _alternatives(kind))
+            mistakes.append(f"{where}: {label}: got {values[name]}, must be above 0{unset}")
     if not mistakes:
         config = cls(**values)
         mistakes += getattr(config, "check", list)()

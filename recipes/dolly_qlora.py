@@ -98,11 +98,6 @@ class Config:
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
 
-    def check(self) -> list[str]:
-        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
-        positive += ("valid_rows", "test_rows", "max_new_tokens")
-        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
-
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""

@@ -18,6 +18,7 @@ Source    GSM8K https://arxiv.org/abs/2110.14168; self-consistency https://arxiv
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,10 +74,9 @@ class Config:
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
 
-    def check(self) -> list[str]:
-        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
-        positive += ("valid_rows", "chains", "temperature", "max_new_tokens")
-        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
+    def check(self) -> Iterator[str]:
+        if self.temperature <= 0:
+            yield f"temperature: got {self.temperature}, must be above 0: chains have to differ"
 
 
 def rows(c: Config) -> dict[str, data.Rows]:

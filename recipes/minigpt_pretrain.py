@@ -108,11 +108,6 @@ class Config:
     }
 
     def check(self) -> Iterator[str]:
-        counts = ("max_length", "max_steps", "per_device_train_batch_size", "eval_steps")
-        counts += ("logging_steps", "save_steps", "gradient_accumulation_steps", "learning_rate")
-        for name in counts:
-            if getattr(self, name) <= 0:
-                yield f"{name} must be above 0"
         if not 0 <= self.dropout < 1:
             yield f"dropout {self.dropout} must be from 0 to below 1"
 

@@ -26,6 +26,7 @@ import dataclasses
 import json
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,14 +93,11 @@ class Config:
     eval_limit: int = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
-    def check(self) -> list[str]:
-        positive = ("prompts", "max_new_tokens", "learning_rate", "beta", "eval_limit")
-        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            found.append("max_minutes must be above 0, or null for no bound")
+    def check(self) -> Iterator[str]:
+        if self.beta <= 0:
+            yield f"beta: got {self.beta}, must be above 0"
         if self.n < 2:
-            found.append("n must be 2 or more: a pair has two answers")
-        return found
+            yield f"n: got {self.n}, must be 2 or more: a pair has two answers"
 
 
 def resolved(c: Config) -> Config:

@@ -26,6 +26,7 @@ as in the paper. Both draw at temperature 1 from the whole distribution.
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,16 +77,11 @@ class Config:
     eval_limit: int = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
-    def check(self) -> list[str]:
-        positive = ("prompts", "max_new_tokens", "learning_rate", "eval_limit")
-        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            found.append("max_minutes must be above 0, or null for no bound")
+    def check(self) -> Iterator[str]:
         if self.n < 2:
-            found.append("n must be 2 or more: an answer is compared with others")
+            yield f"n: got {self.n}, must be 2 or more: an answer is compared with others"
         if self.max_steps is None and self.max_minutes is None:
-            found.append("max_steps or max_minutes must be given: nothing else ends the run")
-        return found
+            yield "max_steps or max_minutes must be given: nothing else ends the run"
 
 
 def resolved(c: Config) -> Config:

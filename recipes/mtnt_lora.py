@@ -48,12 +48,10 @@ class Config:
         True  # French quotes and apostrophes of training targets as MTNT's
     )
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 512  # tokens of a whole example
-    length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
+    max_length: int = 512  # tokens of a whole example; longer ones are left out and counted
 
     # Optimisation
-    learning_rate: float = 3e-4  # at the top of the schedule
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    learning_rate: float = 3e-4  # after the warm-up; then it falls to 0 in a line
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_train_epochs: float = 3.0  # passes over the training pairs
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
@@ -66,15 +64,10 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
-    valid_rows: int = 100  # rows of the validation split whose loss is watched
-    eval_limit: int | None = None  # lines of the test split to score at the end; none: all
+    eval_limit: int | None = None  # lines of valid to watch and of test to score; none: 100 and all
     seed: int = 42  # of adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
-
-    def check(self) -> list[str]:
-        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
-        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
 
 
 def rows(c: Config) -> dict[str, data.Rows]:
@@ -88,7 +81,7 @@ def rows(c: Config) -> dict[str, data.Rows]:
         splits["train"] += more.sample(c.extra_rows, c.seed) if c.extra_rows else more
     if c.normalize_punctuation and c.language_pair == "en-fr":
         splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
-    splits["valid"] = splits["valid"].head(c.valid_rows)
+    splits["valid"] = splits["valid"].head(c.eval_limit or 100)
     if c.eval_limit:
         splits["test"] = splits["test"].head(c.eval_limit)
     return splits
@@ -130,9 +123,7 @@ def main(c: Config) -> None:
     run.say(lora.summary(model))
 
     def encode(split: str) -> tokens.Encoded:
-        encoded = tokens.encode_rows(
-            splits[split], t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
-        )
+        encoded = tokens.encode_rows(splits[split], t, base.tokenizer, max_length=c.max_length)
         run.say(f"{split}: {encoded.summary(c.max_length)}")
         return encoded
 
@@ -161,7 +152,7 @@ def main(c: Config) -> None:
         validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
         learning_rate=c.learning_rate,
         optim=c.optim,
-        lr_scheduler_type=c.lr_scheduler_type,
+        lr_scheduler_type="linear",
         warmup_ratio=0.05,
         num_train_epochs=c.num_train_epochs,
         max_steps=c.max_steps,

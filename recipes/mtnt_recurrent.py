@@ -104,10 +104,6 @@ class Config:
 
     def check(self) -> Iterator[str]:
         yield from optim.check(self.optim)
-        positive = ("learning_rate", "max_length", "max_steps", "per_device_train_batch_size")
-        for name in (*positive, "eval_steps", "valid_rows"):
-            if getattr(self, name) <= 0:
-                yield f"{name} must be above 0"
 
 
 def rows(c: Config) -> dict[str, data.Rows]:

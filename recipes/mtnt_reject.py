@@ -25,6 +25,7 @@ bound on KL, distinct-2 and length that ends the run.
 import dataclasses
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,16 +79,11 @@ class Config:
     eval_limit: int = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
-    def check(self) -> list[str]:
-        positive = ("rounds", "prompts", "max_new_tokens", "learning_rate", "eval_limit")
-        found = [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            found.append("max_minutes must be above 0, or null for no bound")
+    def check(self) -> Iterator[str]:
         if self.n < 2:
-            found.append("n must be 2 or more: the best of one is no choice")
+            yield f"n: got {self.n}, must be 2 or more: the best of one is no choice"
         if self.resume_from_checkpoint not in (None, "last"):
-            found.append("resume_from_checkpoint must be `last`")
-        return found
+            yield "resume_from_checkpoint must be `last`"
 
 
 def resolved(c: Config) -> Config:

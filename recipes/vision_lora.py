@@ -95,11 +95,6 @@ class Config:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-    def check(self) -> list[str]:
-        positive = ("learning_rate", "max_length", "per_device_train_batch_size", "eval_steps")
-        positive += ("valid_rows", "test_rows", "max_new_tokens", "pictures")
-        return [f"{name} must be above 0" for name in positive if getattr(self, name) <= 0]
-
 
 def rows(c: Config) -> dict[str, Rows]:
     """The rows of each split, every image opened once. Needs no model."""

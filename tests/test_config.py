@@ -42,13 +42,14 @@ class Config:
     dropout: float | None = None
     packing: bool = True  # several examples in a row
     tf32: bool | None = None
+    seed: int = 42
     output_dir: Path = Path("runs/toy")
     resume_from_checkpoint: str | None = None
 
     def check(self):
         # not a heading
-        if self.learning_rate <= 0:  # not a help text
-            yield f"learning_rate: got {self.learning_rate}, must be above 0"
+        if (self.dropout or 0) > 1:  # not a help text
+            yield f"dropout: got {self.dropout}, must be 1 at most"
         if self.lora_r <= 0:
             yield f"lora_r: got {self.lora_r}, must be above 0"
 
@@ -97,8 +98,8 @@ def test_argv_defaults_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> N
         ("--lora_r 4 --lora_r 8", "lora_r", 8),
         ("--learning_rate 1e-4", "learning_rate", 1e-4),
         ("--learning_rate 1", "learning_rate", 1.0),
-        ("--max_steps -1", "max_steps", -1),
-        ("--max_steps=-1", "max_steps", -1),
+        ("--seed -1", "seed", -1),
+        ("--seed=-1", "seed", -1),
         ("--max_steps none", "max_steps", None),
         ("--max_steps NULL", "max_steps", None),
         ("--dropout -1e-3", "dropout", -1e-3),
@@ -247,7 +248,9 @@ def test_aliases_name_hugging_face_fields() -> None:
         ("--lerning-rate=1", "option '--lerning-rate'. Did you mean '--learning_rate'?"),
         ("--confg x", "unknown option '--confg'. Did you mean '--config'?"),
         ("--zzzzzz", "command line: unknown option '--zzzzzz'. See --help for all."),
-        ("--learning_rate 0", "learning_rate: got 0.0, must be above 0"),
+        ("--learning_rate 0", "command line: --learning_rate: got 0.0, must be above 0"),
+        ("--lr -1", "command line: --lr: got -1.0, must be above 0"),
+        ("--max_steps 0", "command line: --max_steps: got 0, must be above 0 or none"),
     ],
 )
 def test_mistakes_on_the_command_line(flags: str, message: str) -> None:
@@ -341,13 +344,13 @@ def test_all_mistakes_come_at_once(from_yaml) -> None:
 
 def test_check_runs_once_all_fields_are_read_and_gives_all_its_messages() -> None:
     with pytest.raises(UserError) as error:
-        from_flags("--learning_rate -1 --lora_r 0")
+        from_flags("--dropout 2 --lora_r 0")
     assert mistakes(error) == [
-        "learning_rate: got -1.0, must be above 0",
+        "dropout: got 2.0, must be 1 at most",
         "lora_r: got 0, must be above 0",
     ]
     with pytest.raises(UserError) as error:
-        from_flags("--learning_rate -1 --lora_r x")
+        from_flags("--dropout 2 --lora_r x")
     assert len(mistakes(error)) == 1
 
 
@@ -376,8 +379,9 @@ configs = st.builds(
     lora_r=st.integers(min_value=1),
     lora_target_modules=st.lists(words).map(tuple),
     learning_rate=floats.filter(lambda x: x > 0),
-    max_steps=st.none() | st.integers(),
-    dropout=st.none() | floats,
+    max_steps=st.none() | st.integers(min_value=1),
+    seed=st.integers(),
+    dropout=st.none() | floats.filter(lambda x: x <= 1),
     packing=st.booleans(),
     tf32=st.none() | st.booleans(),
     output_dir=words.map(Path).filter(lambda path: not str(path).startswith("~")),

@@ -18,7 +18,7 @@ def test_two_processes_train_score_and_save_one_adapter(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(RECIPES / "mtnt_lora.py"), "--model", str(base)]
     command += ["--precision", "fp32", "--max-length", "2000", "--max-steps", "3"]
-    command += ["--valid-rows", "5", "--eval-limit", "2", "--per-device-train-batch-size", "2"]
+    command += ["--eval-limit", "2", "--per-device-train-batch-size", "2"]
     command += ["--output-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ def test_check_counts_the_rows(tmp_path):
         (["check", RECIPE, "--lora-r", "many"], "--lora-r: got 'many', expected int"),
         (["check", RECIPE, "--data", "/no/such/folder"], "/no/such/folder"),
         (["check", RECIPE, "--data", "smaple"], "smaple"),
-        (["check", RECIPE, "--learning-rate", "0"], "learning_rate must be above 0"),
+        (["check", RECIPE, "--learning-rate", "0"], "--learning-rate: got 0.0, must be above 0"),
         (["check", RECIPE, "--language-pair", "en-de"], "en-fr"),
         (["check", "no_recipe.py"], "no_recipe.py: there is no such recipe"),
         (["translate", "/no/run", "hello"], "/no/run"),

@@ -31,7 +31,7 @@ def test_what_is_not_a_recipe(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_says_what_it_was_made_of(run_folder: Path) -> None:
-    module, settings = runs.recipe(RECIPE, ["--language-pair", "en-fr", "--valid-rows", "7"])
+    module, settings = runs.recipe(RECIPE, ["--language-pair", "en-fr", "--eval-limit", "7"])
     (run_folder / "config.yaml").write_text(config.to_yaml(settings))
     run = runs.finished(run_folder)
     assert run.folder == run_folder
