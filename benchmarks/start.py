@@ -80,7 +80,7 @@ def main(c: Config) -> None:
     ft, plain, theirs = (statistics.median(found) for found in times.values())
     print(f"first training step: ft {ft:.1f} s, trl {theirs:.1f} s, ratio {ft / theirs:.2f}")
     print(
-        f"with the loss of the 60 bundled validation lines before it, the default: ft {plain:.1f} s"
+        f"with the loss of 40 validation lines before it, the default: ft {plain:.1f} s"
     )
     for label, a, b in (
         ("--help", ["ft", "--help"], ["trl", "sft", "--help"]),

@@ -64,7 +64,7 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
-    eval_limit: int | None = None  # lines of valid to watch and of test to score; none: 100 and all
+    eval_limit: int | None = None  # lines of valid to watch and of test to score; none: 40 and all
     seed: int = 42  # of adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
@@ -81,7 +81,7 @@ def rows(c: Config) -> dict[str, data.Rows]:
         splits["train"] += more.sample(c.extra_rows, c.seed) if c.extra_rows else more
     if c.normalize_punctuation and c.language_pair == "en-fr":
         splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
-    splits["valid"] = splits["valid"].head(c.eval_limit or 100)
+    splits["valid"] = splits["valid"].head(c.eval_limit or 40)
     if c.eval_limit:
         splits["test"] = splits["test"].head(c.eval_limit)
     return splits
