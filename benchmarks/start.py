@@ -70,17 +70,24 @@ def main(c: Config) -> None:
         trl = ["trl", "sft", "--model_name_or_path", model, "--dataset_name", name, "--use_peft"]
         ours = ["accelerate", "launch", str(RECIPE), "--max-steps", "2"]
         few = [*ours, "--eval-limit", "1"]  # TRL validates nothing before its first step
-        times: dict[str, list[float]] = {"ft": [], "as it comes": [], "trl": []}
+        plain = [
+            "python",
+            str(RECIPE),
+            "--max-steps",
+            "2",
+        ]  # the same run where there is one device
+        times: dict[str, list[float]] = {"ft": [], "as it comes": [], "plain": [], "trl": []}
         for i in range(c.runs):
-            for key, words in (("ft", few), ("as it comes", ours)):
+            for key, words in (("ft", few), ("as it comes", ours), ("plain", plain)):
                 words = [*words, "--output-dir", f"{name}/{key[:2]}{i}"]
                 times[key].append(first_step(words, "Start, validation"))
             command = [*trl, *flags, "--use_cpu", "--output_dir", f"{name}/trl{i}"]
             times["trl"].append(first_step(command, "0/2"))
-    ft, plain, theirs = (statistics.median(found) for found in times.values())
+    ft, whole, alone, theirs = (statistics.median(found) for found in times.values())
     print(f"first training step: ft {ft:.1f} s, trl {theirs:.1f} s, ratio {ft / theirs:.2f}")
     print(
-        f"with the loss of 40 validation lines before it, the default: ft {plain:.1f} s"
+        f"with the loss of 40 validation lines before it, the default: ft {whole:.1f} s, "
+        f"without `accelerate launch` {alone:.1f} s"
     )
     for label, a, b in (
         ("--help", ["ft", "--help"], ["trl", "sft", "--help"]),

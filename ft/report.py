@@ -81,7 +81,7 @@ def accuracy(result: dict[str, Any], file: Path) -> None:
     title = f"{result['n']} questions, temperature {result['temperature']:g}"
     axes.set(xlabel="chains n", ylabel="right (% of questions, 95% Wilson)", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", handlelength=4)  # long enough to tell dashes
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     plt.close(figure)
