@@ -83,7 +83,9 @@ class Journal(TrainerCallback):
                 "mfu": self._mfu(),
             }
         )
-        if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
+        # a deadline's last step is known here; a signal's is not waited for
+        last = state.global_step == state.max_steps or control.should_training_stop
+        if state.global_step % self.eval_steps == 0 or (last and self.signal is None):
             mean = statistics.fmean(self.losses)
             self.losses = []
             self._validate(state)

@@ -16,6 +16,9 @@ MIB = 2**20
 LIBRARIES = 400 * MIB
 TRAINER = 100 * MIB
 TOKENIZER = 1120
+# oneDNN's and ideep's kernels of bf16 products: one for each shape, of the last 64 each. What a run on
+# rows of many lengths (Dolly, 250 steps) had beyond one whose rows are all alike.
+KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
 # What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU,
 # where the results of one pass do not fit the holes that another's left unless checkpointing keeps few of
@@ -121,6 +124,7 @@ def plan_of(
         device=device,
         checkpointing=checkpointing,
         several=packing and len(passes) > 1 or accumulation > 1,
+        varied=len(set(lengths or ())) > 1,
         supervised=math.ceil(sum(seen) * supervised),
         processes=processes,
         sharded=sharded,
@@ -146,6 +150,7 @@ def _plan(
     device: str,
     checkpointing: bool,
     several: bool,
+    varied: bool,
     supervised: int,
     processes: int,
     sharded: bool,
@@ -166,6 +171,8 @@ def _plan(
     always[f"optimizer states, {optim}"] = footprint.states(shape, mode, optim) // share
     if processes > 1 and not sharded:
         always["DDP buckets"] = gradients
+    if device == "cpu" and varied and mode.product == 2:
+        always["kernels, by shape"] = KERNELS
     if sharded:
         root = sum(size for name, size in base.items() if "layers" not in name)
         always["FSDP, gathered layers"] = root + 2 * footprint.layer_weights(shape, mode)

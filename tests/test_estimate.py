@@ -131,6 +131,16 @@ def test_known_lengths_take_the_place_of_the_longest():
     assert laptop(lengths=[30, 100, 7, 50], batch=2).peak < laptop(batch=2).peak
 
 
+def test_rows_of_many_lengths_keep_kernels_on_a_cpu_in_bf16():
+    alike, varied = [100, 100, 100], [100, 50, 100]
+    for precision, more in (("bf16", estimate.KERNELS), ("fp32", 0)):
+        one, many = (
+            dict(laptop(precision=precision, batch=1, lengths=each).most)
+            for each in (alike, varied)
+        )
+        assert sum(many.values()) - sum(one.values()) == more
+
+
 def test_a_block_mask_costs_the_square_of_a_row_on_a_gpu_alone():
     short, long = (planned(max_length=n, batch=1) for n in (512, 1024))
     assert part(long, "attention masks") == 4 * part(short, "attention masks") > 0

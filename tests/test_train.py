@@ -50,6 +50,14 @@ def test_the_tutorials_lines_are_printed(tmp_path, capsys):
     assert out[1].endswith(f" - eval loss: {lines(tmp_path / 'run', 'eval_loss')[1]}")
 
 
+def test_a_run_whose_time_is_over_ends_with_a_validation(tmp_path):
+    trained = toy.go(tmp_path / "run", callbacks=[train.deadline(0)])
+    assert trained.steps == 1
+    start, end = lines(tmp_path / "run", "eval_loss")
+    assert (start, end) == (trained.start_loss, trained.eval_loss)
+    assert end != start
+
+
 def test_a_finished_run_leaves_an_adapter_at_its_root_and_no_pickle_of_settings(whole):
     assert (whole / ADAPTER).exists()
     assert (whole / "adapter_config.json").exists()
