@@ -10,7 +10,7 @@ more, and `ft solve RUN "…"` lets them vote on a question of yours.
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
 Time      18 minutes on two CPU cores: 93 steps of 8 worked answers, then 4 chains for each of 25 questions
-Memory    2.8 GiB at the peak (`peak_memory_bytes` in run.json; bf16)
+Memory    2.6 GiB at the peak (bf16; `peak_memory_bytes` in run.json)
 Score     GSM8K test, 25 questions, 16 chains each: right in any 4 -> 24% [11, 43], by majority 4 -> 4% [1, 20],
           one chain 0.5 -> 1.5% [0, 16]; chains that end by themselves 24 -> 92% (benchmarks/README.md)
 Data      Cobbe et al. 2021, https://github.com/openai/grade-school-math (MIT): a folder with
