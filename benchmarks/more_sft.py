@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ft import config, environment, evaluate, lora, policy, run, runs, tokens, train
-from ft.errors import exit_cleanly
+from ft.errors import UserError, exit_cleanly
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mtnt_reject.py"
 
@@ -21,6 +21,8 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "mtnt_reject.py"
 def main() -> None:
     """Train until the time is over, and leave a run folder."""
     recipe, c = runs.recipe(RECIPE, sys.argv[1:])
+    if c.max_minutes is None:
+        raise UserError("--max-minutes none: nothing else ends this run; give it minutes")
     place = {"overwrite": c.overwrite_output_dir, "resume": None}
     run.check_folder(c.output_dir, **place)
     splits, t = recipe.rows(c), recipe.template(c)
@@ -54,7 +56,7 @@ def main() -> None:
         eval_steps=10**6,
         save_steps=10**6,
         seed=c.seed,
-        callbacks=[train.deadline(60 * (c.max_minutes or 20))],
+        callbacks=[train.deadline(60 * c.max_minutes)],
     )
     policy.save(model, tokenizer, r)
     r.note(training=asdict(trained))

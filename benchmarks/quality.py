@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft import config, environment, evaluate, files, generate, runs
+from ft import config, environment, evaluate, files, runs
 from ft.errors import UserError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -100,15 +100,7 @@ def main(c: Config) -> None:
         raise UserError(f"{c.run} is not finished: it has no translations of the test split yet")
     environment.use_all_cores()
     model = PeftModel.from_pretrained(base.model, str(checkpoint))
-    found = generate.greedy(
-        model,
-        base.tokenizer,
-        run.template,
-        test,
-        max_new_tokens=256,
-        max_ratio=evaluate.RATIO,
-        progress=True,
-    )
+    found = evaluate.translate(model, base.tokenizer, run.template, test)
     systems = {"trl": found, "ft": [row["tuned"] for row in test]}
     result = evaluate.scores(systems, [row["reference"] for row in test])
     result |= {"seconds": seconds, "trl_steps": steps, "versions": environment.versions()}

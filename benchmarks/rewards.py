@@ -10,7 +10,7 @@ each against the start by paired bootstrap. Choose settings on valid (`--split v
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft import config, data, environment, evaluate, files, generate, lora, models, policy, runs
+from ft import config, data, environment, evaluate, files, lora, models, policy, runs
 from ft.errors import UserError
 
 
@@ -42,15 +42,7 @@ def main(c: Config) -> None:
     for name in (c.start, *c.runs):
         if systems:
             policy.replace_adapter(model, runs.finished(name).folder)
-        systems[name] = generate.greedy(
-            model,
-            base.tokenizer,
-            start.template,
-            rows,
-            max_new_tokens=256,
-            max_ratio=evaluate.RATIO,
-            progress=True,
-        )
+        systems[name] = evaluate.translate(model, base.tokenizer, start.template, list(rows))
     result = evaluate.scores(systems, [row["target"] for row in rows])
     print(
         "| | BLEU | chrF | p of BLEU | p of chrF | characters a line |\n|---|---|---|---|---|---|"

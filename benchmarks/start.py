@@ -13,6 +13,7 @@ import resource
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,7 @@ def main(c: Config) -> None:
         trl = ["trl", "sft", "--model_name_or_path", model, "--dataset_name", name, "--use_peft"]
         ours = ["accelerate", "launch", str(RECIPE), "--max-steps", "2"]
         few = [*ours, "--eval-limit", "1"]  # TRL validates nothing before its first step
-        plain = [
-            "python",
-            str(RECIPE),
-            "--max-steps",
-            "2",
-        ]  # the same run where there is one device
+        plain = [sys.executable, *ours[2:]]  # the same run where there is one device
         times: dict[str, list[float]] = {"ft": [], "as it comes": [], "plain": [], "trl": []}
         for i in range(c.runs):
             for key, words in (("ft", few), ("as it comes", ours), ("plain", plain)):

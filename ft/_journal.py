@@ -83,9 +83,10 @@ class Journal(TrainerCallback):
                 "mfu": self._mfu(),
             }
         )
-        # a deadline's last step is known here; a signal's is not waited for
-        last = state.global_step == state.max_steps or control.should_training_stop
-        if state.global_step % self.eval_steps == 0 or (last and self.signal is None):
+        # a step that a deadline makes the last is validated too; one that a signal does is not waited for
+        over = control.should_training_stop and self.signal is None
+        last = state.global_step == state.max_steps or over
+        if state.global_step % self.eval_steps == 0 or last:
             mean = statistics.fmean(self.losses)
             self.losses = []
             self._validate(state)

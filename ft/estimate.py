@@ -16,8 +16,8 @@ MIB = 2**20
 LIBRARIES = 400 * MIB
 TRAINER = 100 * MIB
 TOKENIZER = 1120
-# oneDNN's and ideep's kernels of bf16 products: one for each shape, of the last 64 each. What a run on
-# rows of many lengths (Dolly, 250 steps) had beyond one whose rows are all alike.
+# oneDNN's and ideep's kernels of bf16 products, one for each shape: 64 stay in either cache, of about 1 MiB
+# each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
 KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
 # What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU,

@@ -155,16 +155,30 @@ def judge(
 ) -> Judged:
     """The loss on ``examples``, and the likeliest answer to each of ``rows`` and to ``ask``."""
     value = loss(model, examples, packing=packing, pad=tokenizer.pad_token_id, progress=True)
-    *texts, answer = greedy(
+    *texts, answer = translate(
+        model, tokenizer, template, [*rows, ask], max_new_tokens=max_new_tokens
+    )
+    return Judged(value, texts, answer)
+
+
+def translate(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    *,
+    max_new_tokens: int = 256,
+) -> list[str]:
+    """The likeliest answer to each of ``rows``, no longer than one that is scored may be."""
+    return greedy(
         model,
         tokenizer,
         template,
-        [*rows, ask],
+        rows,
         max_new_tokens=max_new_tokens,
         max_ratio=RATIO,
         progress=True,
     )
-    return Judged(value, texts, answer)
 
 
 def compare(

@@ -281,6 +281,7 @@ def test_going_on_with_something_else_is_refused(text, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"max_length": 0}, "--max-length: got 0, must be above 0"),
         ({"dropout": 1.0}, "dropout 1.0 must be from 0 to below 1"),
         ({"prompt": "The cat sat on the mat " * 9}, "the prompt fills the window of 16 tokens"),
         ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of twice the 3"),

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -213,6 +214,18 @@ def test_an_adapter_is_an_option(stem, tmp_path):
     assert "down_proj" in targets
     if stem == "mtnt_recurrent":
         assert {"linear_x", "linear_y", "linear_out", "q_proj", "gate_proj"} <= set(targets)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_counts_and_rates_of_zero_are_refused_all_at_once(path):
+    config_of = load(path).Config
+    names = [f.name for f in dataclasses.fields(config_of) if f.name in config.ABOVE_ZERO]
+    words = [word for name in names for word in (f"--{name}", "0")]
+    with pytest.raises(UserError) as refused:
+        config.parse(config_of, words)
+    for name in names:
+        assert re.search(rf"--{name}: got 0(\.0)?, must be above 0", str(refused.value))
+    assert len(names) >= 6
 
 
 @pytest.mark.parametrize(
