@@ -12,7 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ft import data, gguf_file, merge, runs, tokens
+from ft import data
+from ft.runs import export, merge, opened
+from ft.text import tokens
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("--outtype", nargs="+", default=["f32", "f16", "bf16", "q8_0"])
     options = parser.parse_args()
 
-    run = runs.finished(options.run)
+    run = opened.finished(options.run)
     rows = data.mtnt("test", run.settings["language_pair"], options.data).head(options.lines)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "merged"
@@ -37,7 +39,7 @@ def main() -> None:
         print(f"{'':6}{'MB':>6}{'prompts':>9}{'answers':>9}{'tokens':>9}{'largest gap':>13}")
         for outtype in options.outtype:
             file = Path(place) / f"{outtype}.gguf"
-            gguf_file.write(folder, file, outtype=outtype, name="merged")
+            export.write(folder, file, outtype=outtype, name="merged")
             found = [
                 llama_answer(llama, prompt, options.max_new_tokens, reference.ends)
                 for llama in [open_file(file)]

@@ -27,8 +27,12 @@ from peers.environments import python_of
 from peers.process import Worker
 from peers.report import cpu_name
 
-from ft import config, data, divergence, embedded, generate, models, prompts
+from ft import config, data, models
 from ft.files import write_json
+from ft.generate import answers
+from ft.models import embedded
+from ft.runs import divergence
+from ft.text import prompts
 
 TEXT = (
     "Once upon a time, in a small town by the sea, there lived an old fisherman who had never "
@@ -123,7 +127,7 @@ def main(c: Config) -> None:
 
 def ours(base: models.Base, prompts: list[list[int]], n: int) -> list[list[int]]:
     """New ids of greedy answers by ft."""
-    found = generate.generate(base.model, base.tokenizer, prompts, max_new_tokens=n)
+    found = answers.generate(base.model, base.tokenizer, prompts, max_new_tokens=n)
     return [list(answer.ids) for (answer,) in found]
 
 
@@ -218,7 +222,7 @@ def translate(base: models.Base, c: Config) -> dict[str, float]:
 
     fast = whole(
         lambda: batched.extend(
-            generate.greedy(base.model, base.tokenizer, template, rows, max_new_tokens=most)
+            answers.greedy(base.model, base.tokenizer, template, rows, max_new_tokens=most)
         )
     )
     slow = whole(one_at_a_time)

@@ -28,9 +28,11 @@ from peers.process import Worker, start
 from peers.random_model import shape_of
 from peers.report import cpu_name
 
-from ft import blocks, config, speed
+from ft import config
 from ft.errors import UserError
 from ft.files import write_json
+from ft.models import speed
+from ft.plan import layers as blocks
 
 TOLERANCE = 0.05  # relative difference of the first loss and gradient norm, computed in bf16
 SHAPES = ("gemma-2-2b", "gemma-2b", "gemma-7b", "gemma-3-4b")

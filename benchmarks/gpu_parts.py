@@ -31,9 +31,10 @@ from peers.interleaved import measure
 from peers.random_model import build, save_tokenizer, shape_of
 from peers.report import cpu_name
 
-from ft import config, speed
+from ft import config
 from ft.errors import UserError
 from ft.files import write_json
+from ft.models import speed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,9 +190,9 @@ def plain(hidden: "Tensor", weight: "Tensor", targets: "Tensor") -> "Tensor":
 
 
 def _ft() -> Loss:
-    from ft import loss
+    from ft.kernels import cross_entropy
 
-    return lambda hidden, weight, targets: loss.cross_entropy(hidden, weight, targets, CAP)
+    return lambda hidden, weight, targets: cross_entropy.cross_entropy(hidden, weight, targets, CAP)
 
 
 def _trl() -> Loss:

@@ -14,7 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ft import config, corpus, tokenizer_training
+from ft import config
+from ft.data import corpus
+from ft.data import tokenizer as tokenizer_training
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ft import config, estimate, shapes
+from ft import config
 from ft.errors import UserError
-from ft.estimate import GIB, Plan
+from ft.plan import peak, shapes
+from ft.plan.peak import GIB, Plan
 
 LENGTH = 256  # tokens of an example; two of them
 WAYS = {
@@ -82,7 +83,7 @@ def main(c: Config) -> None:
 
 def planned(name: str, device: str, options: dict[str, Any]) -> Plan:
     """The plan of one bar."""
-    return estimate.plan_of(
+    return peak.plan_of(
         shapes.of(name),
         **options,
         optim="adamw",

@@ -18,8 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ft import config, estimate, fit, memory
+from ft import config, memory
 from ft.files import write_json
+from ft.plan import peak
+from ft.plan import settings as fit
 
 TOLERANCE = 0.1
 SMALL = {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 64}
@@ -96,9 +98,9 @@ def line(f: dict[str, Any]) -> str:
     rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
     extra = "".join([", recomputed" * f["gradient_checkpointing"], ", padded" * (not f["packing"])])
     cells = [f["model"], f["precision"], how, rows + extra]
-    cells += [f"{f[key] / estimate.MIB:,.0f}" for key in ("measured", "predicted")]
+    cells += [f"{f[key] / peak.MIB:,.0f}" for key in ("measured", "predicted")]
     cells += [f"{f['predicted'] / f['measured'] - 1:+.1%}", f["moment"]]
-    return "| " + " | ".join([*cells, f"{f['accelerate'] / estimate.MIB:,.0f}"]) + " |"
+    return "| " + " | ".join([*cells, f"{f['accelerate'] / peak.MIB:,.0f}"]) + " |"
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -106,10 +108,13 @@ def measure(case: Case) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from ft import environment, full, hardware, lora, loss, models, run, train
+    from ft import machine, models, train
+    from ft.kernels import cross_entropy
+    from ft.models import full, lora, precision
+    from ft.runs import folder
 
     warnings.filterwarnings("ignore")
-    environment.use_all_cores()
+    machine.use_all_cores()
     with TemporaryDirectory() as name:
         model_name = case.model
         if model_name != "embedded":
@@ -121,16 +126,16 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": model_name,
             "gradient_accumulation_steps": 1,
         }
-        bf16 = hardware.machine().bf16
+        bf16 = precision.machine().bf16
         planned = fit.of(settings, bf16=bf16, supervised=0.5)
         automatic = case.precision == "auto"
         base = models.load(model_name, precision="fp32" if automatic else case.precision)
         if case.lora_r:
             model: Any = lora.attach(base, r=case.lora_r, alpha=16)
-            loss.install(model.get_base_model())
+            cross_entropy.install(model.get_base_model())
         else:
             model = full.attach(base)
-            loss.install(model)
+            cross_entropy.install(model)
         peak = 0
 
         class Watch(TrainerCallback):
@@ -144,7 +149,7 @@ def measure(case: Case) -> dict[str, Any]:
         half = case.max_length // 2
         examples = [{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids]
         (Path(name) / "run").mkdir()
-        record = run.Run(Path(name) / "run", {}, "")
+        record = folder.Run(Path(name) / "run", {}, "")
         record.begun = True
         train.sft(
             model,

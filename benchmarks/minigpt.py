@@ -191,9 +191,9 @@ def generation(c: Config, shape: Any) -> dict[str, Any]:
     """The most likely tokens up to 256 after 8, by the model with and without a cache, in turns."""
     import torch
 
-    from ft.decode import Decoder
+    from ft.generate.decoding import Decoder
+    from ft.generate.samplers import argmax
     from ft.minigpt import MiniGPTForCausalLM
-    from ft.samplers import argmax
 
     torch.set_num_threads(c.threads)
     torch.manual_seed(0)

@@ -18,7 +18,8 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ft import config, minigpt_config, runs
+from ft import config, minigpt_config
+from ft.runs import opened
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minigpt_pretrain.py"
 # what stands in `modern`'s place; the last keeps the parameters, two matrices for three
@@ -72,7 +73,7 @@ def train(c: Config) -> None:
     for name in ("dropout", "intermediate_size"):  # the recipe's own settings come over the style's
         if name in changed:
             words += [f"--{name}", str(changed[name])]
-    module, settings = runs.recipe(RECIPE, words)
+    module, settings = opened.recipe(RECIPE, words)
     module.main(settings)
 
 

@@ -12,32 +12,37 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ft import config, environment, evaluate, lora, policy, run, runs, tokens, train
+from ft import config, machine, train
 from ft.errors import UserError, exit_cleanly
+from ft.models import lora
+from ft.rewards import policy
+from ft.runs import folder, opened
+from ft.score import evaluate
+from ft.text import tokens
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mtnt_reject.py"
 
 
 def main() -> None:
     """Train until the time is over, and leave a run folder."""
-    recipe, c = runs.recipe(RECIPE, sys.argv[1:])
+    recipe, c = opened.recipe(RECIPE, sys.argv[1:])
     if c.max_minutes is None:
         raise UserError("--max-minutes none: nothing else ends this run; give it minutes")
     place = {"overwrite": c.overwrite_output_dir, "resume": None}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     splits, t = recipe.rows(c), recipe.template(c)
-    run.say(environment.use_all_cores())
-    environment.seed_everything(c.seed)
-    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    folder.say(machine.use_all_cores())
+    machine.seed_everything(c.seed)
+    base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = run.start(
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
-    run.describe(
+    folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     packing, pad = tokens.packs_exactly(base.model), tokenizer.pad_token_id
@@ -60,8 +65,8 @@ def main() -> None:
     )
     policy.save(model, tokenizer, r)
     r.note(training=asdict(trained))
-    run.finish(r)
-    run.say(
+    folder.finish(r)
+    folder.say(
         f"{trained.steps} steps, validation loss {trained.start_loss:.3f} -> {trained.eval_loss:.3f}"
     )
 

@@ -113,7 +113,10 @@ def load_all(name: str, c: Config) -> tuple[dict[str, Any], Any]:
     """For each side the model with the same adapter, whose B is not zero; and the tokenizer."""
     import torch
 
-    from ft import hardware, lora, loss, models, nf4
+    from ft import models
+    from ft.kernels import cross_entropy, nf4
+    from ft.models import lora
+    from ft.models import precision as hardware
 
     if c.compute == "float32":
         here = dataclasses.replace(hardware.machine(), bf16=False)
@@ -127,7 +130,7 @@ def load_all(name: str, c: Config) -> tuple[dict[str, Any], Any]:
         for key, parameter in found[side].named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.02)
-        loss.install(found[side].get_base_model())
+        cross_entropy.install(found[side].get_base_model())
     nf4.install = install
     return found, base and base.tokenizer
 
@@ -152,7 +155,7 @@ def rows_of(task: str, c: Config, tokenizer: Any) -> list[dict[str, Any]]:
     """The packed rows of one step."""
     import torch
 
-    from ft.tokens import encode, layout
+    from ft.text.tokens import encode, layout
 
     if task == "wide":
         ids = torch.randint(3, WIDE["vocab_size"], (1, 411), generator=torch.Generator())

@@ -19,8 +19,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft import config, environment, evaluate, files, runs
+from ft import config, files, machine
 from ft.errors import UserError
+from ft.runs import opened
+from ft.score import evaluate
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -83,8 +85,8 @@ def main(c: Config) -> None:
 
     from ft import models
 
-    run = runs.finished(c.run)
-    recipe, settings = runs.recipe(
+    run = opened.finished(c.run)
+    recipe, settings = opened.recipe(
         RECIPES / f"{run.record['recipe']}.py", ["--config", str(run.folder / "config.yaml")]
     )
     pairs = [run.template.render(row) for row in recipe.rows(settings)["train"]]
@@ -98,12 +100,12 @@ def main(c: Config) -> None:
     test = run.record.get("evaluation", {}).get("test", {}).get("samples", [])[: c.limit]
     if not test:
         raise UserError(f"{c.run} is not finished: it has no translations of the test split yet")
-    environment.use_all_cores()
+    machine.use_all_cores()
     model = PeftModel.from_pretrained(base.model, str(checkpoint))
     found = evaluate.translate(model, base.tokenizer, run.template, test)
     systems = {"trl": found, "ft": [row["tuned"] for row in test]}
     result = evaluate.scores(systems, [row["reference"] for row in test])
-    result |= {"seconds": seconds, "trl_steps": steps, "versions": environment.versions()}
+    result |= {"seconds": seconds, "trl_steps": steps, "versions": machine.versions()}
     for system in systems:
         print(system, json.dumps(result[system]))
     print("p", result["p_value"], result["signatures"])

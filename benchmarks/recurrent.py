@@ -84,7 +84,7 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
     import torch
     from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
-    from ft import rg_lru
+    from ft.kernels import rg_lru
 
     kind = getattr(torch, c.dtype)
     x, a, upward = (torch.rand(batch, tokens, 2560, device=c.device).to(kind) for _ in range(3))
@@ -92,7 +92,7 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
     reset = torch.zeros(batch, tokens, 1, dtype=torch.bool, device=c.device)
     reset[:, 0] = True
 
-    class Scan(torch.autograd.Function):  # what `ft.rg_lru` does of it, between its gates
+    class Scan(torch.autograd.Function):  # what `ft.kernels.rg_lru` does of it, between its gates
         @staticmethod
         def forward(ctx: Any, x: Any, a: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             states, a = x.float().clone(), a.float()
@@ -128,7 +128,7 @@ def layers(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[An
     from transformers import RecurrentGemmaConfig
     from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
-    from ft import recurrent
+    from ft.kernels import recurrent
 
     kind = getattr(torch, c.dtype)
     plain = RecurrentGemmaRglru(RecurrentGemmaConfig())
@@ -169,7 +169,7 @@ def steps(c: Config) -> dict[str, Callable[[], list[Any]]]:
     import torch
     from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-    from ft import recurrent
+    from ft.kernels import recurrent
 
     shape = RecurrentGemmaConfig(
         num_hidden_layers=3,

@@ -10,8 +10,12 @@ each against the start by paired bootstrap. Choose settings on valid (`--split v
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft import config, data, environment, evaluate, files, lora, models, policy, runs
+from ft import config, data, files, machine, models
 from ft.errors import UserError
+from ft.models import lora
+from ft.rewards import policy
+from ft.runs import opened
+from ft.score import evaluate
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,21 @@ class Config:
 
 def main(c: Config) -> None:
     """Translate, score and print a table."""
-    start = runs.finished(c.start)
+    start = opened.finished(c.start)
     for name in c.runs:
-        begun = runs.finished(name)
+        begun = opened.finished(name)
         if "run" not in begun.settings or begun.template != start.template:
             raise UserError(f"{name} did not begin from {c.start}")
     rows = data.mtnt(c.split, start.settings["language_pair"], c.data)
     rows = rows.head(c.limit) if c.limit else rows
-    print(environment.use_all_cores())
+    print(machine.use_all_cores())
     print(f"{len(rows):,} rows  {rows.origin}")
     base = models.load(start.settings["model_name_or_path"], precision=c.precision, inference=True)
     model = lora.load(base, start.folder)
     systems = {}
     for name in (c.start, *c.runs):
         if systems:
-            policy.replace_adapter(model, runs.finished(name).folder)
+            policy.replace_adapter(model, opened.finished(name).folder)
         systems[name] = evaluate.translate(model, base.tokenizer, start.template, list(rows))
     result = evaluate.scores(systems, [row["target"] for row in rows])
     print(

@@ -22,9 +22,10 @@ from peers.environments import python_of
 from peers.process import Worker, start
 from peers.report import cpu_name, flops, summary, table
 
-from ft import config, embedded
+from ft import config
 from ft.errors import UserError
 from ft.files import write_json
+from ft.models import embedded
 
 TOLERANCE = 1e-4  # relative difference of loss and gradient norm among fp32 peers
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ft import config, data, embedded, prompts
+from ft import config, data
+from ft.models import embedded
+from ft.text import prompts
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mtnt_lora.py"
 

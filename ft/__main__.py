@@ -35,19 +35,19 @@ Fine-tune Google's Gemma models. Training is a recipe; `ft` does what comes befo
 
 # commands that are modules of their own: `arguments(parser)` names the options that `command(...)` takes
 MODULES: dict[str, tuple[str, str]] = {
-    "eval": ("eval_command", "Base against tuned: loss, scores, samples; standard benchmarks."),
-    "solve": ("solve_command", "Draw chains of thought for a question and let them vote."),
-    "merge": ("merge", "Merge an adapter into its base and check that the logits agree."),
-    "export": ("export", "Write a run or a model as one GGUF file, for llama.cpp."),
-    "chat": ("chat", "Talk with a run or a model."),
-    "serve": ("serve", "Serve a run over HTTP, as OpenAI's clients expect it."),
-    "plan": ("plan", "Memory and time of a run, before anything is loaded or downloaded."),
-    "reward": ("reward_command", "Train a reward model on pairs of a better and a worse answer."),
-    "tokenizer": ("tokenizer_training", "Train a tokenizer on a corpus."),
-    "generate": ("generate_command", "Write on from a prompt, by any sampler."),
-    "score": ("score_command", "Show how likely a model finds a text, token by token."),
-    "samplers": ("samplers_figure", "Draw what each sampler keeps of a model's next tokens."),
-    "summary": ("summary", "Show what a model is made of, without loading weights."),
+    "eval": ("cli.eval", "Base against tuned: loss, scores, samples; standard benchmarks."),
+    "solve": ("cli.solve", "Draw chains of thought for a question and let them vote."),
+    "merge": ("runs.merge", "Merge an adapter into its base and check that the logits agree."),
+    "export": ("cli.export", "Write a run or a model as one GGUF file, for llama.cpp."),
+    "chat": ("chat.session", "Talk with a run or a model."),
+    "serve": ("cli.serve", "Serve a run over HTTP, as OpenAI's clients expect it."),
+    "plan": ("cli.plan", "Memory and time of a run, before anything is loaded or downloaded."),
+    "reward": ("cli.reward", "Train a reward model on pairs of a better and a worse answer."),
+    "tokenizer": ("data.tokenizer", "Train a tokenizer on a corpus."),
+    "generate": ("cli.generate", "Write on from a prompt, by any sampler."),
+    "score": ("cli.score", "Show how likely a model finds a text, token by token."),
+    "samplers": ("cli.samplers", "Draw what each sampler keeps of a model's next tokens."),
+    "summary": ("cli.summary", "Show what a model is made of, without loading weights."),
 }
 TAKE_RECIPE_FLAGS = ("show", "check", "plan")
 
@@ -108,10 +108,10 @@ def _nothing() -> None:
 
 def check(recipe: Path, rest: list[str]) -> None:
     """Settings, data and output folder of a recipe, without torch."""
-    from ft import runs
-    from ft.run import check_folder
+    from ft.runs import opened
+    from ft.runs.folder import check_folder
 
-    module, config = runs.recipe(recipe, rest)
+    module, config = opened.recipe(recipe, rest)
     for split, rows in module.rows(config).items():
         skipped = f", {rows.skipped} skipped" if rows.skipped else ""
         print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
@@ -125,12 +125,15 @@ def check(recipe: Path, rest: list[str]) -> None:
 
 def show(recipe: Path, rest: list[str], examples: int) -> None:
     """What the model of a recipe will see."""
-    from ft import models, runs, tokens, vision
+    from ft.models import vision
+    from ft.models.load import load_tokenizer
+    from ft.runs import opened
+    from ft.text import tokens
 
-    module, config = runs.recipe(recipe, rest, pairs=True)
+    module, config = opened.recipe(recipe, rest, pairs=True)
     sees = hasattr(config, "train_vision")
     see = vision.reader(config.model_name_or_path) if sees else None
-    tokenizer = models.load_tokenizer(config.model_name_or_path)
+    tokenizer = load_tokenizer(config.model_name_or_path)
     template = module.template(config, tokenizer)
     for split, rows in module.rows(config).items():
         options: dict = {"max_length": config.max_length}
@@ -156,8 +159,8 @@ def translate(
     base: bool,
 ) -> None:
     """Lines in, lines out."""
-    from ft import runs
-    from ft.generate import greedy
+    from ft.generate.answers import greedy
+    from ft.runs import opened
 
     if text and file:
         raise UserError("give texts or --file, not both")
@@ -171,8 +174,8 @@ def translate(
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
         raise UserError("there is nothing to translate: the input is empty")
-    run = runs.finished(run_folder)
-    model, tokenizer = runs.load(run, precision, tuned=not base)
+    run = opened.finished(run_folder)
+    model, tokenizer = opened.load(run, precision, tuned=not base)
     found = greedy(
         model,
         tokenizer,
@@ -188,7 +191,7 @@ def translate(
 
 def push(run_folder: Path, repo: str, public: bool, revision: str | None) -> None:
     """Publish a run."""
-    from ft import hub
+    from ft.runs import hub
 
     print(hub.push(run_folder, repo, private=not public, revision=revision))
 

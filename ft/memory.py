@@ -5,9 +5,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ft import full, hardware
 from ft.errors import UserError
-from ft.optim import STATE_BYTES
+from ft.models import full, precision
+from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
 
@@ -57,7 +57,7 @@ def free() -> tuple[int, str]:
     """Bytes free for one process on the device that it trains on, and the device's name."""
     import torch
 
-    on = hardware.machine()
+    on = precision.machine()
     if on.device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0], on.name
     import psutil

@@ -25,11 +25,11 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ft.dropout import causal_attention, dropout
 from ft.errors import UserError
-from ft.loss import cross_entropy
+from ft.kernels.cross_entropy import cross_entropy
+from ft.kernels.dropout import causal_attention, dropout
 from ft.minigpt_config import MiniGPTConfig
-from ft.tokens import IGNORE
+from ft.text.tokens import IGNORE
 
 
 class RMSNorm(nn.RMSNorm):

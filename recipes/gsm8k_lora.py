@@ -24,8 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import chat_template, config, data, environment, gsm8k, prompts, reasoning, run, tokens
-from ft.template import Template
+from ft import config, data, machine
+from ft.data import gsm8k
+from ft.runs import folder
+from ft.score import reasoning
+from ft.text import chat_template, prompts, tokens
+from ft.text.template import Template
 
 
 @dataclass(frozen=True)
@@ -95,23 +99,28 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
     if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
-        run.say(f"note: {len(shared)} training questions also stand in valid or test")
+        folder.say(f"note: {len(shared)} training questions also stand in valid or test")
 
-    from ft import evaluate, fit, hub, lora, loss, models, report, train
+    from ft import models, train
+    from ft.kernels import cross_entropy
+    from ft.models import lora
+    from ft.plan import settings
+    from ft.runs import curves, hub
+    from ft.score import evaluate
 
-    run.say(environment.use_all_cores())
+    folder.say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    run.say("\n".join(base.notes))
+    folder.say("\n".join(base.notes))
     # so that every program asks as we trained
     base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
-    environment.seed_everything(c.seed)
+    machine.seed_everything(c.seed)
     model = lora.attach(
         base,
         r=c.lora_r,
@@ -121,25 +130,25 @@ def main(c: Config) -> None:
         use_rslora=c.lora_variant == "rslora",
         use_dora=c.lora_variant == "dora",
     )
-    loss.install(model.get_base_model())
-    run.say(lora.summary(model))
+    cross_entropy.install(model.get_base_model())
+    folder.say(lora.summary(model))
 
     encoded = {}
     for split, found in splits.items():
         encoded[split] = tokens.encode_rows(
             found, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
         )
-        run.say(f"{split}: {encoded[split].summary(c.max_length)}")
+        folder.say(f"{split}: {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    run.say("first example, supervised tokens marked:")
-    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
-    run.say(f"memory that this needs:\n{plan}")
-    r = run.start(
+    folder.say("first example, supervised tokens marked:")
+    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
+    folder.say(f"memory that this needs:\n{plan}")
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     adapter = lora.describe(model)
-    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
     r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
@@ -167,7 +176,7 @@ def main(c: Config) -> None:
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=run.fingerprint(r, config.to_dict(c)),
+        fingerprint=folder.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
     result = reasoning.before_after(
@@ -182,17 +191,17 @@ def main(c: Config) -> None:
         seed=c.seed,
         max_new_tokens=c.max_new_tokens,
     )
-    run.say(reasoning.table(result))
+    folder.say(reasoning.table(result))
     r.note(evaluation={"test": result})
     r.write("samples.txt", reasoning.samples(result))
-    report.accuracy(result, r.folder / "accuracy.png")
-    report.curve(r.folder)
-    run.finish(r)
+    curves.accuracy(result, r.folder / "accuracy.png")
+    curves.curve(r.folder)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\nadapter, card and curves: {r.folder}")
-    run.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
-    if c.push_to_hub and run.is_main():
-        run.say(hub.push(r.folder, c.push_to_hub))
+    folder.say(f"\nadapter, card and curves: {r.folder}")
+    folder.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
+    if c.push_to_hub and folder.is_main():
+        folder.say(hub.push(r.folder, c.push_to_hub))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import checkpoints, config, corpus, environment, optim, pretrain, prompts, run, shards
+from ft import config, machine
+from ft.data import corpus, shards
+from ft.data.rows import Rows
 from ft.errors import UserError
-from ft.meter import Meter
-from ft.rows import Rows
+from ft.runs import checkpoints, folder
+from ft.text import prompts
+from ft.train import optim, pretraining
+from ft.train.meter import Meter
 
 STYLE = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
 FULL = {"vocab_size": 32_000, "per_device_train_batch_size": 64, "max_minutes": None}
@@ -31,7 +35,7 @@ FULL |= {"max_steps": 58_246, "eval_steps": 7_280, "save_steps": 1_000, "valid_t
 
 
 # of the settings that may differ where a run goes on, those that only this recipe has
-MAY_CHANGE = run.MAY_CHANGE | {"workers", "logging_steps", "valid_tokens", "prompt"}
+MAY_CHANGE = folder.MAY_CHANGE | {"workers", "logging_steps", "valid_tokens", "prompt"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Config:
     # Optimisation
     optim: Literal["adamw", "muon"] = "adamw"  # muon: of the blocks' matrices; AdamW of the rest
     learning_rate: float = 2e-3  # at the top of the schedule
-    lr_scheduler_type: pretrain.Schedule = "cosine"  # after the warm-up, to 0
+    lr_scheduler_type: pretraining.Schedule = "cosine"  # after the warm-up, to 0
     warmup_steps: int = 100  # optimizer steps until the top
     weight_decay: float = 0.1  # of matrices; embeddings, norms and biases never decay
     adam_beta2: float = 0.95  # of AdamW
@@ -124,7 +128,7 @@ def rows(c: Config) -> dict[str, Rows]:
     for split, text in sources(c).items():
         names = [{"shard": shard.name} for shard in shards.find(text)]
         found[split] = Rows(
-            names, ", ".join(text), pretrain.digest(shards.hashes(shards.find(text)))
+            names, ", ".join(text), pretraining.digest(shards.hashes(shards.find(text)))
         )
     return found
 
@@ -133,7 +137,7 @@ def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before text and model are known to be good.
     place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     texts, splits = sources(c), rows(c)
 
     import numpy as np
@@ -141,13 +145,16 @@ def main(c: Config) -> None:
     from accelerate import Accelerator
     from accelerate.utils import gather_object, set_seed
 
-    from ft import generate, hardware, hub, minigpt, report, samplers
+    from ft import minigpt
+    from ft.generate import answers, samplers
+    from ft.models import precision
+    from ft.runs import curves, hub
 
-    run.say(environment.use_all_cores())
-    on, gpu = hardware.machine(), torch.cuda.is_available()
+    folder.say(machine.use_all_cores())
+    on, gpu = precision.machine(), torch.cuda.is_available()
     able = on.bf16 and (gpu or on.device == "cpu")
     half = c.precision == "bf16" or (c.precision == "auto" and able)
-    run.say(f"products in {'bf16' if half else 'fp32'} on {on.name}")
+    folder.say(f"products in {'bf16' if half else 'fp32'} on {on.name}")
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
     with accelerator.local_main_process_first():
         tokenizer = load_tokenizer(c)
@@ -161,7 +168,7 @@ def main(c: Config) -> None:
 
     set_seed(c.seed)
     model = minigpt.MiniGPTForCausalLM(shape(c, tokenizer)).to(accelerator.device)
-    run.say(f"{c.style}, {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+    folder.say(f"{c.style}, {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
     options: Any = {"learning_rate": c.learning_rate, "weight_decay": c.weight_decay}
     options |= {"betas": (0.9, c.adam_beta2)}
     muon = c.optim == "muon"
@@ -180,18 +187,18 @@ def main(c: Config) -> None:
     next(iter(corpus.windows(texts["train"], tokenizer, shuffle_buffer=0, workers=0, **reading)))
     reading |= {"shuffle_buffer": c.shuffle_buffer, "workers": c.workers}
     windows = corpus.windows(texts["train"], tokenizer, **reading)
-    r = run.start(
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     same = {k: v for k, v in config.to_dict(c).items() if k not in MAY_CHANGE}
-    same |= environment.processes() | {"recipe": r.record["recipe_sha256"]}
+    same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
     checkpoint, done = checkpoints.resumable(r.folder, c.resume_from_checkpoint, same), {}
     if checkpoint:
-        done = pretrain.restore(checkpoint, model=model, optimizers=optimizers)
+        done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)
         windows.load_state_dict(done["windows"][accelerator.process_index])
         r.begin()
         r.rewind(done["step"])
-        run.say(f"resumed after step {done['step']}")
+        folder.say(f"resumed after step {done['step']}")
     r.note(
         model={
             "style": c.style,
@@ -219,24 +226,26 @@ def main(c: Config) -> None:
 
     def validate() -> dict[str, float]:
         meter.measure_peak()
-        found = pretrain.validate(
+        found = pretraining.validate(
             model, fixed, size, batch_size=batch_size, autocast=lambda: accelerator.autocast()
         )
         sampler, most = samplers.TopK(40, temperature=0.8), min(64, c.max_length - len(prompt))
-        ((answer,),) = generate.generate(
+        ((answer,),) = answers.generate(
             model, tokenizer, [prompt], sampler, max_new_tokens=most, seed=c.seed
         )
         r.log({"step": meter.step, **asdict(found), "sample": c.prompt + answer.text})
         meter.bar.clear()
         at = f"STEP {meter.step} training loss: {meter.mean:.4f} -" if meter.step else "Start,"
-        run.say(f"{at} {found}\n  {c.prompt}{answer.text}")
+        folder.say(f"{at} {found}\n  {c.prompt}{answer.text}")
         return asdict(found)
 
     def save() -> None:
         states = gather_object([windows.state_dict()])  # of each process
         done = {"step": meter.step, "seconds": meter.seconds, "windows": states}
         if accelerator.is_main_process:
-            pretrain.save(r.folder, model=model, optimizers=optimizers, done=done, made_with=same)
+            pretraining.save(
+                r.folder, model=model, optimizers=optimizers, done=done, made_with=same
+            )
         accelerator.wait_for_everyone()
 
     stream = iter(windows)
@@ -247,7 +256,7 @@ def main(c: Config) -> None:
             meter.begin()
             # of seed and step alone: a run that goes on drops what it would have dropped
             torch.manual_seed((c.seed << 40) + (meter.step << 16) + accelerator.process_index)
-            rate = pretrain.rate(
+            rate = pretraining.rate(
                 meter.step,
                 meter.progress,
                 peak=c.learning_rate,
@@ -278,30 +287,30 @@ def main(c: Config) -> None:
             if keep:
                 save()
     if meter.signal is not None:
-        run.say(f"stopped by {signal.Signals(meter.signal).name}; go on with --resume last")
+        folder.say(f"stopped by {signal.Signals(meter.signal).name}; go on with --resume last")
         raise SystemExit(128 + meter.signal)
 
     if accelerator.is_main_process:
         made = r.folder / ".model"
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
-        run.adopt(r, made)
+        folder.adopt(r, made)
     samples = [(line["step"], line["sample"]) for line in r.metrics() if "sample" in line]
     r.write("samples.txt", "".join(f"step {step}\n{text}\n\n" for step, text in samples))
     r.note(training={"steps": meter.step, **meter.figures(), **found})
-    report.curve(r.folder)
-    report.learning_rate(r.folder)
-    run.finish(r)
+    curves.curve(r.folder)
+    curves.learning_rate(r.folder)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\nmodel, card and curves: {r.folder}")
+    folder.say(f"\nmodel, card and curves: {r.folder}")
 
 
 def load_tokenizer(c: Config) -> Any:
     """The tokenizer that is named, or one made of the training text."""
     if c.tokenizer != "train":
-        return pretrain.load_tokenizer(c.tokenizer)
+        return pretraining.load_tokenizer(c.tokenizer)
     reading: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
-    return pretrain.make_tokenizer(sources(c)["train"], vocab_size=c.vocab_size, **reading)
+    return pretraining.make_tokenizer(sources(c)["train"], vocab_size=c.vocab_size, **reading)
 
 
 def shape(c: Config, tokenizer: Any) -> Any:

@@ -31,19 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import (
-    config,
-    data,
-    environment,
-    evaluate,
-    guards,
-    pairs,
-    preference,
-    run,
-    runs,
-    tokens,
-)
-from ft.template import Template
+from ft import config, data, machine
+from ft.rewards import guards, pairs, preference
+from ft.runs import folder, opened
+from ft.score import evaluate
+from ft.text import tokens
+from ft.text.template import Template
 
 ASK = {"source": "Hello, my name is Morgane."}
 
@@ -102,7 +95,7 @@ class Config:
 
 def resolved(c: Config) -> Config:
     """The settings with what the run says that they start from."""
-    s = runs.finished(c.run).settings
+    s = opened.finished(c.run).settings
     return dataclasses.replace(
         c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
     )
@@ -121,38 +114,40 @@ def rows(c: Config) -> dict[str, data.Rows]:
 
 def template(c: Config, _: Any = None) -> Template:
     """How a row reads: as in the run that this one starts from."""
-    return runs.finished(c.run).template
+    return opened.finished(c.run).template
 
 
 def main(c: Config) -> None:
     c = resolved(c)
-    run.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
+    folder.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     given = pairs.read(c.pairs) if c.pairs else None
     for split, found in splits.items():
-        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
-    from ft import align, hub, lora, policy, reward_model
+    from ft.models import lora
+    from ft.rewards import learning, policy, reward_model
+    from ft.runs import hub
 
-    align.require_trl()
-    run.say(environment.use_all_cores())
-    environment.seed_everything(c.seed)
-    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    learning.require_trl()
+    folder.say(machine.use_all_cores())
+    machine.seed_everything(c.seed)
+    base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
-    run.say("\n".join(base.notes))
+    folder.say("\n".join(base.notes))
     reward = reward_model.named(c.reward, tokenizer)
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = run.start(
+    r = folder.start(
         c.output_dir,
         recipe=__file__,
         config_yaml=config.to_yaml(c),
         seed=c.seed,
         overwrite=c.overwrite_output_dir,
     )
-    run.describe(
+    folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     packing = tokens.packs_exactly(base.model)
@@ -171,11 +166,11 @@ def main(c: Config) -> None:
     before, start = judge(), look()
     references = [row["target"] for row in splits["valid"]]
     chrf = evaluate.corpus_chrf(before.translations, references)
-    run.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    folder.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
 
     begun = time.perf_counter()
     if given:
-        run.say(f"{len(given):,} pairs, {given.origin}")
+        folder.say(f"{len(given):,} pairs, {given.origin}")
         found_pairs = pairs.encode(given, t, tokenizer)
         r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
     else:
@@ -194,7 +189,7 @@ def main(c: Config) -> None:
         shown = (json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
         r.write("pairs.jsonl", "".join(shown))
         mean, best = preference.mean(scored), preference.mean(scored, best=True)
-        run.say(
+        folder.say(
             f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
             f"the best of {c.n} {100 * best:.1f}"
         )
@@ -203,11 +198,11 @@ def main(c: Config) -> None:
     def watch(step: int) -> None:
         now = look()
         r.log({"step": step} | dataclasses.asdict(now))
-        run.say(f"STEP {step}: {now}")
+        folder.say(f"STEP {step}: {now}")
         bounds.check(now, start, f"after step {step}")
         policy.save(model, tokenizer, r)
 
-    trainer = align.dpo(
+    trainer = learning.dpo(
         model,
         tokenizer,
         found_pairs,
@@ -220,16 +215,16 @@ def main(c: Config) -> None:
         seed=c.seed,
     )
     left = c.max_minutes and 60 * c.max_minutes - (time.perf_counter() - begun)
-    learnt = align.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)
+    learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)
     seconds = time.perf_counter() - begun
     r.note(training=dataclasses.asdict(learnt) | {"seconds_with_drawing": seconds})
     result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    run.say(evaluate.table(result, "valid"))
+    folder.say(evaluate.table(result, "valid"))
     r.note(evaluation={"valid": result})
     r.write("samples.txt", evaluate.samples(result))
-    run.finish(r)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
+    folder.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
 
 
 if __name__ == "__main__":

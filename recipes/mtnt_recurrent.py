@@ -26,8 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import config, data, environment, evaluate, generate, optim, prompts, run, tokens
-from ft.template import Template
+from ft import config, data, machine
+from ft.generate import answers
+from ft.runs import folder
+from ft.score import evaluate
+from ft.text import prompts, tokens
+from ft.text.template import Template
+from ft.train import optim
 
 ASK = {"source": "Hello, my name is Morgane."}  # what the tutorial asks before and after
 
@@ -130,48 +135,53 @@ def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before model and data are known to be good.
     place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
 
-    from ft import fit, full, hardware, hub, lora, loss, memory, models, report, train
+    from ft import memory, models, train
+    from ft.kernels import cross_entropy
+    from ft.models import full, lora
+    from ft.models import precision as hardware
+    from ft.plan import settings
+    from ft.runs import curves, hub
 
-    run.say(environment.use_all_cores())
+    folder.say(machine.use_all_cores())
     # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
     autocast = not c.lora_r and c.precision == "auto" and hardware.machine().bf16
     if not c.lora_r and precision != "nf4":
         shape = models.load_config(c.model_name_or_path)
-        run.say(memory.check(shape, optim=c.optim, precision=precision))
+        folder.say(memory.check(shape, optim=c.optim, precision=precision))
     base = models.load(
         c.model_name_or_path,
         precision=precision,
         max_length=c.max_length,
         text_only=bool(c.lora_r),
     )
-    run.say("\n".join(base.notes))
-    environment.seed_everything(c.seed)
+    folder.say("\n".join(base.notes))
+    machine.seed_everything(c.seed)
     if c.lora_r:
         model = lora.attach(base, r=c.lora_r, alpha=c.lora_alpha, dropout=0.0)
-        loss.install(model.get_base_model())
+        cross_entropy.install(model.get_base_model())
     else:
         model = full.attach(base)
-        loss.install(model)
-    run.say(lora.summary(model) if c.lora_r else full.summary(model))
+        cross_entropy.install(model)
+    folder.say(lora.summary(model) if c.lora_r else full.summary(model))
 
     encoded = {split: encode(c, base.tokenizer, found) for split, found in splits.items()}
     for split, found in splits.items():
-        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-        run.say(f"      {encoded[split].summary(c.max_length)}")
+        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        folder.say(f"      {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    run.say("first example, supervised tokens marked:")
-    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
-    run.say(f"memory that this needs:\n{plan}")
-    r = run.start(
+    folder.say("first example, supervised tokens marked:")
+    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
+    folder.say(f"memory that this needs:\n{plan}")
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     adapter = lora.describe(model) if c.lora_r else {}
-    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
     r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
@@ -187,7 +197,7 @@ def main(c: Config) -> None:
         return statistics.fmean(each)
 
     def answer() -> str:
-        return generate.greedy(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
+        return answers.greedy(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
 
     before = answer()
     trained = train.sft(
@@ -214,17 +224,17 @@ def main(c: Config) -> None:
         save_steps=c.save_steps,
         seed=c.seed,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=run.fingerprint(r, config.to_dict(c)),
+        fingerprint=folder.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
     after = answer()
     r.write("samples.txt", f"source  {ASK['source']}\nbase    {before}\ntuned   {after}\n")
-    report.curve(r.folder)
-    run.finish(r)
+    curves.curve(r.folder)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
-    run.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    run.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    folder.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
+    folder.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    folder.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
 
 
 if __name__ == "__main__":

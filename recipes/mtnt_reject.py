@@ -30,8 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, environment, evaluate, guards, preference, run, runs, tokens
-from ft.template import Template
+from ft import config, data, machine
+from ft.rewards import guards, preference
+from ft.runs import folder, opened
+from ft.score import evaluate
+from ft.text import tokens
+from ft.text.template import Template
 
 ASK = {"source": "Hello, my name is Morgane."}
 
@@ -88,7 +92,7 @@ class Config:
 
 def resolved(c: Config) -> Config:
     """The settings with what the run says that they start from."""
-    s = runs.finished(c.run).settings
+    s = opened.finished(c.run).settings
     return dataclasses.replace(
         c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
     )
@@ -107,40 +111,43 @@ def rows(c: Config) -> dict[str, data.Rows]:
 
 def template(c: Config, _: Any = None) -> Template:
     """How a row reads: as in the run that this one starts from."""
-    return runs.finished(c.run).template
+    return opened.finished(c.run).template
 
 
 def main(c: Config) -> None:
     c = resolved(c)
     place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
-    from ft import hub, lora, policy, reward_model, train
-    from ft.rounds import Round, Rounds
+    from ft import train
+    from ft.models import lora
+    from ft.rewards import policy, reward_model
+    from ft.rewards.rounds import Round, Rounds
+    from ft.runs import hub
 
-    run.say(environment.use_all_cores())
-    environment.seed_everything(c.seed)
-    base = policy.load(runs.finished(c.run), c.precision, max_length=c.max_length)
+    folder.say(machine.use_all_cores())
+    machine.seed_everything(c.seed)
+    base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
-    run.say("\n".join(base.notes))
+    folder.say("\n".join(base.notes))
     reward = reward_model.named(c.reward, tokenizer)
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = run.start(
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
-    run.describe(
+    folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     settings = config.to_dict(c)
     for name in ("rounds", "max_minutes"):  # a resumed run may have more
         settings.pop(name)
-    state = Rounds(r, run.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
+    state = Rounds(r, folder.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
 
     packing, pad = tokens.packs_exactly(base.model), tokenizer.pad_token_id
     valid = encoded["valid"].examples[: c.valid_rows]
@@ -158,7 +165,7 @@ def main(c: Config) -> None:
         before, start = judge(), look()
     references = [row["target"] for row in splits["valid"]]
     chrf = evaluate.corpus_chrf(before.translations, references)
-    run.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    folder.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
     if state.done:
         policy.replace_adapter(model, state.folder(state.done[-1].number))
     for number in range(len(state.done) + 1, c.rounds + 1):
@@ -215,12 +222,12 @@ def main(c: Config) -> None:
 
     r.note(training={"steps": sum(each.steps for each in state.done), "seconds": state.seconds})
     result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    run.say(evaluate.table(result, "valid"))
+    folder.say(evaluate.table(result, "valid"))
     r.note(evaluation={"valid": result})
     r.write("samples.txt", evaluate.samples(result))
-    run.finish(r)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
+    folder.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
 
 
 if __name__ == "__main__":

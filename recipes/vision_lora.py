@@ -25,9 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import chat_template, config, environment, image_rows, prompts, run, tokens
-from ft.rows import Rows
-from ft.template import Template
+from ft import config, machine
+from ft.data import image_rows
+from ft.data.rows import Rows
+from ft.runs import folder
+from ft.text import chat_template, prompts, tokens
+from ft.text.template import Template
 
 TINY = "tiny-vision"
 
@@ -115,37 +118,30 @@ def template(c: Config, tokenizer: Any) -> Template:
 
 def main(c: Config) -> None:
     place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    run.check_folder(c.output_dir, **place)
+    folder.check_folder(c.output_dir, **place)
     splits = rows(c)
     for split, found in splits.items():
-        run.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
-    from ft import (
-        evaluate,
-        fit,
-        full,
-        hub,
-        lora,
-        loss,
-        models,
-        optim,
-        report,
-        train,
-        vision,
-        vision_scores,
-    )
+    from ft import models, train
+    from ft.kernels import cross_entropy
+    from ft.models import full, lora, vision
+    from ft.plan import settings
+    from ft.runs import curves, hub
+    from ft.score import evaluate, images
+    from ft.train import optim
 
-    run.say(environment.use_all_cores())
+    folder.say(machine.use_all_cores())
     see = vision.reader(c.model_name_or_path)
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
     base = models.load(
         c.model_name_or_path, precision=precision, max_length=c.max_length, text_only=False
     )
-    run.say("\n".join(base.notes))
+    folder.say("\n".join(base.notes))
     t = template(c, base.tokenizer)
     if t.name != "chat" or not base.tokenizer.chat_template:
         base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
-    environment.seed_everything(c.seed)
+    machine.seed_everything(c.seed)
     if c.lora_r:
         model = lora.attach(
             base,
@@ -155,29 +151,29 @@ def main(c: Config) -> None:
             targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
             vision=bool(c.train_vision),
         )
-        loss.install(model.get_base_model())
-        run.say(lora.summary(model))
+        cross_entropy.install(model.get_base_model())
+        folder.say(lora.summary(model))
     else:
         model = full.attach(base, vision=bool(c.train_vision))
-        loss.install(model)
-        run.say(full.summary(model))
+        cross_entropy.install(model)
+        folder.say(full.summary(model))
 
     encoded = {}
     for split, found in splits.items():
         encoded[split] = vision.encode(
             found, t, base.tokenizer, see, max_length=c.max_length, policy=c.length_policy
         )
-        run.say(f"{split}: {encoded[split].summary(c.max_length)}")
+        folder.say(f"{split}: {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    run.say("first example, supervised tokens marked:")
-    run.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = fit.of_run(config.to_dict(c), base, encoded["train"])
-    run.say(f"memory that this needs:\n{plan}")
-    r = run.start(
+    folder.say("first example, supervised tokens marked:")
+    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
+    folder.say(f"memory that this needs:\n{plan}")
+    r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
     adapter = lora.describe(model) if c.lora_r else {}
-    run.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
     r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
@@ -212,22 +208,22 @@ def main(c: Config) -> None:
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=run.fingerprint(r, config.to_dict(c)),
+        fingerprint=folder.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
-    if run.is_main():
+    if folder.is_main():
         see.processor.save_pretrained(r.folder)
-    result = vision_scores.before_after(
+    result = images.before_after(
         model, base.tokenizer, t, see, splits["test"], max_new_tokens=c.max_new_tokens
     )
-    run.say(vision_scores.table(result))
+    folder.say(images.table(result))
     r.note(evaluation={"test": result})
-    r.write("samples.txt", vision_scores.samples(result))
-    report.curve(r.folder)
-    run.finish(r)
+    r.write("samples.txt", images.samples(result))
+    curves.curve(r.folder)
+    folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    run.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    run.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
+    folder.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    folder.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: of] or cores)
 
 import pytest
-import tiny
 from hypothesis import settings
+from support import tiny
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 settings.load_profile("any machine")

@@ -3,16 +3,21 @@
 import math
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from ft import dropout, generate, models, optim, score, speed
+from ft import models
 from ft.errors import UserError
+from ft.generate import answers
+from ft.kernels import dropout
 from ft.minigpt import MiniGPTForCausalLM
 from ft.minigpt_config import MODERN, MiniGPTConfig
-from ft.tokens import IGNORE
+from ft.models import speed
+from ft.score import logits
+from ft.text.tokens import IGNORE
+from ft.train import optim
 
 SMALL = {
     "vocab_size": 400,
@@ -219,7 +224,7 @@ def test_our_loader_and_generation_take_it(model, tmp_path):
     torch.testing.assert_close(base.model(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
     prompts = [[2, 50, 60, 70], [2, 80]]
     cached, uncached = (
-        generate.generate(base.model, base.tokenizer, prompts, max_new_tokens=12, use_cache=on)
+        answers.generate(base.model, base.tokenizer, prompts, max_new_tokens=12, use_cache=on)
         for on in (True, False)
     )
     assert [a.ids for (a,) in cached] == [a.ids for (a,) in uncached]
@@ -229,10 +234,10 @@ def test_our_loader_and_generation_take_it(model, tmp_path):
 
 
 def test_score_takes_it(model):
-    losses = score.score(model, IDS, mode="loss")
+    losses = logits.score(model, IDS, mode="loss")
     torch.testing.assert_close(losses.sum() / (3 * 23), model(IDS, labels=IDS).loss)
     seen = []
-    score.score(model, IDS, intercept=lambda x, i: seen.append((i, tuple(x.shape))))
+    logits.score(model, IDS, intercept=lambda x, i: seen.append((i, tuple(x.shape))))
     assert seen == [(i, (3, 24, 32)) for i in (-1, 0, 1, 2)]
 
 

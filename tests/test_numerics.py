@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from goldens import make_gemma as google
 from goldens import make_recurrent as griffin
 from safetensors.torch import save_file
+from support import tiny
 
-from ft import loss, models
+from ft import models
+from ft.kernels import cross_entropy
 
 GOLDENS = Path(google.__file__).parent
 GOLDEN = json.loads((GOLDENS / "gemma.json").read_text())
@@ -66,7 +67,7 @@ def test_logits_near_the_start_and_far_from_it(kind: str, precision: str, load: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_with_its_soft_cap(kind: str, load: Load) -> None:
     model, ids = load(kind), torch.from_numpy(google.ids())
-    loss.install(model)
+    cross_entropy.install(model)
     mean = model(input_ids=ids, labels=ids)["loss"].item() / (google.LENGTH - 1)
     assert mean == pytest.approx(GOLDEN[kind]["float32"]["loss"], abs=1e-5)
 

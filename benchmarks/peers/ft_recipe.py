@@ -11,20 +11,24 @@ def main() -> None:
     job, pipe = open_job()
     import torch
 
-    from ft import environment, lora, loss, models, optim, run, train
+    from ft import machine, models, train
+    from ft.kernels import cross_entropy
+    from ft.models import lora
+    from ft.runs import folder
+    from ft.train import optim
 
-    environment.use_all_cores()
+    machine.use_all_cores()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     base = models.load(job.model, precision=job.precision)
     settings = job.lora()
     model = lora.attach(base, r=settings["r"], alpha=settings["lora_alpha"], dropout=0.0)
     load_adapter(model, job.adapter)
-    loss.install(model.get_base_model())
+    cross_entropy.install(model.get_base_model())
     train.sft(
         model,
         base.tokenizer,
         job.read_rows(),
-        run=run.start(Path(job.output) / "run", recipe=__file__, config_yaml="", seed=42),
+        run=folder.start(Path(job.output) / "run", recipe=__file__, config_yaml="", seed=42),
         validate=lambda: 0.0,  # not part of a step
         learning_rate=job.learning_rate,
         optim=optim.choose(job.optim),

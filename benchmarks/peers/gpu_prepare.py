@@ -11,7 +11,7 @@ from random_model import build, save_tokenizer, shape_of
 from ft import data
 from ft.errors import UserError, exit_cleanly
 from ft.files import write_text
-from ft.tokens import Example
+from ft.text.tokens import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,8 @@ def save_adapter(model: "PreTrainedModel", folder: Path, r: int, alpha: int) -> 
 
 def rows_of(job: dict[str, Any], vocabulary: int) -> dict[str, list[Example]]:
     """The steps on Dolly and then those on MTNT, both in their own order; and rows that are all as long."""
-    from ft import models, prompts, tokens
+    from ft import models
+    from ft.text import prompts, tokens
 
     tokenizer = models.load_tokenizer(job["tokenizer"])
     translation = prompts.translation("French")

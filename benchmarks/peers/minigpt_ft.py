@@ -10,9 +10,9 @@ def main() -> None:
     job, pipe = open_job()
     import torch
 
-    from ft import runs
-    from ft.meter import Meter
     from ft.minigpt import MiniGPTForCausalLM
+    from ft.runs import opened
+    from ft.train.meter import Meter
 
     torch.set_num_threads(threads())
     model = MiniGPTForCausalLM.from_pretrained(Path(job.weights).parent)
@@ -27,7 +27,7 @@ def main() -> None:
             super().begin()
 
     place = Path(__file__).resolve().parents[2] / "recipes" / "minigpt_pretrain.py"
-    recipe, c = runs.recipe(place, [*job.flags, "--output-dir", f"{job.output}/run"])
+    recipe, c = opened.recipe(place, [*job.flags, "--output-dir", f"{job.output}/run"])
     recipe.Meter = Paced
     recipe.environment.use_all_cores = lambda: f"{threads()} threads"  # the driver's choice
     torch.set_flush_denormal(True)

@@ -12,12 +12,13 @@ def main() -> None:
     import numpy as np
     from transformers import set_seed
 
-    from ft import corpus, runs
+    from ft.data import corpus
     from ft.errors import exit_cleanly
     from ft.minigpt import MiniGPTForCausalLM
+    from ft.runs import opened
 
     with exit_cleanly():
-        module, c = runs.recipe(Path(task["recipe"]), task["flags"])
+        module, c = opened.recipe(Path(task["recipe"]), task["flags"])
         tokenizer = module.load_tokenizer(c)
         windows = iter(
             corpus.windows(

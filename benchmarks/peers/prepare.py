@@ -7,8 +7,8 @@ from pathlib import Path
 from ft import data
 from ft.errors import UserError, exit_cleanly
 from ft.files import write_text
-from ft.prompts import Template, translation
-from ft.tokens import encode
+from ft.text.prompts import Template, translation
+from ft.text.tokens import encode
 
 DOLLY = Template(
     name="dolly",

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft import shapes
-from ft.known_shapes import TABLE, Shape
+from ft.plan import shapes
+from ft.plan.known_shapes import TABLE, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

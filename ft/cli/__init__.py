@@ -1,0 +1,1 @@
+"""The verbs of the `ft` command, one file each."""

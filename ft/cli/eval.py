@@ -1,0 +1,202 @@
+"""`ft eval`: base against tuned on a split of the run's data, on other data or on standard benchmarks."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError
+
+LONGEST = 256  # tokens of an answer
+CHAINS = 16  # of thought for a question
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    a = parser.add_argument
+    a("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
+    a("--data", help="MTNT's folder or archive; a file of instructions (default: as the run's)")
+    a("--split", default="test", help="train, valid or test (default test)")
+    a("--limit", type=int, help="score only the first rows")
+    a("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
+    a("--max-new-tokens", type=int, help=f"longest answer (default {LONGEST})")
+    a("--json", type=Path, help="also write the result to this file")
+    a("--n", type=int, help="a run of gsm8k_lora.py: chains for each question (default 16)")
+    a("--reward", help="a run of gsm8k_lora.py: folder of `ft reward` that picks the best chain")
+    a("--plot", type=Path, help="a run of gsm8k_lora.py: draw accuracy over n into this PNG")
+    a("--tasks", help="benchmarks of lm-eval instead: gsm8k,hellaswag,… or YAML files")
+    a("--num-fewshot", type=int, help="with --tasks: examples in the prompt (default: the task's)")
+    a("--batch-size", type=int, help="with --tasks: prompts at a time (default 1)")
+
+
+def command(
+    run_folder: str,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+    json: Path | None,
+    n: int | None,
+    reward: str | None,
+    plot: Path | None,
+    tasks: str | None,
+    num_fewshot: int | None,
+    batch_size: int | None,
+) -> None:
+    """Score a finished run. Raises ``UserError`` for data or options that are not of the run's kind."""
+    from ft.files import write_json
+    from ft.runs import opened
+
+    positive = {"limit": limit, "max-new-tokens": max_new_tokens, "batch-size": batch_size, "n": n}
+    for flag, value in positive.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} {value}: it must be 1 or more")
+    of_benchmarks = {"num-fewshot": num_fewshot, "batch-size": batch_size}
+    of_data = {"data": data, "max-new-tokens": max_new_tokens, "n": n, "plot": plot}
+    of_data |= {"reward": reward, "split": None if split == "test" else split}
+    for flag, value in (of_data if tasks else of_benchmarks).items():
+        if value is not None:
+            raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
+    run = opened.finished(run_folder)
+    if tasks:
+        result = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
+    else:
+        for flag, value in (("n", n), ("plot", plot), ("reward", reward)):
+            if value is not None and not run.reasons:
+                raise UserError(
+                    f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
+                )
+        result = _split(run, data, split, limit, precision, max_new_tokens, n, reward)
+    if json:
+        write_json(json, result)
+    if plot:
+        from ft.runs import curves
+
+        curves.accuracy(result, plot)
+
+
+def _benchmarks(
+    run: Any,
+    tasks: str,
+    precision: str,
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    from ft.score import benchmarks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    result = benchmarks.compare(
+        run,
+        benchmarks.tasks_of(names),
+        precision=precision,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+    )
+    print(benchmarks.table(result))
+    return result
+
+
+def _split(
+    run: Any,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+    n: int | None,
+    reward: str | None,
+) -> dict[str, Any]:
+    from ft.rewards import reward_model
+    from ft.runs import opened
+    from ft.score import evaluate, instructions, reasoning
+    from ft.text import tokens
+
+    if run.sees:
+        return _seen(run, data, split, limit, precision, max_new_tokens)
+    rows = _rows(run, data, split)
+    if run.reasons and not data:  # thousands of chains take hours: as many questions as the run
+        limit = limit or run.settings["eval_limit"]
+    rows = rows.head(limit) if limit else rows
+    print(f"{split} {len(rows):>7,} rows  {rows.origin}")
+    model, tokenizer = opened.load(run, precision)
+    encoded = tokens.encode_rows(
+        rows,
+        run.template,
+        tokenizer,
+        max_length=run.settings["max_length"],
+        seed_parity=run.settings.get("second_bos", False),
+    )
+    common: dict[str, Any] = {
+        "packing": tokens.packs_exactly(model),
+        "max_new_tokens": max_new_tokens or LONGEST,
+        "base": opened.load(run, precision, tuned=False)[0] if run.whole else None,
+    }
+    scored = rows if run.translates else [rows[i] for i in encoded.rows]
+    if run.translates:
+        judge, common["ask"] = evaluate, {"source": "Hello, my name is Morgane."}
+    elif run.reasons:
+        judge = reasoning
+        common |= {key: run.settings[key] for key in ("temperature", "seed")}
+        common["n"] = n or CHAINS
+        common["reward"] = reward_model.load(reward, tokenizer) if reward else None
+        common["max_new_tokens"] = max_new_tokens or run.settings["max_new_tokens"]
+    else:
+        judge, common["ask"] = instructions, {"instruction": "How can I make brownies?"}
+    result = judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
+    print(judge.table(result, split))
+    return result
+
+
+def _seen(
+    run: Any,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+) -> dict[str, Any]:
+    """Answers about images: of a split of the run's data, or of all rows of other data."""
+    from ft.data import image_rows
+    from ft.models import vision
+    from ft.runs import opened
+    from ft.score import images
+
+    s, options = run.settings, ("pictures", "valid_rows", "test_rows", "seed", "on_bad_row")
+    if data and split != "test":
+        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
+    chosen = {key: s[key] for key in options}
+    rows = image_rows.read(data) if data else image_rows.splits(s["data"], **chosen)[split]
+    rows = rows.head(limit) if limit else rows
+    print(f"{split} {len(rows):>7,} rows  {rows.origin}")
+    see = vision.reader(run.weights)
+    model, tokenizer = opened.load(run, precision)
+    most = max_new_tokens or s["max_new_tokens"]
+    result = images.before_after(model, tokenizer, run.template, see, rows, max_new_tokens=most)
+    print(images.table(result, split))
+    return result
+
+
+def _rows(run: Any, data: str | None, split: str) -> Any:
+    from ft.data import gsm8k
+    from ft.data.instructions import instructions as open_instructions
+    from ft.data.instructions import splits
+    from ft.data.mtnt import mtnt
+    from ft.data.rows import one_of
+
+    s = run.settings
+    one_of("split", split, ("train", "valid", "test"))
+    if run.translates:
+        return mtnt(split, s["language_pair"], data or s["data"])
+    if data and split != "test":
+        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
+    if run.reasons:
+        if data:
+            return gsm8k.gsm8k(data, split="test")
+        chosen = {key: s[key] for key in ("valid_rows", "seed", "on_bad_row")}
+        return gsm8k.splits(s["data"], **chosen)[split]
+    if data:
+        return open_instructions(data)
+    options = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
+    chosen = {key: s[key] for key in options}
+    return splits(s["data"], **chosen, on_bad_row=s["on_bad_row"])[split]

@@ -1,0 +1,63 @@
+"""A run or a model as one GGUF file, for llama.cpp, Ollama and LM Studio."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from ft.chat import partner
+from ft.runs import export, merge
+from ft.runs.card_header import hub_name, license_of, title
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft export``."""
+    parser.add_argument(
+        "name", metavar="RUN|MODEL", help="a run, or a model: folder, Hub id, or `embedded`"
+    )
+    parser.add_argument("out", metavar="OUT.gguf", type=Path, help="the file to write")
+    parser.add_argument(
+        "--outtype",
+        default="f16",
+        help="of the weights: f16, bf16, f32, or q8_0, half the size of f16 (default f16)",
+    )
+
+
+def command(name: str, out: Path, outtype: str) -> None:
+    """Write the file, a run's adapter merged into its base, and say what the file cannot hold."""
+    from ft.models import sources
+    from ft.runs import opened
+
+    export.check(out, outtype)
+    stop: tuple[str, ...] = ()
+    if partner.is_run(name):
+        run = opened.finished(name)
+        origin = sources.fetch(run.settings["model_name_or_path"], weights=False)
+        export.architecture(origin)  # before the work of merging
+        base = hub_name(run.record["model"])
+        about = {
+            "name": title(run.record, run.folder),
+            "base": base,
+            "license": license_of(base)[0],
+        }
+        stop = run.template.stop
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as beside:
+            folder = run.folder
+            if not run.whole:
+                folder = Path(beside) / "merged"
+                print(f"merged: {merge.merge_run(run, folder)}")
+            # a run has the tokenizer's fast form alone
+            tensors = export.write(folder, out, outtype=outtype, pieces=origin, **about)
+    else:
+        known = sources.published_name(name)
+        tensors = export.write(
+            sources.fetch(name),
+            out,
+            outtype=outtype,
+            name=Path(known).name,
+            license=license_of(known)[0],
+        )
+    print(f"{out}: {tensors} tensors, {outtype}, {out.stat().st_size / 1e6:,.0f} MB")
+    if stop:
+        print(
+            f"GGUF has no room for stop strings; give your program these: {', '.join(map(repr, stop))}"
+        )

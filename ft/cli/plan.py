@@ -1,0 +1,142 @@
+"""Whether a run fits, what would, and how long it takes: `ft plan`, before anything is loaded or downloaded."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError, nearest
+from ft.plan import devices
+from ft.plan import settings as fit
+from ft.plan.peak import GIB, MIB, Plan
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Name the options of `ft plan`."""
+    parser.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    parser.add_argument("--gpu", metavar="SIZE", help="does it fit a GPU of, say, 24GB")
+    parser.add_argument(
+        "--fit", dest="to_fit", metavar="SIZE", help="settings that fit into, say, 16GB"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help=f"cpu (this machine), or {', '.join(devices.DEVICES)}"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="GPUs that train together")
+    parser.add_argument(
+        "--sharded", action="store_true", help="they share out the parameters (FSDP)"
+    )
+
+
+def command(
+    recipe: Path,
+    rest: list[str],
+    gpu: str | None,
+    to_fit: str | None,
+    device: str | None,
+    processes: int,
+    sharded: bool,
+) -> None:
+    """Print the plan; exit status 1 if it does not fit."""
+    from ft.config import to_dict
+    from ft.runs import opened
+
+    if gpu and to_fit:
+        raise UserError("give --gpu (does it fit) or --fit (what fits), not both")
+    if device and device != "cpu" and device not in devices.DEVICES:
+        known = ("cpu", *devices.DEVICES)
+        raise UserError(
+            f"--device {device}: no such device in the table; known: {', '.join(known)}."
+            + nearest(device, known)
+        )
+    if processes < 1:
+        raise UserError(f"--processes {processes}: must be 1 or more")
+    module, config = opened.recipe(recipe, rest, pairs=True)
+    settings = to_dict(config)
+    if missing := [name for name in fit.NEEDED if name not in settings]:
+        raise UserError(
+            f"{recipe}: `ft plan` is for recipes that fine-tune a Gemma; this one has no setting "
+            f"{missing[0]!r}"
+        )
+    fit.check(settings)
+    asked = gpu or to_fit
+    if asked:
+        room = size_of(asked, "--gpu" if gpu else "--fit")
+    else:
+        room = devices.DEVICES[device][0] * GIB if device in devices.DEVICES else available()
+    where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
+    options = {
+        "device": where,
+        "bf16": where == "cuda" or devices.cpu_has_bf16(),
+        "processes": processes,
+        "sharded": sharded,
+    }
+    if to_fit:
+        settings, flags = fit.fitting(settings, room, options)
+        print(f"to fit {to_fit}: {flags}")
+    plan = fit.of(settings, **options)
+    print(describe(settings, plan))
+    print(f"{plan}\n{fit.grid(settings, options)}")
+    print(time_of(module, config, settings, plan, device))
+    if plan.peak > room:
+        print(
+            f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"
+        )
+        raise SystemExit(1)
+    print(f"fits into {room / GIB:.1f} GiB; {fit.largest(settings, room, options)}")
+
+
+def describe(settings: Mapping[str, Any], plan: Plan) -> str:
+    """The settings that the plan depends on, in two lines."""
+    kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
+    packed = "packed, " * settings.get("packing", "train_vision" not in settings)
+    again = "" if settings["gradient_checkpointing"] else "no "
+    return (
+        f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "
+        f"({kind}, {plan.precision})\n"
+        f"batches of {settings['per_device_train_batch_size']} examples of {settings['max_length']} "
+        f"tokens, {packed}{plan.tokens:,} tokens at once, {again}gradient checkpointing"
+    )
+
+
+def time_of(
+    module: Any, config: Any, settings: Mapping[str, Any], plan: Plan, device: str | None
+) -> str:
+    """FLOPs, and the time of an epoch at an assumed share of the device's rate."""
+    token, supervised = (each / 1e9 for each in plan.flops)
+    said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
+    if device in devices.DEVICES:
+        rate, name = devices.DEVICES[device][1] * 1e12, device
+    elif plan.device == "cpu":
+        rate, name = devices.cpu_rate(plan), "this CPU"
+    else:
+        return f"{said}; --device NAME tells the time: {', '.join(devices.DEVICES)}"
+    speed = devices.speed(plan, rate, checkpointing=settings["gradient_checkpointing"])
+    said += (
+        f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {devices.UTILISATION:.0%} are assumed; with half "
+        f"of the tokens supervised {speed:,.0f} tokens/s"
+    )
+    data = str(settings.get("data", ""))
+    if data != "sample" and not Path(data).expanduser().exists():
+        return f"{said}; the time of an epoch is known once {data!r} is here"
+    rows = module.rows(config)["train"]
+    tokens = devices.tokens_of(rows)
+    return (
+        f"{said}; an epoch of {len(rows):,} rows, about {tokens:,.0f} tokens, in about "
+        f"{devices.duration(tokens / speed)}"
+    )
+
+
+def size_of(text: str, flag: str) -> int:
+    """Bytes of ``24GB``, ``24GiB``, ``24G`` or ``900MB``; 2^30 to the GB, as makers of cards count."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(f"{flag} {text}: not a size of memory; write it as 24GB or 900MB")
+    return int(float(found[1]) * (GIB if found[2].upper() == "G" else MIB))
+
+
+def available() -> int:
+    """Bytes free on this machine."""
+    import psutil
+
+    return psutil.virtual_memory().available

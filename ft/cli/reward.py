@@ -1,0 +1,78 @@
+"""`ft reward`: a reward model of a run's base, learnt from pairs, and how often it is right on others."""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from ft.errors import UserError
+from ft.files import write_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    a = parser.add_argument
+    a(
+        "pairs",
+        help="a table of source (or instruction, as the run's rows have), chosen and rejected, "
+        "as recipes/mtnt_dpo.py leaves pairs.jsonl",
+    )
+    a(
+        "--run",
+        required=True,
+        dest="run_folder",
+        metavar="RUN",
+        help="run whose base model and template it takes",
+    )
+    a("--out", type=Path, required=True, help="folder to write")
+    a("--learning-rate", type=float, default=1e-4, help="at a constant schedule (default 1e-4)")
+    a("--epochs", type=float, default=1.0, help="passes over the pairs (default 1)")
+    a("--batch-size", type=int, default=8, help="pairs of a step (default 8)")
+    a("--held-out", type=float, default=0.1, help="share of pairs to judge it by (default 0.1)")
+    a("--seed", type=int, default=0, help="of head, adapter, order and held-out pairs (default 0)")
+
+
+def command(
+    pairs: str,
+    run_folder: str,
+    out: Path,
+    learning_rate: float,
+    epochs: float,
+    batch_size: int,
+    held_out: float,
+    seed: int,
+) -> None:
+    """Train it. Raises ``UserError`` for pairs that cannot be used, and too few of them."""
+    from ft import machine
+    from ft.rewards import reward_model
+    from ft.rewards.pairs import read
+    from ft.runs import opened
+    from ft.score import voting
+
+    start = opened.finished(run_folder)
+    rows = read(pairs, "source" if start.translates else "instruction")
+    if out.exists():
+        raise UserError(f"{out} exists already; name another folder")
+    order = random.Random(seed).sample(list(rows), len(rows))
+    held = max(1, round(held_out * len(order)))
+    if held >= len(order):
+        raise UserError(f"{len(order)} pairs are too few to hold {held} of them out")
+    print(f"{len(order) - held:,} pairs to learn from, {held:,} held out, {rows.origin}")
+    print(machine.use_all_cores())
+    reward_model.train(
+        start.settings["model_name_or_path"],
+        start.template,
+        order[held:],
+        out,
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    right = reward_model.accuracy(reward_model.load(out), order[:held])
+    low, high = voting.wilson(right, held)
+    print(f"right on {right:.1%} [{low:.1%}, {high:.1%}] of {held:,} held-out pairs")
+    file = out / reward_model.RECORD
+    made = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, made | {"accuracy": right, "held_out": held, "pairs": rows.sha256})
+    use = "accelerate launch recipes/mtnt_grpo.py --run" if start.translates else "ft eval"
+    print(f"use it: {use} {run_folder} --reward {out}")

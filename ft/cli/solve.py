@@ -1,0 +1,112 @@
+"""`ft solve`: sample chains of thought for a question, let their answers vote, and show how they differ."""
+
+import argparse
+import json as json_text
+
+from ft.errors import UserError
+
+LONGEST_BAR = 40  # characters
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft solve``."""
+    add = parser.add_argument
+    add("name", metavar="RUN|MODEL", help="a run, or a model: a folder, Hub id, or `embedded`")
+    add("question", help="a question whose answer is a number")
+    add("--n", type=int, default=16, help="chains to sample (default 16)")
+    add("--temperature", type=float, default=0.7, help="above 0 (default 0.7)")
+    add("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    add("--max-new-tokens", type=int, default=256, help="longest chain (default 256)")
+    add("--reward", help="folder of `ft reward`: say which chain it holds to be the best")
+    add("--base", action="store_true", help="the base model of a run instead")
+    add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
+    add("--json", action="store_true", help="one JSON object with all chains")
+
+
+def command(
+    name: str,
+    question: str,
+    n: int,
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
+    reward: str | None,
+    base: bool,
+    precision: str,
+    json: bool,
+) -> None:
+    """Print the vote, the distribution of answers and a chain for each. Raises ``UserError``."""
+    from ft.chat import partner
+    from ft.cli import console, generate
+    from ft.generate import answers
+    from ft.rewards import reward_model
+    from ft.runs import opened
+    from ft.score import reasoning, voting
+    from ft.text import tokens
+
+    draw = reasoning.sampler(temperature)
+    answers.check(draw, max_new_tokens=max_new_tokens, n=n)
+    if not question.strip():
+        raise UserError("the question is empty")
+    run = partner.is_run(name)
+    if run and "ANSWER:" not in opened.finished(name).template.prompt:
+        raise UserError(
+            f"{name} was not trained to write ANSWER: and a number, so its chains cannot vote; "
+            "train one with recipes/gsm8k_lora.py"
+        )
+    model, tokenizer, template = generate.load(
+        name, precision, None if run else "steps", raw=False, base=base
+    )
+    judge = reward_model.load(reward, tokenizer) if reward else None
+    row = {"instruction": question}
+    found = answers.generate(
+        model,
+        tokenizer,
+        [tokens.prompt_ids(template, row, tokenizer)],
+        draw,
+        n=n,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        template=template,
+    )
+    chains = [reasoning.chain(answer, row, judge) for answer in found[0]]
+    counted, chosen = voting.tally(chains), voting.best(chains) if judge else None
+    if json:
+        values = {
+            "question": question,
+            "answer": voting.shown(counted[0][0]) if counted else None,
+            "votes": [[voting.shown(number), count] for number, count in counted],
+            **({"best": chosen and voting.shown(chosen)} if judge else {}),
+            "chains": [
+                {
+                    "text": c.text,
+                    "number": None if c.number is None else voting.shown(c.number),
+                    "reward" if judge else "logprob": round(c.reward, 4),
+                }
+                for c in chains
+            ],
+        }
+        print(json_text.dumps(values, ensure_ascii=False))
+        return
+    silent = n - sum(count for _, count in counted)
+    where = console.standard_output()
+    made = console.table(where, "answer", "votes", "share", "", right=("answer", "votes", "share"))
+    for number, count in counted:
+        made.add_row(voting.shown(number), *_bar(count, n, "█"))
+    if silent:
+        made.add_row("none", *_bar(silent, n, "░"))
+    console.show(where, made)
+    for number, _ in counted:
+        at = next(i for i, c in enumerate(chains) if c.number == number)
+        print(f"\n── {voting.shown(number)}, chain {at + 1} of {n}\n{chains[at].text}")
+    if counted:
+        print(f"\nANSWER: {voting.shown(counted[0][0])}  ({counted[0][1]} of {n} chains)")
+        if judge and chosen is not None:
+            print(f"best by the {judge.name}: {voting.shown(chosen)}")
+    else:
+        print(f"\nno chain came to ANSWER: and a number; the first of them:\n{chains[0].text}")
+
+
+def _bar(count: int, n: int, block: str) -> tuple[str, str, str]:
+    """Votes, their share, and a bar as long as it."""
+    return str(count), f"{count / n:.0%}", block * max(1, round(LONGEST_BAR * count / n))

@@ -1,0 +1,253 @@
+"""Generation: prompts to answers by any sampler, in batches or as a stream, stopped where the template ends."""
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from ft.errors import UserError
+from ft.generate import search
+from ft.generate.decoding import Decoder, batches, room_for
+from ft.generate.draft import Answer as Answer
+from ft.generate.draft import (
+    Draft,
+    End,
+    Prompt,
+    context_of,
+    drafts_for,
+    encode,
+    end_ids,
+    stop_strings,
+)
+from ft.generate.draw import logprobs
+from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler, choose
+from ft.kernels import few_rows
+from ft.text.template import Template
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampler: Sampler = Greedy(),  # noqa: B008  # a frozen value
+    *,
+    max_new_tokens: int = 256,
+    template: Template | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    n: int = 1,
+    use_cache: bool = True,
+    progress: bool = False,
+) -> list[list[Answer]]:
+    """``n`` answers to each prompt, the best first where the sampler (``Beam``) ranks them.
+
+    A ``str`` gets BOS in front unless it begins with it, and is otherwise as it is; ids are taken as they are, such as those of
+    ``tokens.prompt_ids``. An answer ends at the tokenizer's EOS, at the ids that the model's generation
+    config names, at the end token and the stop strings of ``template``, and at those of ``stop``.
+
+    Draws depend on ``seed``, the prompt and the number of the answer alone, not on what else is in the
+    batch; a prompt that occurs a second time gets the answers that follow those of the first. Prompts
+    of like length share a batch, and the answers to one prompt share its computation.
+
+    Raises ``UserError`` for a prompt that is empty or fills the context, an empty stop string, more
+    answers than the sampler has, and logits that are not finite.
+    """
+    check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
+    encoded = encode(model, tokenizer, prompts)
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed)
+    counts: dict[tuple[int, ...], int] = {}
+    groups: list[list[Draft]] = []
+    for ids in encoded:
+        first = counts.get(tuple(ids), 0)
+        counts[tuple(ids)] = first + n
+        groups.append([draft(ids, number) for number in range(first, first + n)])
+    with _evaluating(model):
+        if isinstance(sampler, Beam):
+            groups = [
+                search.search(model, group[0], sampler, use_cache=use_cache)[:n]
+                for group in _bar(groups, progress)
+            ]
+        else:
+            for drafts in _bar(_shares(groups, room_for(model)), progress):
+                for _ in _write(model, tokenizer, drafts, sampler, use_cache=use_cache):
+                    pass
+    return [[draft.answer() for draft in group] for group in groups]
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    sampler: Sampler = Greedy(),  # noqa: B008
+    *,
+    max_new_tokens: int = 256,
+    template: Template | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> Generator[str, None, Answer]:
+    """The text of ``generate``'s one answer in pieces, each as soon as it is certain; returns the answer.
+
+    Pieces are whole characters, with nothing of a stop string or after it. The arguments are checked
+    before the first piece is asked for. Raises ``UserError`` as ``generate`` does, and for ``Beam``.
+    """
+    check(sampler, max_new_tokens=max_new_tokens, stop=stop)
+    if isinstance(sampler, Beam):
+        raise UserError(f"{sampler} knows its answer only at the end: it cannot be streamed")
+    (ids,) = encode(model, tokenizer, [prompt])
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed)(ids, 0)
+
+    def pieces() -> Generator[str, None, Answer]:
+        with _evaluating(model):
+            for _ in _write(model, tokenizer, [draft], sampler):
+                if draft.piece:
+                    yield draft.piece
+        return draft.answer()
+
+    return pieces()
+
+
+def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n: int = 1) -> None:
+    """Raise ``UserError`` for what could be done with no model and no prompt."""
+    width = sampler.width if isinstance(sampler, Beam) else 1
+    if n < 1 or n > width and isinstance(sampler, Beam | Contrastive | Greedy):
+        raise UserError(f"n = {n}: {sampler} has {width} answer{'s' * (width > 1)} to a prompt")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens = {max_new_tokens}; it must be 1 or more")
+    if not all((stop,) if isinstance(stop, str) else stop):
+        raise UserError("a stop string is empty: every text holds it; leave it out")
+
+
+def greedy(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    *,
+    max_new_tokens: int,
+    max_ratio: float | None = None,
+    progress: bool = False,
+) -> list[str]:
+    """The model's most likely answer to each row's prompt, in the order of ``rows``.
+
+    With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more: a
+    model that repeats itself would otherwise take most of an evaluation's time. Prompts of like
+    length share a batch, padded on the left. The answer ends before the template's stop strings.
+    Several processes share the work, each gets all answers; where they share the parameters (FSDP),
+    all run the same batches, for a forward needs every one of them.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, gather_object
+
+    state = PartialState()
+    prompts = [template.prompt_for(row) for row in rows]
+    if empty := [i + 1 for i, row in enumerate(rows) if not any(v.strip() for v in row.values())]:
+        raise UserError(f"row {empty[0]} is empty: there is nothing to translate")
+    encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    ids = [[tokenizer.bos_token_id, *prompt] for prompt in encoded]
+    context = context_of(model)
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+    if context and len(ids[longest]) + max_new_tokens > context:
+        raise UserError(
+            f"row {longest + 1} has {len(ids[longest])} tokens; with {max_new_tokens} new ones that is "
+            f"more than the model's context of {context}"
+        )
+    most = [
+        min(max_new_tokens, int(max_ratio * len(prompt)) + 16) if max_ratio else max_new_tokens
+        for prompt in ids
+    ]
+    strings = stop_strings(template)
+    ends = end_ids(model, tokenizer, *strings)
+    drafts = [
+        Draft(tokenizer, prompt, End(ends, strings, limit))
+        for prompt, limit in zip(ids, most, strict=True)
+    ]
+    shares = batches([draft.longest for draft in drafts], room_for(model))
+    apart = state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
+    if apart:
+        shares = shares[state.process_index :: state.num_processes]
+    with _evaluating(model):
+        for batch in _bar(shares, progress and state.is_main_process):
+            chosen = [drafts[i] for i in batch]
+            for _ in _write(model, tokenizer, chosen, Greedy(), scored=False):
+                pass
+    mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
+    answers = dict(gather_object(mine) if apart else mine)
+    return [answers[i] for i in range(len(rows))]
+
+
+def _write(
+    model: Any,
+    tokenizer: Any,
+    drafts: Sequence[Draft],
+    sampler: Any,
+    *,
+    use_cache: bool = True,
+    scored: bool = True,
+) -> Iterator[None]:
+    """Let drafts grow by one id between two yields, until each has a reason to stop.
+
+    Those that have stopped leave the batch, cache and all, once they are a fourth of it:
+    transformers' ``generate`` would compute them until the last one stops.
+    """
+    import torch
+
+    if isinstance(sampler, Contrastive):
+        for draft in drafts:
+            yield from search.contrastive(model, draft, sampler, use_cache=use_cache)
+        return
+    prompts = {id(draft.prompt): draft.prompt for draft in drafts}  # answers to one prompt share it
+    places = {key: at for at, key in enumerate(prompts)}
+    pad = tokenizer.pad_token_id
+    decoder = Decoder(model, list(prompts.values()), 0 if pad is None else pad, use_cache=use_cache)
+    device = decoder.logits.device
+    if len(prompts) < len(drafts):
+        decoder.select(torch.tensor([places[id(d.prompt)] for d in drafts], device=device))
+    alive = list(drafts)
+    while True:
+        chosen = choose(
+            sampler,
+            decoder.logits,
+            [draft.generator for draft in alive],
+            [draft.prompt for draft in alive],
+            [draft.ids for draft in alive],
+        )
+        chances = logprobs(decoder.logits, chosen) if scored else [0.0] * len(alive)
+        for draft, token, chance in zip(alive, chosen.tolist(), chances, strict=True):
+            if not draft.reason:
+                draft.add(token, chance)
+        yield
+        going = [i for i, draft in enumerate(alive) if not draft.reason]
+        if not going:
+            return
+        if 4 * (len(alive) - len(going)) >= len(alive):
+            keep = torch.tensor(going, device=device)
+            decoder.select(keep)
+            chosen, alive = chosen[keep], [alive[i] for i in going]
+        decoder.step(chosen)
+
+
+def _shares(groups: Sequence[Sequence[Draft]], room: int) -> list[list[Draft]]:
+    """The answers to each prompt, as many as there is room for, with those of prompts of like length."""
+    units = []
+    for group in groups:
+        many = max(1, room // group[0].longest)
+        units += [group[i : i + many] for i in range(0, len(group), many)]
+    sizes = [len(unit) * unit[0].longest for unit in units]
+    return [[draft for i in batch for draft in units[i]] for batch in batches(sizes, room)]
+
+
+def _bar(shares: Sequence[Any], progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(shares, desc="generate", unit="batch", disable=not progress, leave=False)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode and fast products while this lasts."""
+    was_training = model.training
+    model.eval()
+    try:
+        with few_rows.fast(model):
+            yield
+    finally:
+        model.train(was_training)

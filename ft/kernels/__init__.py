@@ -1,0 +1,1 @@
+"""The same numbers as PyTorch, PEFT and bitsandbytes give, faster."""

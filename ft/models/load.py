@@ -1,0 +1,249 @@
+"""Load a Gemma to fine-tune, in the precision and with the attention that fit model and machine."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft.errors import UserError, nearest
+from ft.kernels import attention as by_example
+from ft.kernels import int8, nf4, recurrent
+from ft.models import precision as hardware
+from ft.models import unsloth_backend
+from ft.models.sources import fetch, published_name
+from ft.models.sources import resolve as resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+BACKENDS = ("auto", "transformers", "unsloth")
+SUPPORTED = (
+    ("gemma", "gemma2", "gemma3_text", "gemma3", "gemma3n_text", "gemma3n", "gemma4_text", "gemma4")
+    + ("gemma4_unified_text", "gemma4_unified")
+    + ("recurrent_gemma", "minigpt")
+)
+TOWERS = ("vision_tower", "audio_tower")
+SPARE = 1024  # rows of an embedding that no entry of its tokenizer may name
+# Never 4-bit: the head, towers, routers, and AltUp's coefficients, which Gemma 3n clamps in place.
+UNQUANTIZED = [
+    "lm_head",
+    r".*\.router\.",
+    r".*\.altup\.",
+    r".*vision",
+    r".*audio",
+    r".*multi_modal",
+]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model, and how it was loaded."""
+
+    model: "PreTrainedModel"
+    tokenizer: Any
+    name: str  # as the user gave it
+    path: Path  # the folder that it was loaded from
+    precision: str  # "fp32", "bf16", "nf4" or "int8"
+    backend: str  # "transformers" or "unsloth"
+    attention: str  # "eager", "sdpa", …
+    notes: tuple[str, ...]  # every choice made here with its reason, to print
+
+
+def load_config(name: str) -> "PreTrainedConfig":
+    """The model's configuration. Raises ``UserError`` for a model that ``load`` does not support."""
+    return _config(fetch(name, weights=False), name)
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
+    """The model's own tokenizer. Raises ``UserError`` for a model without one."""
+    return _tokenizer(fetch(name, weights=False), name)
+
+
+def load(
+    name: str,
+    *,
+    precision: str = "auto",
+    backend: str = "auto",
+    attention: str = "auto",
+    max_length: int | None = None,
+    text_only: bool = True,
+    inference: bool = False,
+) -> Base:
+    """Load a base model and its tokenizer.
+
+    ``text_only`` leaves out the vision and audio towers of a multimodal checkpoint; its class and
+    the names of its parameters stay, so that an adapter fits the published model. ``max_length``
+    is the longest sequence that it will be given; ``inference`` admits int8. Raises ``UserError``
+    for every choice that cannot be met, before any weight is read where that can be known.
+    """
+    if backend not in BACKENDS:
+        raise UserError(
+            f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}."
+            + nearest(backend, BACKENDS)
+        )
+    if precision == "int8" and (backend == "unsloth" or not inference):
+        raise UserError(
+            "precision int8 is for generation with the backend transformers: rounded weights cannot be "
+            "trained or merged. Use fp32, bf16 or nf4."
+        )
+    # on a CPU it would open every run with advice to install a kernel package
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    notes = unsloth_backend.prepare() if backend == "unsloth" else []
+    on = hardware.machine()
+    choice = hardware.choose_precision(precision, on)
+    config = load_config(name)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if max_length and context and max_length > context:
+        raise UserError(
+            f"max_length={max_length} is longer than {name} allows: it has {context:,} positions. "
+            "Lower --max-length."
+        )
+    # by text: transformers refuses to answer for a model whose layers differ
+    heads = re.findall(r'head_dim": (\d+)', config.get_text_config().to_json_string(use_diff=False))
+    kind, head = config.model_type, max(map(int, heads), default=0)
+    attention, why = hardware.choose_attention(attention, kind, head, on, choice.compute).split(
+        ": ", 1
+    )
+    path = fetch(name)
+    tokenizer = _tokenizer(path, name)
+    with load_errors(name):
+        if backend == "unsloth":
+            model = unsloth_backend.load(
+                path,
+                compute=choice.compute,
+                nf4=choice.precision == "nf4",
+                attention=attention if on.device == "cpu" else None,
+                max_length=max_length or 2048,
+            )
+            attention, why = str(model.config._attn_implementation), "as Unsloth set it"
+        else:
+            # a tower keeps its own default: Gemma 4's for audio has no sdpa
+            towers = config is not config.get_text_config()
+            wanted = {"text_config": attention} if towers else attention
+            model, backend = (
+                _from_transformers(path, config, choice, wanted, on.device),
+                "transformers",
+            )
+        assert model.config.get_text_config()._attn_implementation == attention
+    if kind == "recurrent_gemma":
+        recurrent.install(model)
+    if on.device == "cpu" and attention == "sdpa":
+        by_example.install(model)
+        why += "; the examples of a packed row one by one"
+    if text_only and any(hasattr(model.base_model, tower) for tower in TOWERS):
+        for tower in TOWERS:
+            setattr(model.base_model, tower, None)
+        notes.append("vision and audio towers left out: the data is text")
+    rows = model.get_input_embeddings().weight.shape[0]
+    # some tables are filled up to a round number; the text-only Gemma 3 have no row for the last
+    # entry of their tokenizer, an image's placeholder, which text never becomes
+    if not rows - SPARE <= len(tokenizer) <= rows + 1:
+        raise UserError(
+            f"the tokenizer of {name} has {len(tokenizer):,} entries, its embedding {rows:,} rows: "
+            "they do not belong together. Use the tokenizer that the model was published with."
+        )
+    model.name_or_path = model.config._name_or_path = published_name(name)
+    notes = [
+        f"precision {choice.precision}: {choice.reason}",
+        f"attention {attention}: {why}",
+        f"backend {backend}",
+        *notes,
+    ]
+    return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
+
+
+def _from_transformers(
+    path: Path, config: Any, choice: hardware.Choice, attention: Any, device: str
+) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    compute = getattr(torch, choice.compute)
+    quantization = None
+    if choice.precision == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=UNQUANTIZED,
+        )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=compute,
+        attn_implementation=attention,
+        quantization_config=quantization,
+        device_map={"": device},
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{path}: the weights lack {len(info['missing_keys'])} tensors: {some} …")
+    if choice.precision == "nf4" and device == "cpu":
+        nf4.install(model)
+    if choice.precision == "int8":
+        int8.install(model)
+    return model
+
+
+def _config(path: Path, name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = raw.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
+    if kind not in SUPPORTED:
+        raise UserError(
+            f"{name} is a {kind!r} model; supported model types: {', '.join(SUPPORTED)}."
+            + nearest(str(kind), SUPPORTED)
+        )
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{name} is stored quantised, and an adapter could not be merged into it. Give the "
+            "16-bit model; precision nf4 quantises it while loading."
+        )
+    if kind == "minigpt":
+        from ft import minigpt  # noqa: F401  # tells transformers of it
+    with load_errors(name):
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if kind == "gemma" and config.hidden_act == "gelu":
+        # Gemma's first settings say so and mean tanh; transformers before 5.23 takes them at their word
+        config.hidden_act = "gelu_pytorch_tanh"
+    return config
+
+
+def _tokenizer(path: Path, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{name} has no tokenizer (tokenizer.json or tokenizer.model).")
+    with load_errors(name):
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+@contextlib.contextmanager
+def load_errors(name: str) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged or unknown model into one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        lacks = " ".join(str(error).split())
+        raise UserError(f"{name} needs a package that is not installed: {lacks}") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if "out of memory" in str(error):
+            raise
+        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error

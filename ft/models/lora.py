@@ -1,0 +1,186 @@
+"""LoRA adapters on every linear layer of a Gemma's language model: attach, count, load."""
+
+import contextlib
+import functools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft.errors import UserError
+from ft.kernels import lora_linear
+from ft.models import parameters as linear
+from ft.models import unsloth_backend
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def attach(
+    base: Any,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "auto",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    vision: bool = False,
+) -> "PeftModel":
+    """Wrap a ``models.Base`` (or a bare model) in a new LoRA adapter; only the adapter trains.
+
+    With ``vision`` the image tower's linear layers have one too, and what projects its results into the
+    language model trains as it is and is saved with the adapter.
+
+    The adapter's weights are float32 whatever the base's precision, and drawn from PyTorch's
+    generator. It starts as the identity: B is zero. LoRA: https://arxiv.org/abs/2106.09685; rsLoRA
+    (scale alpha/sqrt(r)): 2312.03732; DoRA: 2402.09353. Raises ``UserError`` for a bad option.
+    """
+    if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise UserError(
+            f"LoRA needs r >= 1, alpha > 0 and 0 <= dropout < 1; got r {r}, alpha {alpha}, "
+            f"dropout {dropout}."
+        )
+    model = base.model if hasattr(base, "precision") else base
+    chosen = linear.select(model, targets) + (linear.tower_layers(model) if vision else [])
+    options: dict[str, Any] = {
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": linear.portable(model, chosen),
+        "use_rslora": use_rslora,
+        "use_dora": use_dora,
+    }
+    if vision:
+        options["modules_to_save"] = linear.projectors(model)
+    if getattr(base, "backend", "transformers") == "unsloth":
+        peft_model = unsloth_backend.attach(model, **options)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(task_type="CAUSAL_LM", bias="none", **options)
+        with _quiet():
+            peft_model = get_peft_model(model, config)
+    assert _adapted(peft_model) == set(chosen), "the saved target_modules mean something else"
+    _train_in_fp32(peft_model)
+    return _ready(peft_model)
+
+
+def count(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; a 4-bit tensor counts its values, a tied one counts once."""
+
+    def size(parameter: Any) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return math.prod(state.shape) if state is not None else parameter.numel()
+
+    sizes = [(parameter.requires_grad, size(parameter)) for parameter in model.parameters()]
+    return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
+
+
+def summary(model: Any) -> str:
+    """One line: the adapter, the number of its layers, the trained parameters and their share."""
+    config: Any = model.active_peft_config
+    trained, total = count(model)
+    kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"
+    return (
+        f"{kind} r {config.r}, alpha {config.lora_alpha:g} on {len(_adapted(model))} linear layers: "
+        f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})"
+    )
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """The adapter as plain values, for a run's record."""
+    config: Any = model.active_peft_config
+    targets, (trained, total) = config.target_modules, count(model)
+    return {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "layers": len(_adapted(model)),
+        "trainable": trained,
+        "share": trained / total,
+    }
+
+
+def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
+    """Attach the adapter that lies in ``folder`` to a ``models.Base``.
+
+    Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids of both, by the
+    shapes, or by names of layers that only one of the two has.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    if missing := [file.name for file in needed if not file.is_file()]:
+        raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
+    config = LoraConfig.from_pretrained(str(folder))
+    recorded, given = config.base_model_name_or_path or "", base.model.name_or_path
+    wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
+    hub_ids = not Path(recorded).is_absolute() and not Path(given).is_absolute()
+    if recorded != given and hub_ids:
+        raise UserError(
+            f"{wrong}. Name {recorded} as the base; for a run that is model_name_or_path in its "
+            "config.yaml."
+        )
+    try:
+        with safe_open(needed[1], framework="pt") as weights:
+            stored = set(weights.keys())
+        with _quiet():
+            model = PeftModel.from_pretrained(
+                base.model, str(folder), is_trainable=trainable, config=config
+            )
+    except SafetensorError as error:
+        raise UserError(f"{needed[1]} is damaged: {error}.") from None
+    except (RuntimeError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if "size mismatch" in line), error)
+        raise UserError(f"{wrong}: {' '.join(str(first).split())}") from error
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if stored != expected:
+        some = ", ".join(sorted(stored ^ expected)[:3])
+        raise UserError(
+            f"{wrong}: {len(expected - stored)} of its tensors are missing and "
+            f"{len(stored - expected)} fit nothing, such as {some}."
+        )
+    return _ready(model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5.23 by an old name; and missing keys are refused, not warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        yield
+
+
+def _ready(model: "PeftModel") -> "PeftModel":
+    # On each save PEFT would otherwise ask the Hub whether the vocabulary grew, which it never does
+    # here. `partial` and not a closure: it follows a deep copy of the model.
+    save: Any = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    model.save_pretrained = save
+    lora_linear.install(model)
+    return model
+
+
+def _train_in_fp32(model: Any) -> None:
+    """Have modules that train beside the adapter take and keep float32, as the adapter does."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def widened(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(x.float() for x in args), {name: x.float() for name, x in kwargs.items()}
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                copy.float().register_forward_pre_hook(widened, with_kwargs=True)
+
+
+def _adapted(model: Any) -> set[str]:
+    """Names, in the base model, of the layers that have an adapter."""
+    modules = model.base_model.model.named_modules()
+    return {name for name, module in modules if hasattr(module, "lora_A")}

@@ -1,0 +1,132 @@
+"""Choose device, precision and attention for a model on this machine, each with its reason."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+
+from ft.errors import UserError, nearest
+from ft.kernels import int8
+
+PRECISIONS = ("auto", "fp32", "bf16", "nf4", "int8")
+ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device of this process and what it computes fast."""
+
+    device: str  # "cpu", "mps" or "cuda:<local rank>"
+    bf16: bool  # bfloat16 matrix products run in hardware
+    nf4: bool  # bitsandbytes can quantise here
+    name: str  # for people
+    int8: bool = False  # PyTorch multiplies by bytes with vectors
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to store the weights and compute with them."""
+
+    precision: str  # "fp32", "bf16", "nf4" or "int8"
+    compute: str  # "float32" or "bfloat16": activations, embeddings, norms
+    reason: str
+
+
+def machine() -> Machine:
+    """Look at this machine; with several processes on GPUs, each gets the one of its local rank."""
+    import torch
+
+    nf4 = importlib.util.find_spec("bitsandbytes") is not None
+    if torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Machine(f"cuda:{index}", bf16, nf4, torch.cuda.get_device_name(index))
+    if torch.backends.mps.is_available():
+        return Machine("mps", torch.backends.mps.is_macos_or_newer(14, 0), False, "Apple GPU")
+    able = torch.cpu.get_capabilities()
+    bf16 = next((n for n in ("amx_bf16", "avx512_bf16") if able.get(n)), "")
+    name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
+    return Machine("cpu", bool(bf16), nf4, name, int8.available())
+
+
+def choose_precision(precision: str, on: Machine) -> Choice:
+    """Resolve ``precision`` on a machine; fp16 is not offered.
+
+    Raises ``UserError`` for an unknown precision, and for nf4 where bitsandbytes cannot run.
+    """
+    if precision in {"fp16", "float16", "half"}:
+        raise UserError(
+            "precision fp16 is not offered: the activations of Gemma 2, 3 and 4 overflow its range "
+            f"(65,504) and the loss turns to NaN. Allowed: {', '.join(PRECISIONS)}."
+        )
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"unknown precision {precision!r}; allowed: {', '.join(PRECISIONS)}."
+            + nearest(precision, PRECISIONS)
+        )
+    compute = "bfloat16" if on.bf16 else "float32"
+    if precision == "nf4" and not on.nf4:
+        why = (
+            "bitsandbytes does not run on an Apple GPU"
+            if on.device == "mps"
+            else "bitsandbytes is not installed (`pip install bitsandbytes`)"
+        )
+        raise UserError(f"precision nf4 (4-bit) is not possible here: {why}. Use bf16 or fp32.")
+    if precision == "nf4":
+        return Choice("nf4", compute, f"asked for; computes in {compute}")
+    if precision == "int8" and not on.int8:
+        raise UserError(
+            f"precision int8 needs a CPU with AVX2 or AVX512, and this is {on.name}. Use bf16 or fp32."
+        )
+    if precision == "int8":
+        return Choice("int8", "float32", "asked for; weights of 8 bits, between layers float32")
+    if precision == "fp32":
+        return Choice("fp32", "float32", "asked for")
+    if precision == "bf16":
+        slow = "" if on.bf16 else f"; slow: {on.name} only emulates bfloat16"
+        return Choice("bf16", "bfloat16", "asked for" + slow)
+    if on.device.startswith("cuda") and on.nf4:
+        why = "has bfloat16" if on.bf16 else "lacks bfloat16, and float16 would overflow"
+        return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, computes in {compute}")
+    speed = "fast" if on.bf16 else "slow or absent"
+    return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
+
+
+def choose_attention(
+    attention: str, model_type: str, head_dim: int, on: Machine, compute: str
+) -> str:
+    """Resolve ``attention``: ``"name: reason"`` of an implementation exact for this model.
+
+    Exact also for packed rows, that is with no mask and ``position_ids`` that restart.
+    ``head_dim`` is the widest of any layer. Raises ``UserError`` for what is unknown, wrong or absent here.
+    """
+    if attention not in ATTENTIONS:
+        raise UserError(
+            f"unknown attention {attention!r}; allowed: {', '.join(ATTENTIONS)}."
+            + nearest(attention, ATTENTIONS)
+        )
+    capped = model_type == "gemma2"
+    if attention == "auto" and capped:
+        return "eager: sdpa has no soft cap on attention scores, which Gemma 2 needs"
+    if attention == "auto":
+        return "sdpa: PyTorch's own fused attention, exact for this model, packed or not"
+    if attention == "sdpa" and capped:
+        raise UserError(
+            "attention sdpa would leave out the soft cap on attention scores that Gemma 2 was "
+            "trained with; use eager, or flex_attention or flash_attention_2 on a GPU."
+        )
+    if attention == "flash_attention_2":
+        problem = None
+        if model_type == "recurrent_gemma":
+            problem = "RecurrentGemma's window has not been compared with Google's reference in it"
+        elif not on.device.startswith("cuda"):
+            problem = f"it needs an NVIDIA GPU, and this is {on.name}"
+        elif importlib.util.find_spec("flash_attn") is None:
+            problem = "it is not installed (`pip install flash-attn`)"
+        elif compute != "bfloat16":
+            problem = f"it computes in bfloat16, and this run in {compute}"
+        elif head_dim > 256:
+            problem = f"it allows heads of 256 at most, and this model has {head_dim}"
+        if problem:
+            raise UserError(f"attention flash_attention_2 is not possible: {problem}. Use auto.")
+    return f"{attention}: asked for"

@@ -1,0 +1,84 @@
+"""Find a base model by Hub id, local folder or ``embedded``, or say in one line what is wrong.
+
+``ft.models.embedded`` is imported lazily, inside the function that needs it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from ft.errors import UserError, nearest
+from ft.hub_errors import one_line
+
+EMBEDDED = "google/gemma-3-270m"  # the Hub id of the model that `embedded` is
+_TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
+_OFFLINE = "Use `embedded`, or a local folder, or connect once so that the Hub's cache has it."
+
+
+def resolve(name: str) -> str | Path:
+    """The local folder that ``name`` means, or its Hub id; no network.
+
+    ``embedded`` and ``tiny-vision`` are made on first use. Raises ``UserError`` for a folder that is not a model, and
+    for a name that is neither.
+    """
+    if name == "embedded":
+        from ft.models import embedded
+
+        return embedded.folder()
+    if name == "tiny-vision":
+        from ft.models import tiny_vision
+
+        return tiny_vision.folder()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked(path.resolve(), name)
+    if path.is_file() or path.suffix in {".gguf", ".bin", ".safetensors"}:
+        raise UserError(
+            f"model {name!r} is one file. Give the folder of a Hugging Face model (config.json and "
+            "*.safetensors), a Hub id, or `embedded`. GGUF files and pickles are not loaded."
+        )
+    if re.fullmatch(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", name):
+        return name
+    raise UserError(
+        f"model {name!r} is neither a folder here, nor a Hub id such as {EMBEDDED}, nor `embedded`."
+        + nearest(name, ["embedded"])
+    )
+
+
+def published_name(name: str) -> str:
+    """What others can load the same base by: a Hub id, or the full path of a local folder."""
+    return EMBEDDED if name == "embedded" else str(resolve(name))
+
+
+def fetch(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model; one on the Hub is downloaded to its cache, or brought up to date there.
+
+    Without ``weights`` only configuration and tokenizer come. Weights are safetensors or nothing.
+    Raises ``UserError`` for what is missing, gated or unreachable.
+    """
+    source = resolve(name)
+    if isinstance(source, str):
+        from huggingface_hub import snapshot_download
+
+        patterns = _TEXTS + ["*.safetensors"] * weights
+        with one_line(source, otherwise=_OFFLINE):
+            source = _checked(Path(snapshot_download(source, allow_patterns=patterns)), name)
+    if weights and not any(source.glob("*.safetensors")):
+        raise UserError(
+            f"{name} has no *.safetensors weights. Pickled weights (*.bin, *.pt, *.pth) can run "
+            "code and are not loaded: convert them first, or use a repository with safetensors."
+        )
+    return source
+
+
+def _checked(path: Path, name: str) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    if (path / "adapter_config.json").is_file():
+        base = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        raise UserError(
+            f"{name} is an adapter, not a base model. Give its base, {base}, as the model; "
+            f"`ft eval {name}` evaluates the two together."
+        )
+    gguf = " GGUF files are not loaded." if any(path.glob("*.gguf")) else ""
+    raise UserError(f"{name} has no config.json, so it is not a Hugging Face model.{gguf}")

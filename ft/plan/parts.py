@@ -1,0 +1,109 @@
+"""Bytes of each thing that training keeps in memory: weights, gradients, states, activations, the head's loss."""
+
+from collections.abc import Sequence
+
+from ft.kernels.cross_entropy import PIECE, tiles
+from ft.plan import layers as blocks
+from ft.plan.autograd import Matrix, Mode, kept
+from ft.plan.known_shapes import Shape
+from ft.train.optim import STATE_BYTES
+
+BLOCK, GROUP = 64, 256  # bitsandbytes: weights with one scale, scales with one scale of their own
+NF4_BITS = 4 + 8 / BLOCK + 32 / (BLOCK * GROUP)  # a weight's, double quantisation included
+
+
+def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
+    """The base model. Embeddings, the head that is tied to them, norms and experts are never 4-bit."""
+    _, tables, vectors = blocks.count(shape)
+    inner = blocks.matrices(shape)
+    stay = sum(m.numbers for m in inner if not (mode.quantized and m.quantizable))
+    packed = sum(m.numbers for m in inner if mode.quantized and m.quantizable)
+    found = {
+        "base, linear layers": int(packed * NF4_BITS / 8) + stay * mode.width,
+        "base, embeddings and head": tables * mode.width,
+        "base, norms and the like": vectors * mode.width,
+    }
+    return found | ({"image and audio towers": shape.towers * mode.width} if towers else {})
+
+
+def adapter(shape: Shape, mode: Mode) -> int:
+    """Number of an adapter's parameters."""
+    adapted = (m for m in blocks.matrices(shape) if mode.adapts(m))
+    return sum(mode.rank * (m.inputs + m.outputs) for m in adapted)
+
+
+def trained(shape: Shape, mode: Mode) -> int:
+    """Number of parameters that train."""
+    return sum(blocks.count(shape)) if mode.full else adapter(shape, mode)
+
+
+def states(shape: Shape, mode: Mode, optim: str) -> int:
+    """Of the optimizer: AdamW's have the parameters' dtype, 8-bit ones take a byte each."""
+    width = mode.width if mode.full else 4
+    return int(trained(shape, mode) * STATE_BYTES[optim] * (width / 4 if optim == "adamw" else 1))
+
+
+def activations(
+    shape: Shape, mode: Mode, seen: Sequence[int], rows: int, *, checkpointing: bool
+) -> tuple[int, int, int]:
+    """What the layers keep for the backward, what the backward of one takes on top, and all their results.
+
+    With checkpointing they keep their inputs, and one at a time is run again; else the first is the third.
+    """
+    layers, around = blocks.trunk(shape, mode, seen, rows)
+    whole = kept([*layers, around])
+    if not checkpointing:
+        return whole, max(tape.backward() for tape in layers), whole
+    streams = max(1, shape.altup_num_inputs)
+    inputs = len(layers) * sum(seen) * shape.hidden_size * streams * mode.width
+    passing = max(kept([tape]) + tape.backward() for tape in layers)
+    return inputs + kept([around]), passing, whole
+
+
+def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
+    """The masks that keep the examples of a packed row apart, one for each kind of attention."""
+    if mode.attention not in ("masked", "eager"):
+        return 0
+    kinds = len(set(shape.layer_types) - {"recurrent"})
+    return kinds * sum(n * n for n in seen) * (mode.product if mode.attention == "eager" else 1)
+
+
+def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
+    """The tile of logits and what is made of it, and the hidden states that it is made from."""
+    vocabulary = shape.vocab_size
+    rows = max(tile.stop - tile.start for tile in tiles(supervised, vocabulary))
+    piece = 4 * rows * (min(PIECE, vocabulary) if device == "cpu" else vocabulary)
+    peak = 4 * rows * vocabulary + piece * (2 if shape.softcap else 1)
+    copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
+    return peak + copy + 3 * supervised * shape.hidden_size * mode.width
+
+
+def largest(shape: Shape, mode: Mode) -> int:
+    """The largest 4-bit layer, dequantised: on its way through a product it is whole."""
+    if not mode.quantized:
+        return 0
+    return max(m.numbers for m in blocks.matrices(shape) if m.quantizable) * mode.product
+
+
+def layer_weights(shape: Shape, mode: Mode) -> int:
+    """Bytes of the largest layer's weights, as they are gathered where they are sharded."""
+    layers, _ = blocks.trunk(shape, mode)
+    return max(sum(_bytes(m, mode) for m in t.matrices) + t.vectors * mode.width for t in layers)
+
+
+def _bytes(matrix: Matrix, mode: Mode) -> int:
+    packed = mode.quantized and matrix.quantizable
+    return int(matrix.numbers * (NF4_BITS / 8 if packed else mode.width))
+
+
+def flops(shape: Shape, mode: Mode) -> tuple[float, float]:
+    """FLOPs of a training step per token of the trunk and per supervised token, as ``ft.models.speed`` counts.
+
+    A mixture counts the experts that a token goes through.
+    """
+    each = 6 if mode.full else 4
+    trunk = sum(m.numbers for m in blocks.matrices(shape))
+    expert = 3 * shape.hidden_size * shape.moe_intermediate_size
+    trunk += expert * shape.top_k_experts * shape.num_hidden_layers
+    extra = 0 if mode.full else 6 * adapter(shape, mode)
+    return float(each * trunk + extra), float(each * shape.vocab_size * shape.hidden_size)

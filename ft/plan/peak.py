@@ -1,0 +1,242 @@
+"""What a run will need in memory, by name, before anything is loaded."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ft.plan import layers as blocks
+from ft.plan import parts
+from ft.plan.autograd import Mode
+from ft.plan.known_shapes import Shape
+from ft.text import tokens
+
+GIB = 2**30
+MIB = 2**20
+# Measured by benchmarks/memory.py with constraints.txt's CPU builds: resident bytes of a process that has
+# imported torch, transformers and PEFT, of TRL and a trainer on top, of Gemma's tokenizer for each entry.
+LIBRARIES = 400 * MIB
+TRAINER = 100 * MIB
+TOKENIZER = 1120
+# oneDNN's and ideep's kernels of bf16 products, one for each shape: 64 stay in either cache, of about 1 MiB
+# each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
+KERNELS = 130 * MIB
+CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
+# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU,
+# where the results of one pass do not fit the holes that another's left unless checkpointing keeps few of
+# them. Assumed of a GPU.
+SCATTERED = {("cpu", False): 0.2, ("cpu", True): 0.4, ("cuda", False): 0.1, ("cuda", True): 0.02}
+SCATTERED_BY_PASSES = 0.95  # on a CPU, of several passes in a step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Named bytes: ``parts`` add up to the peak, at its moment; ``most`` has each at its own highest."""
+
+    device: str  # "cpu" or "cuda"
+    precision: str  # of the base
+    product: int  # bytes of what a matrix product returns
+    moment: str
+    parts: tuple[tuple[str, int], ...]
+    most: tuple[tuple[str, int], ...]
+    parameters: int
+    trained: int
+    tokens: int  # in one pass through the model
+    flops: tuple[float, float]  # a training step's, per token and per supervised token
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the process on a CPU; on a GPU, of the card."""
+        return sum(size for _, size in self.parts)
+
+    @property
+    def allocated(self) -> int:
+        """The part that ``torch.cuda.max_memory_allocated`` counts, of a GPU."""
+        outside = ("CUDA context", "fragmentation")
+        return sum(size for name, size in self.parts if name not in outside)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a run's record."""
+        named = {"parts": dict(self.parts), "most": dict(self.most)}
+        return asdict(self) | named | {"peak": self.peak}
+
+    def __str__(self) -> str:
+        """A table of both, and the peak with its moment."""
+        now = dict(self.parts)
+        lines = [f"  {'GiB':<40}{'at most':>9}{'at the peak':>13}"]
+        for name, size in self.most:
+            peak = f"{now[name] / GIB:>13.3f}" if name in now else f"{'':>13}"
+            lines.append(f"  {name:<40}{size / GIB:>9.3f}{peak}")
+        where = "process" if self.device == "cpu" else "GPU"
+        lines.append(f"  {f'peak of the {where}, {self.moment}':<49}{self.peak / GIB:>13.3f}")
+        return "\n".join(lines)
+
+
+def plan_of(
+    shape: Shape,
+    *,
+    precision: str,
+    lora_r: int,
+    optim: str,
+    batch: int,
+    max_length: int,
+    lengths: Sequence[int] | None = None,
+    device: str = "cpu",
+    lora_dropout: float = 0.0,
+    targets: Sequence[str] = ("auto",),
+    packing: bool = True,
+    row_length: int | None = None,
+    checkpointing: bool = False,
+    accumulation: int = 1,
+    autocast: bool = False,
+    supervised: float = 1.0,
+    bf16: bool = True,
+    processes: int = 1,
+    sharded: bool = False,
+) -> Plan:
+    """The plan of a training run; ``lora_r`` 0 trains all parameters.
+
+    ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
+    examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
+    rows (by default train.sft's); ``supervised`` the largest share of a row that a loss is taken of;
+    ``processes`` share gradients (DDP) or, ``sharded``, everything (FSDP). What DoRA and Unsloth keep
+    besides is not counted.
+    """
+    width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
+    row = row_length or (8192 if device == "cuda" else 512)
+    longest = sorted(lengths, reverse=True)[:batch] if lengths else [max_length] * batch
+    passes = [[longest[i] for i in part] for part in tokens.pack(longest, row)]
+    seen = max(passes, key=sum) if packing else [longest[0]] * batch
+    mode = Mode(
+        full=lora_r == 0,
+        rank=lora_r,
+        width=width,
+        product=2 if autocast else width,
+        quantized=precision == "nf4",
+        dropout=lora_dropout > 0,
+        attention=_attention(shape, device, packing),
+        targets=None if tuple(targets) in (("auto",), ("all-linear",)) else tuple(targets),
+    )
+    if mode.attention in ("masked", "eager") and packing:
+        seen = [sum(seen)]
+    return _plan(
+        *(shape, mode, seen, 1 if packing else batch),
+        precision=precision,
+        optim=optim,
+        device=device,
+        checkpointing=checkpointing,
+        several=packing and len(passes) > 1 or accumulation > 1,
+        varied=len(set(lengths or ())) > 1,
+        supervised=math.ceil(sum(seen) * supervised),
+        processes=processes,
+        sharded=sharded,
+    )
+
+
+def _attention(shape: Shape, device: str, packing: bool) -> Any:
+    if shape.family == "gemma2":
+        return "eager"
+    if packing:
+        return "by_example" if device == "cpu" else "masked"
+    return "sdpa"
+
+
+def _plan(
+    shape: Shape,
+    mode: Mode,
+    seen: Sequence[int],
+    rows: int,
+    *,
+    precision: str,
+    optim: str,
+    device: str,
+    checkpointing: bool,
+    several: bool,
+    varied: bool,
+    supervised: int,
+    processes: int,
+    sharded: bool,
+) -> Plan:
+    share = processes if sharded else 1
+    table = shape.vocab_size * shape.hidden_size * mode.width  # the head's, and the embedding's
+    trained = parts.trained(shape, mode)
+    base = parts.weights(shape, mode, towers=mode.full)
+    start = {"CUDA context": CONTEXT}
+    if device == "cpu":
+        start = {
+            "libraries": LIBRARIES + TRAINER,
+            "tokenizer": shape.vocab_size * TOKENIZER,
+        }
+    gradients = trained * (mode.width if mode.full else 4) // share
+    always = start | {name: size // share for name, size in base.items()}
+    always["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // share
+    always[f"optimizer states, {optim}"] = parts.states(shape, mode, optim) // share
+    if processes > 1 and not sharded:
+        always["DDP buckets"] = gradients
+    if device == "cpu" and varied and mode.product == 2:
+        always["kernels, by shape"] = KERNELS
+    if sharded:
+        root = sum(size for name, size in base.items() if "layers" not in name)
+        always["FSDP, gathered layers"] = root + 2 * parts.layer_weights(shape, mode)
+    layers, passing, whole = parts.activations(shape, mode, seen, rows, checkpointing=checkpointing)
+    scattered = SCATTERED[device, checkpointing]
+    if device == "cpu" and several and not checkpointing:
+        scattered = SCATTERED_BY_PASSES
+    kept = always | {
+        "activations": layers,
+        "attention masks": parts.masks(shape, mode, seen),
+        "dequantised layer in flight": parts.largest(shape, mode),
+        "fragmentation": int(scattered * whole),
+    }
+    # all parameters' gradients arrive as the activations go, unless those of an earlier row are there
+    if several or not mode.full:
+        kept["gradients"] = gradients
+    tied = table if mode.full else 0
+    moments = {
+        "in the loss": kept
+        | {
+            "loss of the head": parts.head(shape, mode, supervised, device),
+            "gradient of the head": tied,
+        },
+        "in the backward": kept
+        | {
+            "backward of one layer": passing,
+            "gradient of the head": 2 * tied,  # and scaled
+        },
+        "at the end of the backward": always
+        | {
+            "gradients": gradients,
+            "gradient of the embedding": tied * (2 if several else 1),
+        },
+    }
+    if device == "cpu":
+        moments["while it loads"] = _loading(shape, mode, start, base)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    most: dict[str, int] = {}
+    for named in moments.values():
+        most |= {name: max(size, most.get(name, 0)) for name, size in named.items()}
+    return Plan(
+        device=device,
+        precision=precision,
+        product=mode.product,
+        moment=moment,
+        parts=tuple((name, size) for name, size in moments[moment].items() if size),
+        most=tuple((name, size) for name, size in most.items() if size),
+        parameters=sum(blocks.count(shape)) + shape.towers * mode.full,
+        trained=trained,
+        tokens=sum(seen),
+        flops=parts.flops(shape, mode),
+    )
+
+
+def _loading(
+    shape: Shape, mode: Mode, start: dict[str, int], base: dict[str, int]
+) -> dict[str, int]:
+    """A file of another dtype is mapped while it is converted; of the same one it is the model."""
+    number = sum(blocks.count(shape)) + shape.towers
+    converted = mode.quantized or mode.width != shape.stored
+    extra = {"checkpoint, mapped": number * shape.stored} if converted else {}
+    if mode.quantized:  # freed one by one, between what stays
+        matrices = blocks.matrices(shape)
+        extra["linear layers before quantisation"] = sum(m.numbers for m in matrices) * mode.width
+    return start | {"libraries": LIBRARIES} | base | extra

@@ -1,0 +1,235 @@
+"""What a recipe's settings need in memory, and the nearest settings that fit."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ft.errors import UserError, nearest
+from ft.models import precision
+from ft.plan import layers, peak, shapes, tower
+from ft.plan.peak import GIB, Plan
+
+# the settings that a plan depends on, besides some that a recipe may lack
+NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
+NEEDED += ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
+SHORTEST = 64  # tokens; shorter examples are not suggested
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for settings that training would refuse once the model is loaded."""
+    shape, rank = shapes.of(settings["model_name_or_path"]), settings["lora_r"]
+    if rank < 0:
+        raise UserError(f"--lora-r {rank}: must be 1 or more, or 0 to train all parameters")
+    length, context = settings["max_length"], shape.max_position_embeddings
+    if length > context and shape.family != "recurrent_gemma":
+        raise UserError(f"--max-length {length}: the model has {context:,} positions")
+    targets = settings.get("lora_target_modules", ("auto",))
+    leaves = sorted({m.name.rpartition(".")[2] for m in layers.matrices(shape) if m.adaptable})
+    for target in targets if tuple(targets) not in (("auto",), ("all-linear",)) else ():
+        if target.rpartition(".")[2] not in leaves:
+            raise UserError(
+                f"--lora-target-modules {target}: no linear layer has that name; there are "
+                f"{', '.join(leaves)}.{nearest(target, leaves)}"
+            )
+
+
+def of(
+    settings: Mapping[str, Any],
+    *,
+    device: str = "cpu",
+    bf16: bool = True,
+    lengths: Sequence[int] | None = None,
+    supervised: float = 1.0,
+    processes: int = 1,
+    sharded: bool = False,
+    images: int | None = None,
+) -> Plan:
+    """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
+
+    ``bf16``: the device computes in it; ``lengths``: of the encoded examples, where they are known;
+    ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
+    shows some (none: one with each example).
+    """
+    full = not settings["lora_r"]
+    precision = settings["precision"]
+    automatic = precision == "auto"
+    if automatic:
+        precision = "fp32" if full else "nf4" if device == "cuda" else "bf16" if bf16 else "fp32"
+    if full and precision == "nf4":
+        raise UserError(
+            "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
+        )
+    optim = settings["optim"]
+    if optim == "auto":
+        optim = "paged_adamw_8bit" if device == "cuda" else "adamw"
+    shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
+    plan = peak.plan_of(
+        shape,
+        precision=precision,
+        lora_r=settings["lora_r"],
+        optim=optim,
+        batch=settings["per_device_train_batch_size"],
+        max_length=settings["max_length"],
+        lengths=lengths,
+        supervised=supervised,
+        device=device,
+        lora_dropout=settings.get("lora_dropout", 0.0),
+        targets=settings.get("lora_target_modules", ("auto",)),
+        packing=settings.get("packing", not sees),
+        checkpointing=settings["gradient_checkpointing"],
+        accumulation=settings["gradient_accumulation_steps"],
+        autocast=full and automatic and bf16,
+        bf16=bf16,
+        processes=processes,
+        sharded=sharded,
+    )
+    if not sees:
+        return plan
+    return tower.added(
+        plan,
+        shape,
+        {**settings, "optim": optim},
+        width=4 if precision == "fp32" or not bf16 else 2,
+        images=settings["per_device_train_batch_size"] if images is None else images,
+    )
+
+
+def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
+    """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known."""
+    lengths = [len(example["input_ids"]) for example in encoded.examples]
+    shown = sorted(len(example.get("image_files", ())) for example in encoded.examples)
+    name = settings["model_name_or_path"]
+    return of(
+        {**settings, "model_name_or_path": name if name == "embedded" else str(base.path)},
+        device="cuda" if base.model.device.type == "cuda" else "cpu",
+        bf16=precision.machine().bf16,
+        lengths=lengths,
+        supervised=encoded.supervised / sum(lengths),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        sharded=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
+        images=sum(shown[-settings["per_device_train_batch_size"] :]),
+    )
+
+
+def fitting(
+    settings: Mapping[str, Any], room: int, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Settings like the given ones that fit into ``room`` bytes, and the flags for them.
+
+    The length is kept if it can be, then the batch; gradients are accumulated up to the examples that
+    an optimizer step had. Raises ``UserError`` when nothing fits, with what would.
+    """
+    asked = settings["per_device_train_batch_size"]
+    examples = asked * settings["gradient_accumulation_steps"]
+    length = settings["max_length"]
+
+    def fewer(batch: int) -> dict[str, Any]:
+        steps = {"gradient_accumulation_steps": math.ceil(examples / batch)}
+        return {**tried, "per_device_train_batch_size": batch} | steps
+
+    while length >= SHORTEST:
+        for checkpointing in dict.fromkeys((settings["gradient_checkpointing"], True)):
+            tried = {**settings, "max_length": length, "gradient_checkpointing": checkpointing}
+            batch = _most(asked, fewer, room, options)
+            if batch == asked or batch and checkpointing:
+                return fewer(batch), _flags(settings, fewer(batch))
+        length //= 2
+    least = {**settings, "max_length": SHORTEST, "gradient_checkpointing": True}
+    need = of(least | {"per_device_train_batch_size": 1}, **options)
+    raise UserError(
+        f"nothing fits {room / GIB:.1f} GiB: one example of {SHORTEST} tokens with gradient checkpointing "
+        f"needs {need.peak / GIB:.1f} GiB. What would: {ways(settings, room, options)}"
+    )
+
+
+def _flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    changed = [key for key in after if after[key] != before[key]]
+    words = []
+    for key in changed:
+        flag = f"--{key.replace('_', '-')}"
+        words.append(f"{flag}" if after[key] is True else f"{flag} {after[key]}")
+    return " ".join(words) or "the settings as they are"
+
+
+def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> str:
+    """What makes the run fit: shorter or fewer rows first, then precision, adapter, model, memory."""
+    small = {
+        "per_device_train_batch_size": 1,
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": settings["per_device_train_batch_size"]
+        * settings["gradient_accumulation_steps"],
+    }
+    changes: list[dict[str, Any]] = [
+        {"gradient_checkpointing": True},
+        small,
+        *(small | {"max_length": n} for n in (512, 256) if n < settings["max_length"]),
+    ]
+    if not settings["lora_r"]:
+        changes += [{"optim": "sgd"}, small | {"optim": "sgd"}, small | {"lora_r": 16}]
+    changes += [small | {"lora_r": settings["lora_r"] or 16, "precision": "nf4"}]
+    models = sorted(shapes.TABLE, key=lambda name: -sum(layers.count(shapes.TABLE[name])))
+    changes += [
+        small | {"model_name_or_path": f"google/{name}", "lora_r": settings["lora_r"] or 16}
+        for name in models
+    ]
+    found = []
+    for change in changes:
+        tried = {**settings, **change}
+        if tried == settings or (peak := of(tried, **options).peak) > room:
+            continue
+        found.append(f"{_flags(settings, tried)} ({peak / GIB:.1f} GiB)")
+        if len(found) == 2 or "model_name_or_path" in change:
+            break
+    peak = of(settings, **options).peak
+    return "; ".join(
+        [*found, f"{math.ceil(peak / GIB)} GiB of memory for the settings as they are"]
+    )
+
+
+def _most(
+    limit: int, change: Callable[[int], Mapping[str, Any]], room: int, options: Mapping[str, Any]
+) -> int:
+    """The largest number up to ``limit`` with which the changed settings fit; 0: not even 1 does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if of(change(middle), **options).peak <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def grid(settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Peaks by batch and length, with gradient checkpointing and without."""
+    batch, length = settings["per_device_train_batch_size"], settings["max_length"]
+    batches = sorted({1, max(1, batch // 2), batch, 2 * batch})
+    lengths = sorted({max(1, length // 2), length, 2 * length})
+    lines = ["  peak in GiB with / without gradient checkpointing, by examples and their tokens"]
+    lines.append("  " + f"{'':>6}" + "".join(f"{n:>18,}" for n in lengths))
+    for number in batches:
+        cells = []
+        for tokens in lengths:
+            tried = {**settings, "per_device_train_batch_size": number, "max_length": tokens}
+            both = (
+                of(tried | {"gradient_checkpointing": c}, **options).peak for c in (True, False)
+            )
+            cells.append(f"{' / '.join(f'{peak / GIB:.1f}' for peak in both):>18}")
+        lines.append(f"  {number:>6}{''.join(cells)}")
+    return "\n".join(lines)
+
+
+def largest(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> str:
+    """The largest batch and the largest length that fit, each with the other as it is."""
+    shape = shapes.of(settings["model_name_or_path"])
+    batch = _most(1024, lambda n: {**settings, "per_device_train_batch_size": n}, room, options)
+    length = _most(
+        shape.max_position_embeddings, lambda n: {**settings, "max_length": n}, room, options
+    )
+    many = "1,024 and more examples" if batch == 1024 else f"{batch} examples"
+    whole = ", all that the model has" if length == shape.max_position_embeddings else ""
+    return (
+        f"largest: batches of {many} at {settings['max_length']} tokens, or {length:,} tokens{whole} "
+        f"in batches of {settings['per_device_train_batch_size']}"
+    )

@@ -1,0 +1,123 @@
+"""Guards: what tells that learning from rewards has gone bad, measured on fresh answers, and a stop if so."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ft.errors import UserError
+from ft.generate.answers import generate
+from ft.generate.draft import Answer
+from ft.generate.samplers import Sample
+from ft.rewards import policy
+from ft.score import logprobs
+from ft.text.template import Template
+from ft.text.tokens import IGNORE, Example
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """How a model writes, by answers that it drew."""
+
+    kl: float  # from its start, nats a token
+    distinct: float  # share of pairs of neighbouring words that no other place has
+    tokens: float  # of an answer, mean
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.3f} nats a token, distinct-2 {self.distinct:.2f}, {self.tokens:.1f} tokens an answer"
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Bounds on ``Vitals``; beyond one of them a run has gone bad."""
+
+    max_kl: float = 0.5  # nats a token from the start
+    min_distinct: float = 0.6  # of the distinct-2 that the start had
+    max_drift: float = 1.5  # times longer or shorter than at the start
+    min_kept: float = 0.1  # share of the prompts of which an answer is worth learning
+
+    def check(self, now: Vitals, start: Vitals, where: str) -> None:
+        """Raise ``UserError`` if a bound is passed; ``where`` says at which point of the run."""
+        drift = max(now.tokens, 0.5) / max(start.tokens, 0.5)
+        faults = []
+        if not now.kl <= self.max_kl:
+            faults.append(f"KL to the start {now.kl:.3f} nats a token is over {self.max_kl:g}")
+        if now.distinct < self.min_distinct * start.distinct:
+            faults.append(
+                f"distinct-2 fell from {start.distinct:.2f} to {now.distinct:.2f}, under "
+                f"{self.min_distinct:g} of it"
+            )
+        if not 1 / self.max_drift <= drift <= self.max_drift:
+            faults.append(
+                f"answers went from {start.tokens:.1f} to {now.tokens:.1f} tokens, a factor of more "
+                f"than {self.max_drift:g}"
+            )
+        if faults:
+            raise UserError(
+                f"stopped {where}, as the model has gone bad: {'; '.join(faults)}. Lower the "
+                "--learning-rate, or look at the reward: a model that writes like this may be paid "
+                "for it. The run's folder keeps the last model that was not bad, if there was one"
+            )
+
+    def check_kept(self, share: float, where: str) -> None:
+        """Raise ``UserError`` if too few prompts have an answer that is kept."""
+        if share < self.min_kept:
+            raise UserError(
+                f"stopped {where}: of {share:.1%} of the prompts an answer was kept, fewer than "
+                f"--min-kept {self.min_kept:g}; lower --cutoff or draw more answers with --n"
+            )
+
+
+def vitals(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer]) -> Vitals:
+    """How ``model`` writes, by answers that it drew itself (at temperature 1) to ``prompts``.
+
+    The KL divergence from the start is estimated on their tokens by ``r - 1 - log r``, with r the
+    start's probability over the model's (Schulman, "Approximating KL divergence"): never below 0.
+    """
+    import torch
+
+    examples = [example(p, a) for p, a in zip(prompts, answers, strict=True)]
+    with torch.no_grad(), policy.as_it_began(model):
+        start = torch.cat(logprobs.of_examples(model, examples))
+    now = torch.tensor([value for a in answers for value in a.logprobs], device=start.device)
+    log_ratio = (start - now).double()
+    kl = (log_ratio.expm1() - log_ratio).mean().item()
+    return Vitals(
+        kl, distinct([a.text for a in answers]), sum(len(a.ids) for a in answers) / len(answers)
+    )
+
+
+def look(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> Vitals:
+    """``vitals`` by one answer to each prompt, drawn now; of one set of prompts they can be compared."""
+    found = generate(
+        model,
+        tokenizer,
+        prompts,
+        Sample(),
+        max_new_tokens=max_new_tokens,
+        template=template,
+        seed=seed,
+    )
+    return vitals(model, prompts, [answer for (answer,) in found])
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """distinct-2 (Li et al. 2016): different pairs of neighbouring words over all; 1 without any."""
+    pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
+    return len(set(pairs)) / len(pairs) if pairs else 1.0
+
+
+def example(prompt: Sequence[int], answer: Answer) -> Example:
+    """Prompt and answer as ids, the answer's supervised."""
+    return {
+        "input_ids": [*prompt, *answer.ids],
+        "labels": [*[IGNORE] * len(prompt), *answer.ids],
+    }

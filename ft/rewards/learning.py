@@ -1,0 +1,193 @@
+"""Learning from pairs (DPO) and from rewards (GRPO, RLOO) through TRL's trainers, watched while it goes on."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft.data.rows import Row
+from ft.errors import UserError
+from ft.rewards.pairs import Pair
+from ft.runs.folder import Run
+from ft.score.rewards import Reward
+from ft.text.template import Template
+
+LEAST = (1, 16)  # TRL's version; older losses need Triton, and have no head to put ours in place of
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a training took."""
+
+    steps: int
+    seconds: float
+
+
+def dpo(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    *,
+    folder: Path,
+    learning_rate: float,
+    beta: float,
+    batch_size: int,
+    num_train_epochs: float = 1.0,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """A trainer of direct preference optimisation (Rafailov et al. 2023) for a model of ``policy.load``.
+
+    The reference is the adapter as it is now. Raises ``UserError`` for an old TRL.
+    """
+    require_trl()
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+
+    from ft.rewards.trl_trainers import Dpo
+
+    args = DPOConfig(
+        **common(model, folder, learning_rate, batch_size, max_steps, seed),
+        num_train_epochs=num_train_epochs,
+        beta=beta,
+        max_length=None,
+    )
+    trainer = Dpo(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(list(pairs)),
+        processing_class=tokenizer,
+    )
+    trainer.adopt()
+    return trainer
+
+
+def grpo(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[Row],
+    reward: Reward,
+    *,
+    folder: Path,
+    method: Literal["grpo", "rloo"] = "grpo",
+    learning_rate: float,
+    beta: float = 0.0,
+    prompts: int,
+    n: int,
+    batch_size: int,
+    max_new_tokens: int,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """A trainer of GRPO (Shao et al. 2024) or RLOO (Ahmadian et al. 2024) for a model of ``policy.load``.
+
+    A step draws ``n`` answers to each of ``prompts`` rows and learns from all of them, ``batch_size``
+    in one forward. Raises ``UserError`` for an old TRL and numbers that do not fit.
+    """
+    require_trl()
+    if n < 2 or prompts * n % batch_size:
+        raise UserError(
+            f"n = {n}, prompts = {prompts}, batch size {batch_size}: n must be 2 or more, and the "
+            f"{prompts * n} answers of a step must be a multiple of the batch size"
+        )
+    from datasets import Dataset
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.rloo_config import RLOOConfig
+
+    from ft.rewards.trl_trainers import Grpo, Rloo
+
+    kinds: dict[str, Any] = {"grpo": (Grpo, GRPOConfig), "rloo": (Rloo, RLOOConfig)}
+    kind, configuration = kinds[method]
+    args = configuration(
+        **common(model, folder, learning_rate, batch_size, max_steps or 10**6, seed),
+        gradient_accumulation_steps=prompts * n // batch_size,
+        num_generations=n,
+        max_completion_length=max_new_tokens,
+        temperature=1.0,
+        beta=beta,
+    )
+    data = [row | {"prompt": template.prompt_for(row)} for row in rows]
+    trainer = kind(
+        model=model,
+        reward_funcs=[reward.for_trl(template.trim)],
+        args=args,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tokenizer,
+    )
+    trainer.template = template
+    trainer.adopt()
+    return trainer
+
+
+def learn(
+    trainer: Any,
+    *,
+    run: Run,
+    watch: Callable[[int], None],
+    watch_steps: int,
+    seconds: float | None = None,
+) -> Learnt:
+    """Train. ``watch(step)`` is called every ``watch_steps`` and at the end, and may raise.
+
+    After ``seconds`` no step begins. Raises ``UserError`` for a loss that is not finite and, from
+    ``Reward.batch``, for rewards that nothing can be learnt from.
+    """
+    from ft.rewards.trl_trainers import Watch
+
+    trainer.add_callback(Watch(run, watch, watch_steps, seconds))
+    model, start = trainer.model, time.perf_counter()
+    trainer.train()
+    if "ref" in model.peft_config:  # TRL's copy of the start
+        model.delete_adapter("ref")
+    model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
+    return Learnt(trainer.state.global_step, time.perf_counter() - start)
+
+
+def require_trl() -> None:
+    """Raise ``UserError`` unless TRL is new enough."""
+    import trl
+
+    found = tuple(int(part) for part in trl.__version__.split(".")[:2])
+    if found < LEAST:
+        raise UserError(
+            f"learning from rewards needs TRL {'.'.join(map(str, LEAST))} or later, and this is "
+            f"{trl.__version__}, whose trainers fail on a CPU: pip install -c constraints.txt trl"
+        )
+
+
+def common(
+    model: Any,
+    folder: Path,
+    learning_rate: float,
+    batch_size: int,
+    max_steps: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Settings that all of TRL's trainers take."""
+    import torch
+    from trl.trainer.dpo_config import DPOConfig
+
+    renamed = "activation_checkpointing" in DPOConfig.__dataclass_fields__  # transformers 5.22
+    recompute = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    return {
+        "output_dir": str(folder),
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "max_steps": -1 if max_steps is None else max_steps,
+        "per_device_train_batch_size": batch_size,
+        recompute: False,
+        "bf16": model.get_input_embeddings().weight.dtype == torch.bfloat16,
+        "remove_unused_columns": False,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": seed,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+    }

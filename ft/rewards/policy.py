@@ -1,0 +1,83 @@
+"""The model that learns from rewards: a finished run's adapter, trained on beside a frozen copy of its start."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError
+from ft.kernels import cross_entropy
+from ft.models import lora
+from ft.models.load import Base
+from ft.models.load import load as load_base
+from ft.runs.folder import Run, adopt
+from ft.runs.opened import Finished
+
+START = "start"  # name of the adapter that stays as the run began
+
+
+def load(run: Finished, precision: str = "auto", *, max_length: int | None = None) -> Base:
+    """The base of a finished run with its adapter to train on, and a frozen copy of that.
+
+    ``auto`` is fp32 on a CPU, where answers and training must agree on each token's probability,
+    and the recipes' choice elsewhere. Raises ``UserError`` for a run that trained all parameters.
+    """
+    import torch
+
+    if run.whole:
+        raise UserError(
+            f"{run.folder} trained all parameters; what learns from rewards here is an adapter, with "
+            "its start beside it: give a run of recipes/mtnt_lora.py"
+        )
+    if precision == "auto" and not torch.cuda.is_available():
+        precision = "fp32"
+    name = run.settings["model_name_or_path"]
+    base = load_base(name, precision=precision, max_length=max_length)
+    model = lora.load(base, run.folder, trainable=True)
+    cross_entropy.install(model.get_base_model())
+    _remember(model)
+    return Base(**{**vars(base), "model": model})
+
+
+@contextlib.contextmanager
+def as_it_began(model: Any) -> Iterator[None]:
+    """The model as it was before the first step, while this lasts."""
+    model.set_adapter(START)
+    for name, parameter in model.named_parameters():
+        if f".{START}." in name:
+            parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
+
+
+def replace_adapter(model: Any, folder: Path) -> None:
+    """Go on with the adapter that lies in ``folder``, of the same shape."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = load_file(folder / "adapter_model.safetensors")
+    found: Any = set_peft_model_state_dict(model, state, adapter_name="default")
+    assert not found.unexpected_keys, found.unexpected_keys
+
+
+def save(model: Any, tokenizer: Any, run: Run) -> None:
+    """Put the adapter that learns, and the tokenizer, into a run's folder, each file at once."""
+    made = run.folder / ".adapter"
+    model.save_pretrained(str(made))
+    tokenizer.save_pretrained(str(made))
+    (made / "README.md").unlink(missing_ok=True)  # PEFT's; the run has a card of its own
+    adopt(run, made)
+
+
+def _remember(model: Any) -> None:
+    model.add_adapter(START, model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if f".{START}." in name:
+            learning = model.get_parameter(name.replace(f".{START}.", ".default."))
+            parameter.data.copy_(learning.data)
+            parameter.requires_grad_(False)
+    model.set_adapter("default")
+    model.save_pretrained = functools.partial(model.save_pretrained, selected_adapters=["default"])

@@ -1,0 +1,156 @@
+"""TRL's DPO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `align` imports it."""
+
+import math
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+from ft.errors import UserError
+from ft.generate.answers import generate
+from ft.generate.draft import Answer
+from ft.generate.samplers import Sample
+from ft.runs.folder import Run, is_main
+from ft.score import logprobs
+from ft.text.template import Template
+from ft.train import optim
+
+# what TRL computes of logits that never exist here
+NOT_COMPUTED = {"logits/chosen", "logits/rejected", "mean_token_accuracy"}
+
+
+class _Ours:
+    """What the trainers share. Only the adapter that learns has gradients; TRL's ``ref`` is its start."""
+
+    model: Any
+    args: Any
+    optimizer: Any
+
+    def adopt(self) -> None:
+        """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities."""
+        for name, parameter in self.model.named_parameters():
+            if ".ref." in name or ".start." in name:
+                parameter.requires_grad_(False)
+        inner = self.model.get_base_model()
+        plain = inner.forward
+
+        def forward(module: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+            if not fused_lm_head:
+                return plain(*args, **kwargs)
+            ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+            values = logprobs.of_batch(module, ids, mask, kwargs["labels"])
+            # the mean of -log p over tokens that the model drew is its entropy; the rest is not logged
+            nothing = torch.zeros_like(values.detach())
+            return FusedCausalLMOutput(
+                log_probs=values,
+                entropy=-values.detach(),
+                mean_logits=nothing,
+                is_top1=nothing.bool(),
+            )
+
+        inner.forward = types.MethodType(forward, inner)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def create_optimizer(self, *_: Any, **__: Any) -> Any:
+        if self.optimizer is None:
+            self.optimizer = optim.create(
+                self.model, "adamw", learning_rate=self.args.learning_rate, weight_decay=0.0
+            )
+        return self.optimizer
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the card is made from the finished run."""
+
+
+class Dpo(_Ours, DPOTrainer):
+    """DPO on pairs of ids, which are taken as they are."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+class _Draws(_Ours):
+    """A trainer whose answers are drawn by ``ft.generate.answers``, at temperature 1."""
+
+    template: Template
+    processing_class: Any
+    accelerator: Any
+    state: Any
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Any:
+        encoded = self.processing_class(prompts, add_special_tokens=False)["input_ids"]
+        return [[self.processing_class.bos_token_id, *ids] for ids in encoded], None, {}
+
+    def draw(self, prompt_ids: list[list[int]]) -> list[Answer]:
+        """An answer to each prompt; one that stands there n times gets n different ones."""
+        found = generate(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            prompt_ids,
+            Sample(),
+            max_new_tokens=self.args.max_completion_length,
+            template=self.template,
+            seed=self.args.seed * 10**6 + self.state.global_step,
+        )
+        return [answer for (answer,) in found]
+
+
+class Grpo(_Draws, GRPOTrainer):
+    """GRPO with our generation."""
+
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        answers = self.draw(prompt_ids)
+        return [list(a.ids) for a in answers], [list(a.logprobs) for a in answers]
+
+
+class Rloo(_Draws, RLOOTrainer):
+    """RLOO with our generation."""
+
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        return [list(answer.ids) for answer in self.draw(prompt_ids)]
+
+
+class Watch(TrainerCallback):
+    """Metrics of each step, a look at the model every so often, and the end when the time is over."""
+
+    def __init__(
+        self, run: Run, watch: Callable[[int], None], every: int, seconds: float | None
+    ) -> None:
+        self.run, self.watch, self.every = run, watch, every
+        self.end = time.perf_counter() + (math.inf if seconds is None else seconds)
+        self.bar = tqdm(desc="learn", unit="step", disable=not is_main(), leave=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        values = {k: v for k, v in logs.items() if k not in NOT_COMPUTED and v is not None}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values.get("grad_norm", 0.0)):
+            raise UserError(
+                f"the loss became {values['loss']} at step {state.global_step}, its gradient "
+                f"{values.get('grad_norm')}; nothing was saved. Try a lower --learning-rate"
+            )
+        self.run.log({"step": state.global_step} | values)
+        shown = {
+            k: f"{values[k]:.3f}" for k in ("loss", "reward", "rewards/margins") if k in values
+        }
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        over = time.perf_counter() > self.end
+        if over:
+            control.should_training_stop = True
+        if over or state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.watch(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()

@@ -1,0 +1,188 @@
+"""A Gemma's Hugging Face folder as one GGUF file, which llama.cpp and all that builds on it load."""
+
+import contextlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ft import files
+from ft.errors import UserError, nearest
+from ft.models import gguf as gguf_tokenizer
+from ft.runs import gguf_metadata
+
+ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+TYPES = ("f16", "bf16", "f32", "q8_0")  # of matrices; norms are always f32
+# llama.cpp knows these by itself, so a model that differs cannot be said in a file:
+FULL_ATTENTION = {"gemma2": 2, "gemma3": 6}  # which layers look at everything: each 2nd, each 6th
+WIDE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose queries are scaled by another rule
+TOWERS = ("vision_tower.", "multi_modal_projector.")
+ROWS = 4096  # of a matrix, converted at a time
+
+
+def write(
+    folder: Path,
+    out: Path,
+    *,
+    outtype: str = "f16",
+    name: str,
+    base: str = "",
+    license: str | None = None,
+    pieces: Path | None = None,
+) -> int:
+    """Write the model in ``folder`` as the new file ``out``; returns its number of tensors.
+
+    ``outtype`` is that of the matrices: f16 (keeps a bf16 weight's bits), bf16, f32 or q8_0.
+    ``name`` is the model's, ``base`` the Hub's name of what it was tuned from, ``license`` the Hub's
+    id, ``pieces`` the folder with ``tokenizer.model`` (by default ``folder``). Names, values and
+    tokens are those that llama.cpp's own converter (``convert_hf_to_gguf.py``) gives. Raises
+    ``UserError`` for a model that GGUF cannot hold as it is; nothing is written then.
+    """
+    check(out, outtype)
+    arch, text = architecture(folder)
+    tensors = _tensors(folder, arch, text)
+    rows = tensors["token_embd.weight"][1].get_shape()[0]
+    vocabulary = gguf_tokenizer.lists(folder, pieces or folder, rows)
+    import gguf
+    import numpy as np
+    from tqdm import tqdm
+
+    kind = gguf.GGMLQuantizationType[outtype.upper()]
+    shapes = {key: tensor.get_shape() for key, (_, tensor) in tensors.items()}
+    kinds = {
+        key: kind if len(s) > 1 else gguf.GGMLQuantizationType.F32 for key, s in shapes.items()
+    }
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        file = Path(beside) / out.name
+        with contextlib.closing(gguf.GGUFWriter(file, arch)) as writer:
+            gguf_metadata.origin(writer, name, base, license, sum(map(math.prod, shapes.values())))
+            gguf_metadata.settings(writer, text)
+            gguf_metadata.vocabulary(writer, folder, *vocabulary)
+            file_type = f"{'ALL' if outtype == 'f32' else 'MOSTLY'}_{outtype.upper()}"
+            writer.add_file_type(gguf.LlamaFileType[file_type])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            for key, shape in shapes.items():
+                if shape[-1] % (block := gguf.GGML_QUANT_SIZES[kinds[key]][0]):
+                    raise UserError(
+                        f"{key}: its rows of {shape[-1]} are no blocks of {block}, as {outtype} wants"
+                    )
+                stored = gguf.quant_shape_to_byte_shape(shape, kinds[key])
+                writer.add_tensor_info(
+                    key, stored, np.dtype(np.uint8), math.prod(stored), kinds[key]
+                )
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for key in tqdm(shapes, desc=f"{name} to {outtype}", unit="tensor", leave=False):
+                writer.write_tensor_data(_stored(key, *tensors[key], kinds[key]))
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(file, out)
+    files.sync_dir(out.parent)
+    return len(shapes)
+
+
+def check(out: Path, outtype: str) -> None:
+    """Raise ``UserError`` if ``write`` could not write ``out``. Reads no model."""
+    from importlib.util import find_spec
+
+    if outtype not in TYPES:
+        allowed = ", ".join(TYPES)
+        raise UserError(f"outtype {outtype!r}: allowed are {allowed}.{nearest(outtype, TYPES)}")
+    if out.suffix != ".gguf":
+        raise UserError(f"{out}: the name of a GGUF file ends in .gguf")
+    if out.exists():
+        raise UserError(f"{out} exists: name another file")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: {out.parent} is not a folder that can be written to")
+    if not find_spec("gguf"):
+        raise UserError('writing GGUF needs the package gguf: pip install "ft[gguf]"')
+
+
+def architecture(folder: Path) -> tuple[str, Any]:
+    """llama.cpp's name of the model's kind, and the configuration of its text part.
+
+    Reads the configuration alone. Raises ``UserError`` for a model that llama.cpp lacks or computes
+    otherwise.
+    """
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json, so it is not a Hugging Face model")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind, text = config.model_type, config.get_text_config()
+    if kind not in ARCHITECTURES:
+        known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
+        raise UserError(f"{folder} is a {kind} model; ft writes GGUF for {known} only")
+    arch = ARCHITECTURES[kind]
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{folder}: llama.cpp's {arch} cannot compute a model with {what}")
+
+    if getattr(config, "quantization_config", None):
+        raise refuse("weights stored in few bits; merge into the base in bf16 or fp32 first")
+    heads = text.hidden_size // text.num_attention_heads
+    scale = heads if WIDE.get(arch) == text.num_hidden_layers else text.head_dim
+    if getattr(text, "query_pre_attn_scalar", scale) != scale:
+        raise refuse(f"query_pre_attn_scalar {text.query_pre_attn_scalar}; it takes {scale}")
+    every = FULL_ATTENTION.get(arch)
+    layers = range(1, text.num_hidden_layers + 1)
+    usual = [f"{'sliding' if every and n % every else 'full'}_attention" for n in layers]
+    if list(getattr(text, "layer_types", None) or usual) != usual:
+        raise refuse(f"layer_types other than one full_attention after {(every or 1) - 1} sliding")
+    rope = gguf_metadata.rope(text).get("rope_type", "default")
+    if rope not in ("default", "linear"):
+        raise refuse(f"rope_type {rope!r}")
+    return arch, text
+
+
+def _tensors(folder: Path, arch: str, text: Any) -> dict[str, tuple[bool, Any]]:
+    """Each tensor by GGUF's name: whether it is a norm's, and its slice in a safetensors file."""
+    import gguf
+    from safetensors import safe_open
+
+    model = gguf.MODEL_ARCH[arch.upper()]
+    names = gguf.get_tensor_name_map(model, text.num_hidden_layers)
+    found: dict[str, tuple[bool, Any]] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        weights = safe_open(file, framework="pt")
+        for key in weights.keys():  # noqa: SIM118  # not a dict
+            plain = "model." + re.sub(r"^(model\.|language_model\.)*", "", key)
+            if key.startswith(TOWERS) or key.removeprefix("model.").startswith(TOWERS):
+                continue
+            if plain == "model.lm_head.weight" and text.tie_word_embeddings:
+                continue
+            if not (name := names.get_name(plain, try_suffixes=(".weight",))):
+                raise UserError(f"{file}: llama.cpp's {arch} has no place for the tensor {key}")
+            found[name] = (name.endswith("norm.weight"), weights.get_slice(key))
+    expected = {
+        f"{gguf.TENSOR_NAMES[tensor].format(bid=layer)}.weight"
+        for tensor in gguf.MODEL_TENSORS[model]
+        if tensor != gguf.MODEL_TENSOR.OUTPUT  # the embedding once more
+        for layer in range(text.num_hidden_layers)
+    }
+    if missing := sorted(expected - found.keys()):
+        raise UserError(f"{folder} lacks weights: {len(missing)} tensors, such as {missing[0]}")
+    return {key: found[key] for key in sorted(found)}
+
+
+def _stored(key: str, shifted: bool, tensor: Any, kind: Any) -> Any:
+    """A tensor's values as the file has them, converted a few rows at a time."""
+    import gguf
+    import numpy as np
+
+    def parts() -> Iterator[Any]:
+        for first in range(0, tensor.get_shape()[0], ROWS):
+            values = tensor[first : first + ROWS].float().numpy()
+            if shifted:  # GGUF keeps 1 + w, the factor that the norm applies
+                values = values + 1
+            with np.errstate(over="ignore"):
+                part = gguf.quantize(values, kind)
+            if kind == gguf.GGMLQuantizationType.F16 and not np.isfinite(part).all():
+                raise UserError(f"{key} holds values that f16 cannot: choose --outtype bf16")
+            yield part.view(np.uint8)
+
+    return np.concatenate(list(parts()))

@@ -1,0 +1,140 @@
+"""An adapter merged into its base: a plain transformers model that answers as both together do, or nothing."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft import files
+from ft.errors import UserError, nearest
+from ft.generate import draft
+from ft.kernels import recurrent
+from ft.models import lora
+from ft.runs import divergence
+from ft.text.template import OPTIONAL, Template
+
+if TYPE_CHECKING:
+    from ft.runs.opened import Finished
+
+KEPT = ("preprocessor_config.json", "processor_config.json", "tokenizer.model")
+TEXTS = (  # of which the merged model is compared
+    "Hello, my name is Morgane.",
+    "idk what ur talking about lol",
+    "How can I make brownies?",
+    "tbh the new update is kinda trash, my phone keeps crashing :(",
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft merge``."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the merged model")
+
+
+def command(run_folder: str, out: Path) -> None:
+    """``ft merge``"""
+    from ft.runs import opened
+
+    print(merge_run(opened.finished(run_folder), out))
+
+
+def merge_run(run: "Finished", out: Path) -> divergence.Difference:
+    """``merge`` of a run, with its base and its template."""
+    pieces = run.template._pieces("prompt")
+    fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
+    rows = [OPTIONAL | dict.fromkeys(fields, text) for text in TEXTS]
+    prompts = [run.template.prompt_for(row) for row in rows]
+    base = run.settings["model_name_or_path"]
+    return merge(run.folder, out, base=base, template=run.template, prompts=prompts)
+
+
+def merge(
+    adapter_folder: Path,
+    out_folder: Path,
+    *,
+    prompts: Sequence[str],
+    base: str | None = None,
+    template: Template | None = None,
+    dtype: str = "auto",
+    bound: float | None = None,
+) -> divergence.Difference:
+    """Write base + adapter as one plain model folder, safetensors and tokenizer included.
+
+    The tokenizer has the adapter's chat template, where it brought one, and its SentencePiece model,
+    which converters read. With ``template``, transformers' ``generate`` stops where the template ends.
+
+    ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
+    bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
+    The written folder is loaded again by plain transformers and compared with base + adapter;
+    ``bound`` limits the mean KL divergence (by default ``divergence.BOUNDS``). Nothing is written
+    unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ft.models.load import load, load_config
+
+    if dtype not in {"auto", *divergence.BOUNDS}:
+        raise UserError(
+            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(divergence.BOUNDS)}, "
+            "never in 4 bits." + nearest(dtype, divergence.BOUNDS)
+        )
+    if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
+        raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
+    if not (texts := [prompt for prompt in prompts if prompt.strip()]):
+        raise UserError("merging needs at least one prompt to compare the merged model on.")
+    config_file = adapter_folder / "adapter_config.json"
+    if not config_file.is_file():
+        raise UserError(f"{adapter_folder} is not an adapter: it has no adapter_config.json.")
+    base = base or json.loads(config_file.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{config_file} does not say which base it belongs to: write its Hub id or folder there, "
+            "as base_model_name_or_path."
+        )
+    if dtype == "auto":
+        stored = str(load_config(base).dtype)
+        dtype = "fp32" if stored.endswith("float32") else "bf16"
+    loaded = load(base, precision=dtype, backend="transformers", text_only=False)
+    ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    model = lora.load(loaded, adapter_folder)
+    expected = divergence.logits(model, ids)
+    merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    with files.new_dir(out_folder) as new:
+        if template:
+            merged.generation_config.eos_token_id = _ends(merged, loaded.tokenizer, template)
+        merged.save_pretrained(new)
+        loaded.tokenizer.save_pretrained(new)
+        kept = [loaded.path / name for name in KEPT] + [adapter_folder / "chat_template.jinja"]
+        for file in filter(Path.is_file, kept):
+            shutil.copyfile(file, new / file.name)
+        device = next(merged.parameters()).device
+        # older versions of transformers take sdpa for Gemma 2, which leaves out its soft cap
+        attention = "eager" if loaded.attention == "eager" else None
+        del model, merged, loaded  # make room for the second copy
+        plain = AutoModelForCausalLM.from_pretrained(
+            new,
+            dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
+            attn_implementation=attention,
+            local_files_only=True,
+        )
+        if plain.config.model_type == "recurrent_gemma":
+            recurrent.install(plain)
+        difference = divergence.compare(
+            expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]
+        )
+        if not difference.kl <= difference.bound:
+            raise UserError(
+                f"merged and adapter differ, {difference}. Nothing was written. In fp32 merging "
+                "rounds less (dtype fp32)."
+            )
+    return difference
+
+
+def _ends(model: Any, tokenizer: Any, template: Template) -> list[int]:
+    """The ids that end an answer, and those of tokens that hold one of the template's stop strings."""
+    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if template.stop else []
+    holding = {i for i, piece in enumerate(pieces) if any(stop in piece for stop in template.stop)}
+    return sorted(draft.end_ids(model, tokenizer, template.end, *template.stop) | holding)

@@ -1,0 +1,1 @@
+"""How good: base beside tuned, each number with its interval."""

@@ -1,0 +1,1 @@
+"""How a row reads, and the ids it becomes."""

@@ -1,0 +1,187 @@
+"""Chat templates in Jinja: read a tokenizer's own as a template of ours, and write one of ours as Jinja."""
+
+import re
+from typing import Any
+
+from ft.errors import UserError
+from ft.text.template import Template
+
+MARKS = {"system": " \x02S\x02 ", "instruction": " \x02U\x02 ", "response": " \x02A\x02 "}
+_TURNS = {  # of a tokenizer without a chat template, by the token that opens a turn
+    "<start_of_turn>": {
+        "prompt": "<start_of_turn>user\n{?system}{system}\n\n{/system}{instruction}"
+        "{?context}\n\n{context}{/context}<end_of_turn>\n<start_of_turn>model\n",
+        "end": "<end_of_turn>",
+        "strip": ("instruction", "context", "response"),
+    },
+    "<|turn>": {
+        "prompt": "{?system}<|turn>system\n{system}<turn|>\n{/system}<|turn>user\n{instruction}"
+        "{?context}\n\n{context}{/context}<turn|>\n<|turn>model\n",
+        "end": "<turn|>",
+        "strip": ("system", "instruction", "context", "response"),
+    },
+}
+
+
+def read(tokenizer: Any) -> Template:
+    """The tokenizer's chat template as a ``Template`` that renders the same text.
+
+    It is found by rendering a conversation with marks for its texts, and checked on one of two
+    exchanges. A template that refuses a system message (Gemma 1 and 2) gets it in front of the first
+    user's text, as Gemma 3 has it. A tokenizer without a chat template is known by its control tokens.
+    Raises ``UserError`` where neither is there, or where the template does more than join texts.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        for token, turns in _TURNS.items():
+            if token in tokenizer.get_vocab():
+                return Template(name="chat", completion="{response}", tail="\n", **turns)
+        raise UserError(
+            "the tokenizer has no chat template and no tokens for turns; choose another --template"
+        )
+    user = {"role": "user", "content": MARKS["instruction"]}
+    answer = {"role": "assistant", "content": MARKS["response"]}
+    plain = _render(tokenizer, [user, answer])
+    if plain is None:
+        raise UserError("the tokenizer's chat template refuses a user's turn with an answer")
+    before, rest = _cut(plain, "instruction")
+    middle, after = _cut(rest, "response")
+    opened, _, bos = before.rpartition(tokenizer.bos_token)
+    ends = sorted((t for t in _control(tokenizer) if t in after), key=after.index)
+    if opened or not middle or not ends or not after.startswith(ends[0]):
+        raise UserError(
+            "the tokenizer's chat template is not one of turns with a control token at the end of "
+            "an answer; choose another --template"
+        )
+    prompt = (
+        f"{_escape(bos)}{{instruction}}{{?context}}\n\n{{context}}{{/context}}{_escape(middle)}"
+    )
+    strip = [f for f in ("instruction", "response") if MARKS[f] not in plain]
+    strip += ["context"] * ("instruction" in strip)
+    with_system = _render(tokenizer, [{"role": "system", "content": MARKS["system"]}, user, answer])
+    if with_system is None:
+        section = "{system}\n\n"
+        prompt = prompt.replace(
+            "{instruction}", f"{{?system}}{section}{{/system}}{{instruction}}", 1
+        )
+        strip.append("system")
+    else:
+        front = _cut(with_system, "instruction")[0].rpartition(tokenizer.bos_token)[2]
+        head, tail = _cut(front, "system")
+        if head.startswith(bos):  # folded into the user's turn
+            section = f"{{?system}}{_escape(head[len(bos) :])}{{system}}{_escape(tail)}{{/system}}"
+            prompt = _escape(bos) + section + prompt[len(_escape(bos)) :]
+        else:  # a turn of its own
+            own = tail.removesuffix(bos)
+            prompt = f"{{?system}}{_escape(head)}{{system}}{_escape(own)}{{/system}}" + prompt
+        strip += ["system"] * (MARKS["system"] not in with_system)
+    template = Template(
+        name="chat",
+        prompt=prompt,
+        completion="{response}",
+        end=ends[0],
+        tail=after[len(ends[0]) :],
+        strip=tuple(strip),
+    )
+    system = [{"role": "system", "content": "s "}] if with_system is not None else []
+    for messages in ([*system, *_TALK], _TALK, _TALK[:2]):
+        wanted = _render(tokenizer, messages)
+        if text(template, messages, tokenizer.bos_token) != wanted:
+            raise UserError(
+                "the tokenizer's chat template does more than join turns: it renders "
+                f"{wanted!r}, its turns alone would be {text(template, messages, tokenizer.bos_token)!r}; "
+                "choose another --template"
+            )
+    return template
+
+
+def text(template: Template, messages: list[dict[str, str]], bos: str) -> str:
+    """A whole conversation as text, as ``apply_chat_template`` gives it."""
+    turns = template.turns({"messages": messages})
+    return bos + "".join(
+        t["prompt"] + t["completion"] + template.end + template.tail for t in turns
+    )
+
+
+def write(template: Template, eos: str) -> str:
+    """The Jinja chat template that renders conversations as ``template`` does.
+
+    Saved with a tokenizer it makes every program that speaks the Hub's format (transformers, vLLM,
+    llama.cpp, TRL) ask the model in the way it was trained.
+    """
+
+    def jinja(key: str) -> str:
+        parts = []
+        for literal, field, section, present in template._pieces(key):
+            value = _quote(literal)
+            if field:
+                value = f"{field} | trim" if field in template.strip else field
+            if not value or value == "''":
+                continue
+            condition = f"{section} | trim" if present else f"not ({section} | trim)"
+            parts.append(f"({value} if {condition} else '')" if section else f"({value})")
+        return " ~ ".join(parts) or "''"
+
+    end = _quote(template.end or eos)
+    return (
+        "{{- bos_token -}}\n"
+        "{%- set ns = namespace(system='') -%}\n"
+        "{%- for message in messages -%}\n"
+        "    {%- set content = message['content'] if message['content'] is string"
+        " else message['content'] | map(attribute='text') | join('') -%}\n"
+        "    {%- set context = '' -%}\n"
+        "    {%- if message['role'] == 'system' and loop.first -%}\n"
+        "        {%- set ns.system = content -%}\n"
+        "    {%- elif message['role'] == 'user' -%}\n"
+        "        {%- if loop.index0 and loop.previtem['role'] == 'user' -%}\n"
+        "            {{- raise_exception('two user turns in a row') -}}\n"
+        "        {%- endif -%}\n"
+        "        {%- set instruction, system = content, ns.system -%}\n"
+        "        {%- set ns.system = '' -%}\n"
+        f"        {{{{- {jinja('prompt')} -}}}}\n"
+        "    {%- elif message['role'] == 'assistant' and loop.index0 and loop.previtem['role'] == 'user' -%}\n"
+        "        {%- set response = content -%}\n"
+        f"        {{{{- ({jinja('completion')}) ~ {end} ~ {_quote(template.tail)} -}}}}\n"
+        "    {%- else -%}\n"
+        "        {{- raise_exception('turns must be [system,] user, assistant, user, ...') -}}\n"
+        "    {%- endif -%}\n"
+        "{%- endfor -%}\n"
+    )
+
+
+_TALK = [
+    {"role": "user", "content": " a\nb "},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": "d"},
+    {"role": "assistant", "content": "e\n"},
+]
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    """What the tokenizer's chat template makes of a conversation; nothing where it refuses it."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return None
+
+
+def _cut(rendered: str, field: str) -> tuple[str, str]:
+    """What stands before and behind a field's mark, which the template may have stripped."""
+    mark = MARKS[field] if MARKS[field] in rendered else MARKS[field].strip()
+    before, _, after = rendered.partition(mark)
+    return before, after
+
+
+def _control(tokenizer: Any) -> list[str]:
+    """The texts of all control tokens."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _escape(literal: str) -> str:
+    return re.sub(r"[{}]", lambda found: found.group() * 2, literal)
+
+
+def _quote(literal: str) -> str:
+    r"""A string of Jinja: ``'it\'s\n'``."""
+    return "'" + literal.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

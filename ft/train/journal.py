@@ -1,0 +1,157 @@
+"""What a training run says while it runs; imports transformers at its top, so only `train` imports it."""
+
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers.trainer_callback import TrainerCallback
+
+from ft.models import speed
+from ft.runs.folder import Run, is_main, say
+
+
+class Journal(TrainerCallback):
+    """Progress bar, validation lines as the tutorials print them, metrics.jsonl, and the wish to stop."""
+
+    def __init__(self, run: Run, validate: Callable[[], float], eval_steps: int) -> None:
+        self.run, self.validate, self.eval_steps = run, validate, eval_steps
+        self.signal: int | None = None
+        self.losses: list[float] = []
+        self.start_loss = self.eval_loss = float("nan")
+        self.seconds = 0.0  # spent in training steps, validation left out
+        self.flops = 0.0
+        self.peak = 0.0
+
+    def attach(self, trainer: Any) -> None:
+        """Know the trainer whose tokens and log are reported."""
+        self.trainer = trainer
+        self.per_token, self.per_supervised = speed.training_flops(trainer.model)
+        self.tokens = self.supervised = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.dtype = torch.bfloat16 if args.bf16 else torch.float32
+        self.run.rewind(state.global_step)
+        self.trainer.accelerator.wait_for_everyone()
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=not is_main(),
+        )
+        if state.global_step == 0:
+            self._validate(state)
+            self.start_loss = self.eval_loss
+            say(f"Start, validation loss: {self.eval_loss}")
+        else:
+            self._recall(state)
+            say(f"Resumed after step {state.global_step}")
+        self._mark()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.order.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._count()
+        if self.signalled():
+            control.should_save = control.should_training_stop = True
+        self._mark()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(logs["loss"])
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        shown = {"loss": f"{logs['loss']:.3f}", "tok/s": f"{rate:.0f}"}
+        if self.peak and self.seconds:
+            shown["mfu"] = f"{self.flops / self.seconds / self.peak:.0%}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+        self.run.log(
+            {
+                "step": state.global_step,
+                "loss": logs["loss"],
+                "grad_norm": logs.get("grad_norm"),
+                "learning_rate": logs.get("learning_rate"),
+                "epoch": state.epoch,
+                "tokens": self.tokens,
+                "seconds": round(self.seconds, 3),
+                "mfu": self._mfu(),
+            }
+        )
+        # a step that a deadline makes the last is validated too; one that a signal does is not waited for
+        over = control.should_training_stop and self.signal is None
+        last = state.global_step == state.max_steps or over
+        if state.global_step % self.eval_steps == 0 or last:
+            mean = statistics.fmean(self.losses)
+            self.losses = []
+            self._validate(state)
+            self.bar.clear()
+            say(f"STEP {state.global_step} training loss: {mean} - eval loss: {self.eval_loss}")
+            self._mark()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+    def signalled(self) -> int | None:
+        """The signal that came, to whichever process: all agree, as it reaches each at another time."""
+        came = torch.tensor(int(self.signal is not None), device=self.trainer.args.device)
+        if not self.trainer.accelerator.reduce(came).item():
+            return None
+        self.signal = self.signal or signal.SIGTERM
+        return self.signal
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of ``ft.train.sft.Trained``; rates are of training steps alone."""
+        return {
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "supervised_tokens_per_second": self.supervised / self.seconds if self.seconds else 0.0,
+            "mfu": self._mfu(),
+            "start_loss": self.start_loss,
+            "eval_loss": self.eval_loss,
+        }
+
+    def _mark(self) -> None:
+        self.since = time.perf_counter()
+        self.before = (self.trainer.tokens_seen, self.trainer.supervised_seen)
+
+    def _count(self) -> None:
+        self.seconds += time.perf_counter() - self.since
+        counts = torch.tensor(
+            [
+                self.trainer.tokens_seen - self.before[0],
+                self.trainer.supervised_seen - self.before[1],
+            ],
+            device=self.trainer.args.device,
+        )
+        tokens, supervised = self.trainer.accelerator.reduce(counts).tolist()
+        self.tokens += tokens
+        self.supervised += supervised
+        self.flops += tokens * self.per_token + supervised * self.per_supervised
+
+    def _mfu(self) -> float | None:
+        return (
+            round(self.flops / self.seconds / self.peak, 4) if self.seconds and self.peak else None
+        )
+
+    def _validate(self, state: Any) -> None:
+        # the best rate seen so far: another program may be using the processor at any one time
+        rate = speed.matrix_peak(self.trainer.args.device, self.dtype)
+        self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
+        self.eval_loss = self.validate()
+        self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})
+
+    def _recall(self, state: Any) -> None:
+        """The validation losses and unreported training losses before a resume, from metrics.jsonl."""
+        for line in self.run.metrics():
+            if "eval_loss" in line:
+                self.eval_loss, self.losses = line["eval_loss"], []
+                if line["step"] == 0:
+                    self.start_loss = line["eval_loss"]
+            else:
+                self.losses.append(line["loss"])

@@ -1,0 +1,180 @@
+"""Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ft import memory
+from ft.errors import UserError
+from ft.machine import prepare_sharding, processes
+from ft.runs import checkpoints
+from ft.runs.folder import Run, adopt, say
+from ft.text.tokens import Example
+from ft.train.optim import Name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run cost and reached."""
+
+    steps: int
+    wall_seconds: float  # from the first validation to the last
+    seconds: float  # of training steps alone, as are the rates
+    tokens_per_second: float
+    supervised_tokens_per_second: float
+    mfu: float | None
+    start_loss: float
+    eval_loss: float
+    peak_memory_bytes: int  # so far: of the GPU's allocator, or of this process
+
+
+def sft(
+    model: "PreTrainedModel | Any",
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    run: Run,
+    validate: Callable[[], float],
+    learning_rate: float,
+    optim: Name = "adamw",
+    weight_decay: float = 0.0,
+    adam_beta2: float = 0.999,
+    lr_scheduler_type: Schedule = "linear",
+    warmup_ratio: float = 0.0,
+    max_grad_norm: float = 1.0,
+    num_train_epochs: float = 1.0,
+    max_steps: int | None = None,
+    per_device_train_batch_size: int = 8,
+    gradient_accumulation_steps: int = 1,
+    shuffle: bool = True,
+    packing: bool = True,
+    row_length: int | None = None,
+    gradient_checkpointing: bool = False,
+    autocast: bool = False,
+    eval_steps: int = 20,
+    save_steps: int = 100,
+    seed: int = 42,
+    report_to: str = "none",
+    resume_from_checkpoint: str | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
+) -> Trained:
+    """Train the trainable parameters of ``model`` on encoded examples.
+
+    A batch is a number of **examples**; packing lays them in rows of at most ``row_length`` tokens
+    (512 on a CPU, which is busy with that; 8,192 on a GPU, which is not) and changes speed alone. The loss of an optimizer step is the mean over all its supervised
+    tokens, whatever the accumulation and the number of processes.
+
+    ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
+    ``validate`` returns the validation loss; it is called before the first step and every
+    ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
+    ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
+    ``UserError`` when ``fingerprint`` (data, model, template, recipe, settings) differs from the
+    one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
+    step and exit with 143 and 130.
+    """
+    assert batch is None or not packing
+    import torch
+    from trl.trainer.sft_config import SFTConfig
+
+    from ft.train.journal import Journal
+    from ft.train.trainer import RETRY, Trainer
+
+    prepare_sharding()
+    fingerprint = (fingerprint or {}) | processes()
+    row_length = row_length or (8192 if torch.cuda.is_available() else 512)
+    checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
+    if checkpoint:
+        run.begin()
+        run.note(resumed_from=checkpoint.name)
+    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__  # transformers 5.22
+    recompute: Any = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    args = SFTConfig(
+        output_dir=str(run.folder),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        adam_beta2=adam_beta2,
+        lr_scheduler_type=lr_scheduler_type,
+        warmup_steps=warmup_ratio,
+        max_grad_norm=max_grad_norm,
+        num_train_epochs=num_train_epochs,
+        max_steps=max_steps if max_steps is not None else -1,
+        per_device_train_batch_size=per_device_train_batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        **dict[str, Any]({recompute: gradient_checkpointing}),
+        bf16=half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
+        max_length=None,
+        packing=False,  # TRL's own; ours happens in the collator, within one batch
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=save_steps,
+        disable_tqdm=True,
+        report_to=report_to,
+        seed=seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
+    )
+    journal = Journal(run, validate, eval_steps)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        examples=examples,
+        tokenizer=tokenizer,
+        shuffle=shuffle,
+        packing=packing,
+        row_length=row_length,
+        optimizer_name=optim,
+        fingerprint=fingerprint,
+        callbacks=[journal, *callbacks],
+        batch=batch,
+    )
+    journal.attach(trainer)
+    start = time.perf_counter()
+    with checkpoints.signals(journal):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    wall = time.perf_counter() - start
+    if number := journal.signalled():
+        say(f"stopped by {signal.Signals(number).name}; go on with --resume last")
+        raise SystemExit(128 + number)
+    if bad := [
+        n for n, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()
+    ]:
+        raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
+    model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
+    made = run.folder / ".adapter"
+    trainer.save_model(str(made), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+    adopt(run, made)
+    summary = journal.summary() | {"peak_memory_bytes": memory.measured()}
+    return Trained(trainer.state.global_step, wall, **summary)
+
+
+def deadline(seconds: float) -> Any:
+    """A callback that ends a training after the step in which ``seconds`` from now have passed."""
+    from transformers.trainer_callback import TrainerCallback
+
+    class Deadline(TrainerCallback):
+        end = time.perf_counter() + seconds
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if time.perf_counter() > self.end:
+                control.should_training_stop = True
+
+    return Deadline()

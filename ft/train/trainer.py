@@ -1,0 +1,218 @@
+"""TRL's SFTTrainer on our ids, labels, rows and loss; imports TRL at its top, so only `train` imports it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl.trainer.sft_trainer import SFTTrainer
+
+from ft import machine
+from ft.errors import UserError
+from ft.files import sync_dir, write_json
+from ft.kernels import cross_entropy
+from ft.runs.checkpoints import STATE
+from ft.runs.checkpoints import complete as checkpoints
+from ft.text.order import Order, blank, is_blank
+from ft.text.tokens import IGNORE, Example, layout
+from ft.train import optim
+
+RETRY = "Try a lower --learning-rate or --precision fp32."
+
+
+class Trainer(SFTTrainer):
+    """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
+
+    The loss of a step is the sum over supervised tokens divided by their number in the whole
+    optimizer step, over all micro-batches and processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: Any,
+        examples: Sequence[Example],
+        tokenizer: Any,
+        shuffle: bool,
+        packing: bool,
+        row_length: int,
+        optimizer_name: optim.Name,
+        fingerprint: dict[str, Any],
+        callbacks: list[Any],
+        batch: Callable[[Sequence[Example]], dict[str, torch.Tensor]] | None = None,
+    ) -> None:
+        self.batch = batch
+        self.pad = tokenizer.pad_token_id
+        self.packing, self.row_length = packing, row_length
+        self.optimizer_name: optim.Name = optimizer_name
+        self.fingerprint = fingerprint
+        self.tokens_seen = self.supervised_seen = 0
+        size = args.per_device_train_batch_size * args.world_size  # of all processes
+        step = size * args.gradient_accumulation_steps
+        lengths = [len(example["input_ids"]) for example in examples]
+        unpadded = packing or args.per_device_train_batch_size == 1
+        self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, size)
+        # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
+        trained = model.named_parameters() if hasattr(model, "peft_config") else ()
+        adapters = {n: p.data.clone() for n, p in trained if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list([*examples, blank(self.pad)]),
+            processing_class=tokenizer,
+            data_collator=self.collate,
+            callbacks=callbacks,
+        )
+        for name, parameter in model.named_parameters():
+            if name in adapters:
+                parameter.data = adapters[name].to(parameter.device)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        cross_entropy.install(inner)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
+        super().create_accelerator_and_postprocess()
+        state: AcceleratorState = self.accelerator.state
+        asked = machine.processes()["sharded"]
+        if asked and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return self.order
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        # sharded parameters are gathered in each forward, so all processes must run as many
+        capacity = sum(self.order.lengths) if self.is_fsdp_enabled else self.row_length
+        filled = [e for e in examples if not is_blank(e)] or examples[:1]
+        if self.batch:
+            return {"rows": [self.batch(filled)]}
+        rows = layout(filled, packing=self.packing, capacity=capacity, pad=self.pad)
+        return {"rows": rows}
+
+    def create_optimizer(self, *_: Any, **__: Any) -> Any:
+        if self.optimizer is None:
+            model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+            self.optimizer = optim.create(
+                model,
+                self.optimizer_name,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        rows = [row for batch in batch_samples for row in batch["rows"]]
+        count = (
+            torch.stack([(row["labels"][:, 1:] != IGNORE).sum() for row in rows]).sum().to(device)
+        )
+        return self.accelerator.reduce(count)
+
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch, row by row; gradients meet at the last row."""
+        model.train()
+        rows: list[dict[str, torch.Tensor]] = self._prepare_inputs(inputs)["rows"]  # pyright: ignore[reportAssignmentType]
+        total = torch.zeros((), device=self.args.device)
+        processes = self.accelerator.num_processes  # DDP averages what should be summed
+        for at, row in enumerate(rows):
+            last = at == len(rows) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    share = model(**row)["loss"] * (processes / num_items_in_batch)
+                if not torch.isfinite(share):
+                    self._stop_not_finite(share)
+                self.accelerator.backward(share)
+            total += share.detach()
+            supervised = int((row["labels"][:, 1:] != IGNORE).sum())
+            self.tokens_seen += row["input_ids"].numel() if supervised else 0
+            self.supervised_seen += supervised
+        return total
+
+    def _stop_not_finite(self, value: torch.Tensor) -> None:
+        raise UserError(
+            f"the loss became {value.item()} at step {self.state.global_step + 1}; the last complete "
+            f"checkpoint is untouched. {RETRY} `ft show` shows the data."
+        )
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted by ft.models.speed, which knows what is frozen and what is supervised
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the card is made from the finished run, not at each checkpoint."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super(SFTTrainer, self).log(logs, start_time)  # past TRL's metrics, which we do not compute
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter, or the model where all of it trains; a frozen base is not gathered."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        frozen = hasattr(self.model, "peft_config")
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen
+        )
+        model: Any = self.model
+        state = get_model_state_dict(model, options=options)
+        for tied in getattr(model, "all_tied_weights_keys", ()):
+            state.pop(tied, None)  # gathered twice, under two names
+        # the others hold nothing, and older transformers would write that
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on from a checkpoint: older transformers ask torch.load for ``cpu:0``, which it does not know."""
+        if self.args.device.type == "cpu":
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.staging or super()._get_output_dir(trial)
+
+    staging: str = ""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write ``checkpoint-N`` beside its place and rename it, so that it is complete or absent."""
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir))
+        staging = folder / ".staging"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+        self.accelerator.wait_for_everyone()
+        self.staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.staging = ""
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        made, place = staging / name, folder / name
+        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+        write_json(made / STATE, self.fingerprint)
+        for file in made.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(made, place)
+        sync_dir(place.parent)
+        staging.rmdir()
+        for old in checkpoints(place.parent)[:-1]:
+            shutil.rmtree(old)

@@ -1,0 +1,79 @@
+"""The benchmarks for a GPU run to their ends on a CPU, in sizes for a test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import learner, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, out: Path, *flags: str) -> tuple[dict, str]:
+    """What a script wrote into its JSON file, and what it printed."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", "cpu"]
+    command += ["--shape", "tiny", "--out", str(out), *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads(out.read_text()), done.stdout
+
+
+@learner.needs_trl
+def test_qlora_steps_of_ft_are_those_of_trl(tmp_path: Path) -> None:
+    row = {"instruction": "Hello", "context": "", "response": "Bonjour, the cat sleeps."}
+    file = tmp_path / "dolly" / "databricks-dolly-15k.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for _ in range(9)))
+    flags = ["--dolly", str(file.parent), "--mtnt", "sample", "--threads", "1"]
+    flags += [
+        "--tokenizer",
+        str(tiny.folder("gemma", tmp_path / "gemma")),
+        "--batch-size",
+        "2",
+        "--steps",
+        "2",
+    ]
+    found, said = run("gpu.py", tmp_path / "gpu.json", *flags, "--peers", "ft,trl")
+    rows = [(row["rows"], row["peer"]) for row in found["rows"]]
+    assert rows == [("dolly", "ft"), ("mtnt", "ft"), ("dolly", "trl"), ("mtnt", "trl")]
+    assert found["rows"][2]["differs"] < 0.02
+    for row in found["rows"]:
+        assert row["tokens_per_s"] > row["supervised_per_s"] > 0
+        # 4 N a token and 4 V H a supervised one: attention, MLP and head of the tiny shape
+        layers = 2 * (64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 128)
+        flops = 4 * layers * row["tokens_per_s"] + 4 * 1024 * 64 * row["supervised_per_s"]
+        assert row["mfu"] == pytest.approx(flops / 1e12 / found["bf16_peak_tflops"])
+    assert "| tiny | mtnt | trl |" in said
+
+
+def test_head_decoding_and_the_mini_gpt(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.lines"
+    corpus.write_text("The cat sat on the mat. Hello, my name is Morgane.\n" * 200)
+    flags = ["--corpus", str(corpus), "--steps", "4", "--new-tokens", "3"]
+    found, said = run("gpu_parts.py", tmp_path / "parts.json", *flags, "--repeats", "1")
+    assert found["head"]["ft"]["differs"] < 0.01
+    assert found["head"]["PyTorch"]["differs"] < 0.01
+    assert found["decoding"]["limit, nf4"] < found["decoding"]["limit, bf16"]
+    assert found["minigpt"]["tokens_per_s"] > 0
+    assert len(found["goals"]) == 4
+    assert "| ft, nf4 |" in said
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("gpu.py", ["--peers", "ft,tlr"], "--peers: 'tlr' is none of ft,"),
+        ("gpu.py", ["--steps", "1"], "--steps must be 2 or more"),
+        ("gpu_parts.py", ["--parts", "tail"], "--parts: 'tail' is none of head,"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(script: str, flags: list[str], message: str):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *flags], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr

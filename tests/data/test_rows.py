@@ -1,0 +1,50 @@
+"""Rows: a sequence that knows its origin, and what two splits share."""
+
+from ft.data.mtnt import Rows, overlap
+
+ROW = {"source": "idk lol", "target": "jsp mdr"}
+OTHER = {"source": 'he said "hi', "target": 'il a dit "salut, ça va'}
+
+
+def rows_of(*rows: dict[str, str]) -> Rows:
+    return Rows(list(rows), "here", "0")
+
+
+def test_rows_are_a_sequence_with_an_origin() -> None:
+    rows = Rows([ROW, OTHER], "here", "0", 1)
+    assert (len(rows), rows[1], rows[:1], list(rows)) == (2, OTHER, [ROW], [ROW, OTHER])
+    assert ROW in rows
+    first = rows.head(1)
+    assert (first.rows, first.skipped) == ([ROW], 1)
+    assert first.origin == "the first 1 rows of here"
+    assert first.sha256 not in (rows.sha256, rows.head(0).sha256)
+    assert rows.head(2) is rows
+    both = rows + first
+    assert (both.rows, both.skipped) == ([ROW, OTHER, ROW], 2)
+    assert both.origin == "here + the first 1 rows of here"
+    assert both.sha256 != (first + rows).sha256
+
+
+def test_overlap_disregards_case_and_spaces() -> None:
+    train = rows_of(ROW, OTHER, {"source": " IDK   Lol", "target": "x"})
+    assert overlap(train, rows_of({"source": "idk lol", "target": "y"})) == [0, 2]
+    assert overlap(train, rows_of(), rows_of(OTHER)) == [1]
+    assert overlap(train) == []
+
+
+def test_a_sample_is_of_its_seed_and_keeps_the_order():
+    rows = Rows([{"source": str(i), "target": "x"} for i in range(50)], "numbers", "hash")
+    some = rows.sample(10, seed=1)
+    assert list(some) == list(rows.sample(10, seed=1))
+    assert list(some) != list(rows.sample(10, seed=2))
+    assert [int(row["source"]) for row in some] == sorted(int(row["source"]) for row in some)
+    assert some.sha256 != rows.sample(10, seed=2).sha256
+    assert "10 rows drawn by seed 1" in some.origin
+    assert rows.sample(99, seed=1) is rows
+
+
+def test_changed_targets_are_named_and_hashed():
+    rows = Rows([{"source": "a", "target": "b"}], "letters", "hash").map_targets(str.upper)
+    assert list(rows) == [{"source": "a", "target": "B"}]
+    assert rows.origin == "letters (upper)"
+    assert rows.sha256 != "hash"

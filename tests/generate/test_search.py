@@ -1,0 +1,104 @@
+"""Beam search beside brute force, contrastive search worked by hand, on a model of tables."""
+
+import itertools
+import types
+
+import pytest
+import torch
+from support import tiny
+
+from ft.generate import search
+from ft.generate.draft import Draft, End
+from ft.generate.samplers import Beam, Contrastive
+
+HIDDEN = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.6, 0.8]])
+CHANCES = torch.tensor(
+    [
+        [0.0, 0.5, 0.3, 0.2],
+        [0.1, 0.2, 0.3, 0.4],
+        [0.45, 0.35, 0.0, 0.2],
+        [0.7, 0.1, 0.1, 0.1],
+    ]
+)
+
+
+class Trunk(torch.nn.Embedding):
+    """What transformers calls a decoder: its output's first part are the hidden states."""
+
+    def forward(self, input):
+        return (super().forward(input),)
+
+
+class Tables(torch.nn.Module):
+    """Hidden states and next-token probabilities that depend on a token alone."""
+
+    def __init__(self, chances: torch.Tensor = CHANCES) -> None:
+        super().__init__()
+        self.trunk, self.head = Trunk.from_pretrained(HIDDEN), torch.nn.Linear(2, 4, bias=False)
+        self.logits = chances.clamp(min=1e-9).log()
+
+    def get_input_embeddings(self):
+        return self.trunk
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def get_decoder(self):
+        return self.trunk
+
+    def forward(self, input_ids, **_):
+        self.trunk(input_ids)
+        return types.SimpleNamespace(logits=self.logits[input_ids[:, -1:]])
+
+
+def draft(most: int, ends: tuple[int, ...] = (), prompt: tuple[int, ...] = (0,)) -> Draft:
+    return Draft(tiny.tokenizer(), list(prompt), End(frozenset(ends), (), most))
+
+
+def continued(sampler: Contrastive, most: int = 3) -> list[int]:
+    found = draft(most)
+    for _ in search.contrastive(Tables(), found, sampler, use_cache=False):
+        pass
+    return found.ids
+
+
+def test_contrastive_search_worked_by_hand():
+    """With alpha 1/2 and k 3, after token 0, whose direction token 1 shares:
+
+    0.5 * 0.5 - 0.5 * 1 = -0.25 for 1, 0.15 - 0 = 0.15 for 2, 0.1 - 0.5 * 0.6 = -0.2 for 3: take 2.
+    0.225 - 0.5 = -0.275 for 0, 0.175 - 0.5 = -0.325 for 1, 0.1 - 0.5 * 0.8 = -0.3 for 3: take 0.
+    -0.25 for 1, 0.15 - 0.5 = -0.35 for 2, 0.1 - 0.4 = -0.3 for 3: take 1.
+    """
+    assert continued(Contrastive(3, 0.5)) == [2, 0, 1]
+
+
+def test_contrastive_search_without_its_penalty_or_choice_is_greedy():
+    greedy = [1, 3, 0]
+    assert continued(Contrastive(3, 0.0)) == greedy
+    assert continued(Contrastive(1, 0.9)) == greedy
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("ends", [(), (3,)])
+def test_a_wide_beam_finds_the_best_of_all_answers(penalty, ends):
+    most, chances = 3, torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).softmax(-1)
+
+    def score(ids: tuple[int, ...]) -> float:
+        steps = zip((0, *ids), ids, strict=False)
+        return sum(float(chances[a, b].log()) for a, b in steps) / len(ids) ** penalty
+
+    every = [
+        ids
+        for length in range(1, most + 1)
+        for ids in itertools.product(range(4), repeat=length)
+        if not any(i in ends for i in ids[:-1]) and (length == most or ids[-1] in ends)
+    ]
+    best = sorted(every, key=score, reverse=True)
+    found = search.search(Tables(chances), draft(most, ends), Beam(64, penalty), use_cache=False)
+    assert [tuple(d.ids) for d in found[:5]] == best[:5]
+    assert all(d.reason == ("end" if d.ids[-1] in ends else "length") for d in found)
+
+
+def test_a_beam_of_one_is_greedy():
+    (found,) = search.search(Tables(), draft(3), Beam(1), use_cache=False)
+    assert found.ids == [1, 3, 0]

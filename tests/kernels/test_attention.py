@@ -1,0 +1,96 @@
+"""Examples of a packed row attended one by one: equal to the block mask, alone, and elsewhere untouched."""
+
+import pytest
+import torch
+from support import tiny
+
+from ft.kernels import attention, cross_entropy
+from ft.text import tokens
+
+KINDS = [k for k in tiny.KINDS if k != "gemma2"]
+
+
+def examples(*lengths: int) -> list[tokens.Example]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for length in lengths:
+        ids = [2, *torch.randint(6, 300, (length - 1,), generator=generator).tolist()]
+        made.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return made
+
+
+ROW = examples(5, 23, 1, 12, 9)  # the window is 8: some are longer than it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_row_has_the_loss_and_gradient_of_the_block_mask(kind):
+    model = tiny.build(kind)
+    cross_entropy.install(model)
+    weight = next(p for n, p in model.named_parameters() if "q_proj" in n and "layers.0" not in n)
+    found = []
+    for by_example in (False, True):
+        if by_example:
+            attention.install(model)
+        assert attention.installed(model) is by_example
+        model.zero_grad()
+        value = model(**tokens.packed_row(ROW))["loss"]
+        value.backward()
+        found.append((value.detach(), weight.grad.clone()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    assert (found[0][1] - found[1][1]).norm() / found[1][1].norm() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_batches_go_through_sdpa_as_before(kind):
+    model = tiny.build(kind)
+    ids = torch.randint(6, 300, (2, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        attention.install(model)
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_with_a_cache_equals_sdpa(kind):
+    """Left-padded rows, some steps beyond the sliding window of 8."""
+    from transformers import DynamicCache
+
+    model = tiny.build(kind)
+    prompt = torch.randint(6, 300, (2, 12), generator=torch.Generator().manual_seed(1))
+    new = torch.randint(6, 300, (2, 4), generator=torch.Generator().manual_seed(2))
+    found = []
+    for install in (False, True):
+        if install:
+            attention.install(model)
+        cache, mask, logits = DynamicCache(config=model.config), torch.ones_like(prompt), []
+        mask[0, :5] = 0
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids = prompt
+        for step in range(5):
+            with torch.no_grad():
+                out = model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            logits.append(out.logits[:, -1])
+            ids, positions = new[:, step : step + 1], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
+        found.append(torch.stack(logits))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_batch_is_no_packed_row():
+    assert attention.examples_of(torch.arange(5).expand(3, 5)) is None
+    assert attention.examples_of(tokens.packed_row(ROW)["position_ids"]) == [5, 23, 1, 12, 9]
+
+
+def test_a_merged_or_saved_model_does_not_ask_for_it(tmp_path):
+    model = tiny.build("gemma3_text")
+    attention.install(model)
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()

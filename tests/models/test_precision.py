@@ -1,0 +1,114 @@
+"""Device, precision and attention: what is chosen where, and what is refused."""
+
+import pytest
+
+from ft.errors import UserError
+from ft.models.precision import Machine, choose_attention, choose_precision, machine
+
+AMPERE = Machine("cuda:0", True, True, "NVIDIA A100")
+TURING = Machine("cuda:0", False, True, "Tesla T4")
+APPLE = Machine("mps", True, False, "Apple GPU")
+OLD_CPU = Machine("cpu", False, True, "CPU without bf16")
+NEW_CPU = Machine("cpu", True, True, "CPU with avx512_bf16")
+BARE = Machine("cuda:0", True, False, "NVIDIA A100")
+
+
+@pytest.mark.parametrize(
+    ("on", "asked", "expected"),
+    [
+        (AMPERE, "auto", ("nf4", "bfloat16")),
+        (TURING, "auto", ("nf4", "float32")),
+        (BARE, "auto", ("bf16", "bfloat16")),
+        (APPLE, "auto", ("bf16", "bfloat16")),
+        (OLD_CPU, "auto", ("fp32", "float32")),
+        (NEW_CPU, "auto", ("bf16", "bfloat16")),
+        (OLD_CPU, "nf4", ("nf4", "float32")),
+        (NEW_CPU, "nf4", ("nf4", "bfloat16")),
+        (AMPERE, "fp32", ("fp32", "float32")),
+        (TURING, "bf16", ("bf16", "bfloat16")),
+    ],
+)
+def test_precision_fits_the_machine(on: Machine, asked: str, expected: tuple[str, str]) -> None:
+    choice = choose_precision(asked, on)
+    assert (choice.precision, choice.compute) == expected
+    assert choice.reason
+
+
+def test_reasons_name_what_matters() -> None:
+    assert "float16 would overflow" in choose_precision("auto", TURING).reason
+    assert "emulates" in choose_precision("bf16", OLD_CPU).reason
+
+
+@pytest.mark.parametrize(
+    ("on", "asked", "message"),
+    [
+        (AMPERE, "fp16", "activations of Gemma 2, 3 and 4 overflow"),
+        (AMPERE, "fp23", "fp23.*allowed: auto, fp32, bf16, nf4.*Did you mean 'fp32'"),
+        (APPLE, "nf4", "nf4.*Apple GPU"),
+        (BARE, "nf4", "nf4.*bitsandbytes is not installed"),
+    ],
+)
+def test_impossible_precisions_are_refused(on: Machine, asked: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_precision(asked, on)
+
+
+def test_this_machine_is_described() -> None:
+    import torch
+
+    here = machine()
+    assert here.name
+    assert here.device.startswith("cuda") == torch.cuda.is_available()
+    if here.device == "cpu":
+        able = torch.cpu.get_capabilities()
+        assert here.bf16 == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+@pytest.mark.parametrize("on", [AMPERE, OLD_CPU])
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "gemma3n", "gemma4", "recurrent_gemma"])
+def test_attention_is_sdpa(on: Machine, kind: str) -> None:
+    assert choose_attention("auto", kind, 256, on, "bfloat16").startswith("sdpa: ")
+
+
+def test_gemma2_keeps_its_soft_cap() -> None:
+    assert choose_attention("auto", "gemma2", 256, OLD_CPU, "float32").startswith("eager: ")
+    with pytest.raises(UserError, match="sdpa would leave out the soft cap"):
+        choose_attention("sdpa", "gemma2", 256, OLD_CPU, "float32")
+
+
+def test_recurrent_gemma_is_not_offered_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(
+        UserError, match="flash_attention_2 is not possible: RecurrentGemma's window"
+    ):
+        choose_attention("flash_attention_2", "recurrent_gemma", 256, AMPERE, "bfloat16")
+
+
+def test_unknown_attention_is_refused() -> None:
+    with pytest.raises(UserError, match="'spda'; allowed: .*Did you mean 'sdpa'"):
+        choose_attention("spda", "gemma", 256, OLD_CPU, "float32")
+
+
+@pytest.mark.parametrize(
+    ("on", "compute", "head", "message"),
+    [
+        (OLD_CPU, "bfloat16", 256, "needs an NVIDIA GPU, and this is CPU without bf16"),
+        (TURING, "float32", 256, "computes in bfloat16, and this run in float32"),
+        (AMPERE, "bfloat16", 512, "heads of 256 at most, and this model has 512"),
+    ],
+)
+def test_flash_attention_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, on: Machine, compute: str, head: int, message: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match=message):
+        choose_attention("flash_attention_2", "gemma4", head, on, compute)
+    assert choose_attention("flash_attention_2", "gemma", 256, AMPERE, "bfloat16").startswith(
+        "flash"
+    )
+
+
+def test_flash_attention_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed .*pip install flash-attn"):
+        choose_attention("flash_attention_2", "gemma", 256, AMPERE, "bfloat16")

@@ -1,0 +1,172 @@
+"""The parts of a plan against a real model's, and how they move with the settings."""
+
+import json
+
+import pytest
+import torch
+from support import tiny
+
+from ft.models import full, lora, speed
+from ft.plan import parts, peak, shapes
+from ft.plan.autograd import Mode
+from ft.train import optim
+
+QLORA = {
+    "precision": "nf4",
+    "lora_r": 16,
+    "optim": "paged_adamw_8bit",
+    "batch": 4,
+    "max_length": 512,
+    "device": "cuda",
+}
+LAPTOP = {"precision": "fp32", "lora_r": 16, "optim": "adamw", "batch": 4, "max_length": 128}
+
+
+def planned(name: str = "google/gemma-2b", **settings) -> peak.Plan:
+    return peak.plan_of(shapes.of(name), **QLORA | settings)
+
+
+def laptop(**settings) -> peak.Plan:
+    return peak.plan_of(shapes.of("embedded"), **LAPTOP | settings)
+
+
+def part(plan: peak.Plan, name: str) -> int:
+    return dict(plan.parts).get(name, 0)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_adapter_and_the_flops_are_those_of_the_model(kind):
+    model = tiny.build(kind)
+    shape = shapes.from_config(model.config.to_dict())
+    if kind != "gemma4_moe":  # ft.models.speed sees linear layers, and experts are none
+        count = pytest.approx(speed.training_flops(full_model(kind)), rel=1e-9)
+        assert parts.flops(shape, Mode(full=True)) == count
+    mode = Mode(rank=4)
+    adapted = lora.attach(model, r=4, alpha=8)
+    assert parts.adapter(shape, mode) == lora.count(adapted)[0]
+
+
+def full_model(kind: str):
+    model = tiny.build(kind)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(full.trains(name))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3n", "gemma4_text", "recurrent_gemma"])
+def test_weights_and_states_are_those_of_a_trained_model(kind):
+    model = full_model(kind)
+    optimizer = optim.create(model, "adamw", learning_rate=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = [s.nbytes for p in optimizer.state.values() for k, s in p.items() if k != "step"]
+    shape, mode = shapes.from_config(model.config.to_dict()), Mode(full=True)
+    assert parts.states(shape, mode, "adamw") == sum(held)
+    weights = sum(parts.weights(shape, mode, towers=False).values())
+    assert weights == sum(p.nbytes for p in model.parameters())
+
+
+def test_a_4_bit_weight_takes_what_bitsandbytes_takes():
+    from bitsandbytes.functional import quantize_4bit
+
+    weight = torch.randn(512, 1024)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    taken = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    assert weight.numel() * parts.NF4_BITS / 8 == taken
+
+
+def test_embeddings_and_what_bitsandbytes_skips_stay_in_16_bits():
+    shape = shapes.of("google/gemma-3n-E2B")
+    mode = Mode(rank=16, width=2, product=2, quantized=True)
+    found = parts.weights(shape, mode, towers=False)
+    tables = 262_400 * 2048 + 262_144 * 256 * 30
+    assert found["base, embeddings and head"] == 2 * tables
+
+
+def test_parts_add_up_and_can_be_recorded():
+    plan = planned()
+    record = json.loads(json.dumps(plan.to_dict()))
+    assert sum(record["parts"].values()) == record["peak"] == plan.peak
+    assert "base, linear layers" in str(plan)
+    assert f"{plan.peak / 2**30:.3f}" in str(plan).splitlines()[-1]
+    assert all(dict(plan.most)[name] >= size for name, size in plan.parts)
+    assert 0 < plan.allocated < plan.peak
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({}, {"precision": "bf16"}),
+        ({"precision": "bf16"}, {"precision": "fp32"}),
+        ({"checkpointing": True}, {}),
+        ({"packing": False}, {"packing": False, "batch": 8}),
+        ({}, {"max_length": 1024}),
+        ({}, {"optim": "adamw"}),
+        ({}, {"lora_r": 64}),
+        ({"targets": ("q_proj", "v_proj")}, {}),
+        ({}, {"lora_dropout": 0.1}),
+        ({}, {"processes": 4}),
+        ({"precision": "bf16", "lora_r": 0, "optim": "sgd"}, {"precision": "bf16", "lora_r": 0}),
+        (
+            {"precision": "bf16", "lora_r": 0, "processes": 8, "sharded": True},
+            {"precision": "bf16", "lora_r": 0, "processes": 8},
+        ),
+    ],
+)
+def test_settings_move_the_peak_the_right_way(less, more):
+    assert planned(**less).peak < planned(**more).peak
+
+
+def test_fewer_supervised_tokens_make_a_smaller_tile():
+    assert part(laptop(supervised=0.05), "loss of the head") < part(laptop(), "loss of the head")
+
+
+def test_a_packed_row_bounds_what_a_batch_takes():
+    assert laptop(batch=4).tokens == laptop(batch=400).tokens == 512
+    assert laptop(batch=400).peak == laptop(batch=40).peak
+    assert laptop(batch=2, max_length=2000).tokens == 2000  # a longer one has a row of its own
+
+
+def test_known_lengths_take_the_place_of_the_longest():
+    assert laptop(batch=2, lengths=[30, 100, 7, 50]).tokens == 150
+    assert laptop(lengths=[30, 100, 7, 50], batch=2).peak < laptop(batch=2).peak
+
+
+def test_rows_of_many_lengths_keep_kernels_on_a_cpu_in_bf16():
+    alike, varied = [100, 100, 100], [100, 50, 100]
+    for precision, more in (("bf16", peak.KERNELS), ("fp32", 0)):
+        one, many = (
+            dict(laptop(precision=precision, batch=1, lengths=each).most)
+            for each in (alike, varied)
+        )
+        assert sum(many.values()) - sum(one.values()) == more
+
+
+def test_a_block_mask_costs_the_square_of_a_row_on_a_gpu_alone():
+    short, long = (planned(max_length=n, batch=1) for n in (512, 1024))
+    assert part(long, "attention masks") == 4 * part(short, "attention masks") > 0
+    assert part(laptop(), "attention masks") == 0
+    assert part(planned("google/gemma-2-2b"), "attention masks") > 0  # its attention is eager
+
+
+def test_loading_is_the_peak_where_the_file_has_another_precision():
+    plan = laptop(precision="bf16", batch=1, max_length=64)
+    assert plan.moment == "while it loads"
+    assert part(plan, "checkpoint, mapped") == 4 * 268_098_176
+    assert laptop(batch=1, max_length=64).moment == "in the loss"
+
+
+def test_all_parameters_and_adamw_take_16_bytes_each_and_more():
+    plan = laptop(lora_r=0, batch=1, max_length=64)
+    assert plan.trained == plan.parameters == 268_098_176
+    assert plan.peak > 16 * 268_098_176
+    assert part(plan, "optimizer states, adamw") == 8 * 268_098_176
+
+
+@pytest.mark.parametrize("name", ["gemma-3n-E4B", "gemma-4-26B-A4B", "recurrentgemma-9b"])
+def test_every_generation_has_a_plan(name):
+    qlora = planned(f"google/{name}", checkpointing=True)
+    everything = planned(f"google/{name}", precision="bf16", lora_r=0, optim="sgd")
+    assert qlora.peak < everything.peak
+    assert qlora.flops[0] > 0

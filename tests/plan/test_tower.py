@@ -1,0 +1,77 @@
+"""The image tower in a memory plan: counted as it is built, and by what trains of it."""
+
+import pytest
+from support import seeing
+
+from ft import models
+from ft.models import full, lora, tiny_vision
+from ft.plan import settings, shapes, tower
+from ft.plan.known_shapes import TABLE
+
+SETTINGS = {
+    "model_name_or_path": "google/gemma-3-4b-it",
+    "precision": "nf4",
+    "lora_r": 16,
+    "train_vision": False,
+    "optim": "adamw",
+    "max_length": 512,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+}
+
+
+def plan(images=None, **changed):
+    return settings.of(SETTINGS | changed, device="cuda", images=images)
+
+
+def test_parameters_are_those_of_the_published_model_and_of_a_built_one(tmp_path):
+    shape = shapes.of("google/gemma-3-4b-it")
+    found = tower.of("google/gemma-3-4b-it", shape)
+    assert found.parameters == TABLE["gemma-3-4b"].towers
+    base = models.load(str(seeing.folder(tmp_path)), precision="fp32", text_only=False)
+    built = tower.of(str(tmp_path), shapes.of(str(tmp_path)))
+    assert built == tower.of("tiny-vision", shapes.of("tiny-vision"))
+    of_images = [p.numel() for n, p in base.model.named_parameters() if full.VISION.search(n)]
+    assert built.parameters == sum(of_images)
+    model = lora.attach(base, r=4, alpha=8, vision=True)
+    trained = [p.numel() for n, p in model.named_parameters() if p.requires_grad]
+    of_text = [
+        p.numel() for n, p in model.named_parameters() if p.requires_grad and "language" in n
+    ]
+    assert built.adapter(4) + built.projector == sum(trained) - sum(of_text)
+
+
+def test_a_plan_counts_the_tower_where_images_are_shown():
+    shown, text = plan(), settings.of({k: v for k, v in SETTINGS.items() if k != "train_vision"})
+    assert dict(shown.parts)["image tower and projector"] == 2 * TABLE["gemma-3-4b"].towers
+    assert "image tower and projector" not in dict(text.parts)
+    assert dict(plan(images=8).most)["images, passing the tower"] == pytest.approx(
+        2 * dict(plan(images=4).most)["images, passing the tower"]
+    )
+
+
+def test_training_the_tower_keeps_its_activations_or_recomputes_them():
+    frozen, trained = plan(), plan(train_vision=True)
+    again = plan(train_vision=True, gradient_checkpointing=True)
+    assert trained.trained > frozen.trained
+    kept, less = (dict(p.parts)["activations of the tower"] for p in (trained, again))
+    assert kept > 5 * less
+    assert trained.peak > frozen.peak + kept
+    more = plan(images=8, train_vision=True)
+    assert dict(more.parts)["activations of the tower"] == 2 * kept
+
+
+def test_of_other_towers_the_weights_alone():
+    found = plan(model_name_or_path="google/gemma-3n-E2B-it", train_vision=True)
+    assert dict(found.parts)["image tower and projector"] == 2 * TABLE["gemma-3n-E2B"].towers
+    assert "activations of the tower" not in dict(found.parts)
+
+
+def test_a_whole_model_counts_its_tower_once():
+    name = "google/gemma-3-4b-it"
+    found = plan(model_name_or_path=name, lora_r=0, precision="bf16", train_vision=True)
+    towers = [part for part, _ in found.parts if part.startswith("image") and "tower" in part]
+    assert towers == ["image and audio towers"]
+    assert found.trained == found.parameters
+    assert tiny_vision.CONFIG["vision_config"] == tiny_vision.TOWER

@@ -1,0 +1,189 @@
+"""Every recipe: a header that tells what it needs, settings that are explained, two tiny steps."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny
+from support.recipe_runs import RECIPES, dolly, load, train
+
+from ft import __main__ as cli
+from ft import config
+from ft.errors import UserError
+from ft.runs import folder as run
+
+REWARDED = {"mtnt_reject", "mtnt_dpo", "mtnt_grpo"}  # from a finished run: test_reward_recipes.py
+
+
+def test_there_are_recipes():
+    names = ["dolly_qlora", "gsm8k_lora", "minigpt_pretrain", "mtnt_full", "mtnt_lora"]
+    names += ["mtnt_recurrent", "vision_lora", *REWARDED]
+    assert [p.stem for p in RECIPES] == sorted(names)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_the_header_tells_what_it_takes(path):
+    header = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for word in ("accelerate launch", "Hardware", "Time", "Memory", "Score", "Data", "Source"):
+        assert word in header, word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_settings_are_few_frozen_and_explained(path, capsys):
+    module = load(path)
+    fields = dataclasses.fields(module.Config)
+    assert len(fields) <= {"minigpt_pretrain": 38, "mtnt_lora": 29}.get(path.stem, 35)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        module.Config().seed = 1
+    with pytest.raises(SystemExit) as stopped:
+        config.parse(module.Config, ["--help"], doc=module.__doc__)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for field in fields:
+        assert field.name in shown
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem not in REWARDED], ids=lambda p: p.stem
+)
+def test_two_tiny_steps(path, tmp_path, capsys):
+    folder = train(path.stem, tmp_path)
+    said = capsys.readouterr().out
+    assert "Start, validation loss: " in said
+    assert "STEP 2 training loss: " in said
+    asked = {"dolly_qlora": "How can I make brownies?", "gsm8k_lora": "How many is 1 + 1?"}
+    asked["vision_lora"] = "What is where?"
+    assert asked.get(path.stem, "Hello, my name is Morgane.") in said
+    assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_presets_are_valid_settings(path):
+    module = load(path)
+    for name, values in getattr(module.Config, "PRESETS", {}).items():
+        made = config.parse(module.Config, ["--preset", name])
+        assert {key: getattr(made, key) for key in values} == values
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that trained all parameters."""
+    flags = ["--learning-rate", "1e-2", "--save-steps", "1"]
+    return train("mtnt_full", tmp_path_factory.mktemp("whole"), *flags)
+
+
+def test_a_full_run_is_a_plain_model_that_the_commands_take(whole, capsys, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    names = {file.name for file in whole.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "loss.png"} <= names
+    assert not {"adapter_config.json", "training_args.bin"} & names
+    tuned = AutoModelForCausalLM.from_pretrained(whole)
+    base = AutoModelForCausalLM.from_pretrained(whole.parent / "base")
+    assert tuned.config.to_diff_dict() == base.config.to_diff_dict()
+    with torch.no_grad():
+        ids = torch.tensor([[2, 30, 40, 50]])
+        assert (tuned(ids).logits - base(ids).logits).abs().max() > 0.1
+    say = ["translate", str(whole), "hello", "--max-new-tokens", "8", "--precision", "fp32"]
+    cli.main(say)
+    cli.main([*say, "--base"])
+    assert capsys.readouterr().out.count("\n") == 2
+    result = tmp_path / "result.json"
+    cli.main(["eval", str(whole), "--limit", "2", "--precision", "fp32", "--json", str(result)])
+    found = json.loads(result.read_text())
+    assert found["tuned"]["loss"] < found["base"]["loss"]
+
+
+def test_the_card_of_a_full_run_says_what_lies_there(whole):
+    card = (whole / "README.md").read_text()
+    assert "All weights" in card
+    assert "library_name: transformers" in card
+    assert "AutoModelForCausalLM.from_pretrained(tuned)" in card
+    assert "peft" not in card.split("## Hardware")[0].lower()
+
+
+def test_merging_a_full_run_is_refused(whole, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["merge", str(whole), str(tmp_path / "out")])
+    assert "is not an adapter" in capsys.readouterr().err
+
+
+def test_a_full_run_of_a_multimodal_model_keeps_its_tower(tmp_path):
+    from safetensors.torch import load_file
+
+    folder = train("mtnt_full", tmp_path, "--learning-rate", "1e-2", kind="gemma3")
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        tower = "vision" in name or "multi_modal" in name
+        assert torch.equal(tensor, after[name]) == tower, name
+
+
+@pytest.mark.parametrize("stem", ["mtnt_full", "mtnt_recurrent"])
+def test_an_adapter_is_an_option(stem, tmp_path):
+    flags = ["--lora-r", "2", "--optim", "sgd", "--gradient-accumulation-steps", "2"]
+    folder = train(stem, tmp_path, *flags, "--warmup-ratio", "0.5", "--learning-rate", "0.1")
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    rates = [
+        line["learning_rate"] for line in run.read_lines(folder / run.METRICS) if "loss" in line
+    ]
+    assert rates == pytest.approx([0.0, 0.1])
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert "down_proj" in targets
+    if stem == "mtnt_recurrent":
+        assert {"linear_x", "linear_y", "linear_out", "q_proj", "gate_proj"} <= set(targets)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_counts_and_rates_of_zero_are_refused_all_at_once(path):
+    config_of = load(path).Config
+    names = [f.name for f in dataclasses.fields(config_of) if f.name in config.ABOVE_ZERO]
+    words = [word for name in names for word in (f"--{name}", "0")]
+    with pytest.raises(UserError) as refused:
+        config.parse(config_of, words)
+    for name in names:
+        assert re.search(rf"--{name}: got 0(\.0)?, must be above 0", str(refused.value))
+    assert len(names) >= 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--optim", "sgd_8bit"], "optim 'sgd_8bit': plain SGD keeps no states"),
+        (["--optim", "adamm"], "Did you mean 'adamw'"),
+        (["--precision", "nf4"], "nf4 keeps the weights in 4 bits"),
+        (["--eval-steps", "0"], "--eval-steps: got 0, must be above 0"),
+    ],
+)
+def test_a_full_run_that_cannot_be_is_refused(flags, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        train("mtnt_full", tmp_path, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_run_that_will_not_fit_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    from ft import memory
+
+    train_on = tiny.folder("gemma", tmp_path / "base")
+    (train_on / "model.safetensors").write_bytes(b"not read")
+    monkeypatch.setattr(memory, "free", lambda: (1000, "this computer"))
+    with pytest.raises(
+        UserError, match=r"will not fit: [\d,]+ parameters need .* this computer has"
+    ):
+        train("mtnt_full", tmp_path)
+
+
+def test_a_template_that_rows_do_not_fit_is_refused_before_a_model_is_looked_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text('prompt: "{instruktion}\\n"\ncompletion: "{response}"\n')
+    module = load(Path(__file__).parents[2] / "recipes" / "dolly_qlora.py")
+    words = ["--data", str(dolly(tmp_path)), "--valid-rows", "2", "--test-rows", "2"]
+    settings = config.parse(module.Config, [*words, "--template", str(file)])
+    with pytest.raises(UserError, match=r"uses the field 'instruktion'.*it has .*instruction"):
+        module.rows(settings)

@@ -1,0 +1,193 @@
+"""DPO, GRPO and RLOO through TRL on a tiny model: what is drawn, what is learnt, and what must stop them."""
+
+import pytest
+import torch
+from support import learner
+
+from ft.errors import UserError
+from ft.rewards import learning, pairs, policy
+from ft.runs import folder, opened
+from ft.score.rewards import Reward
+from ft.text.tokens import prompt_ids
+
+pytestmark = learner.needs_trl
+ROWS = [{"source": f"the cat sleeps {i}", "target": f"le chat dort {i}"} for i in range(6)]
+# every answer has one of its own: random weights seldom write what a reward for letters looks for
+EARLY = Reward("early", lambda text, _: sum(ord(c) % 97 for c in text) / (97 * (1 + len(text))))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return opened.finished(learner.finished(tmp_path_factory.mktemp("start") / "run"))
+
+
+@pytest.fixture
+def base(finished):
+    return policy.load(finished, "fp32")
+
+
+@pytest.fixture
+def r(tmp_path):
+    return folder.start(tmp_path / "out", recipe=__file__, config_yaml="{}\n", seed=0)
+
+
+def trainer(base, r, finished, reward=EARLY, method="grpo", **options):
+    settings = {"prompts": 2, "n": 4, "batch_size": 4, "max_new_tokens": 8, "learning_rate": 1e-2}
+    settings |= {"beta": 0.0, "max_steps": 2, "seed": 0} | options
+    return learning.grpo(
+        base.model,
+        base.tokenizer,
+        finished.template,
+        ROWS,
+        reward,
+        folder=r.folder,
+        method=method,
+        **settings,
+    )
+
+
+def adapter(model, name="default"):
+    return {k: v.detach().clone() for k, v in model.named_parameters() if f".{name}." in k}
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_probabilities_of_what_was_drawn_are_the_trainers(method, base, r, finished):
+    made = trainer(base, r, finished, method=method)
+    prompts = [finished.template.prompt_for(row) for row in ROWS[:2] for _ in range(2)]
+    ids, _, _ = made._tokenize_prompts(prompts)
+    assert ids[0] == prompt_ids(finished.template, ROWS[0], base.tokenizer)
+    answers = made.draw(ids)
+    assert answers[0].ids != answers[1].ids
+    width = max(map(len, ids))
+    longest = max(len(a.ids) for a in answers)
+    rows = [
+        [0] * (width - len(i)) + i + [*a.ids] + [0] * (longest - len(a.ids))
+        for i, a in zip(ids, answers, strict=True)
+    ]
+    mask = [
+        [0] * (width - len(i)) + [1] * (len(i) + len(a.ids)) + [0] * (longest - len(a.ids))
+        for i, a in zip(ids, answers, strict=True)
+    ]
+    values, *_ = made._get_per_token_logps_and_entropies(
+        made.model, torch.tensor(rows), torch.tensor(mask), longest
+    )
+    for row, answer in zip(values.detach(), answers, strict=True):
+        assert torch.allclose(row[: len(answer.ids)], torch.tensor(answer.logprobs), atol=1e-4)
+        assert not row[len(answer.ids) :].any()
+
+
+def test_our_log_probabilities_are_those_of_trls_own_head(base, r, finished):
+    from trl.trainer.utils import add_fused_lm_head
+
+    made = trainer(base, r, finished)
+    ids = torch.randint(6, 60, (3, 14), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[1, 12:] = 0
+    ours = made._get_per_token_logps_and_entropies(made.model, ids, mask, 6)[0]
+    inner = made.model.get_base_model()
+    del inner.forward
+    add_fused_lm_head(inner, outputs=("log_probs", "entropy"))
+    theirs = made._get_per_token_logps_and_entropies(made.model, ids, mask, 6)[0]
+    kept = mask[:, -6:].bool()
+    assert torch.allclose(ours[kept], theirs[kept], atol=1e-4)
+
+
+def learn(made, r, watch=lambda step: None, **options):
+    return learning.learn(made, run=r, watch=watch, **{"watch_steps": 100} | options)
+
+
+def dpo(base, r, finished, rows, **options):
+    found = pairs.encode(rows, finished.template, base.tokenizer)
+    settings = {"learning_rate": 1e-2, "beta": 0.1, "batch_size": 2} | options
+    return learning.dpo(base.model, base.tokenizer, found, folder=r.folder, **settings)
+
+
+@pytest.mark.parametrize(("method", "beta"), [("grpo", 0.0), ("grpo", 0.02), ("rloo", 0.02)])
+def test_the_adapter_moves_and_its_start_stays(method, beta, base, r, finished):
+    before, looked = adapter(base.model), []
+    made = trainer(
+        base,
+        r,
+        finished,
+        method=method,
+        learning_rate=3e-2,
+        beta=beta,
+        n=16,
+        batch_size=16,
+        max_new_tokens=2,
+        max_steps=10,
+    )
+    assert learn(made, r, looked.append, watch_steps=4).steps == 10
+    assert looked == [4, 8, 10]
+    assert len([line for line in r.metrics() if "reward" in line]) == 10
+    after = adapter(base.model)
+    assert any(not torch.equal(after[k], before[k]) for k in after)
+    assert list(adapter(base.model, "start").values())[0].equal(list(before.values())[0])
+    assert "ref" not in base.model.peft_config
+
+
+@pytest.mark.parametrize(("method", "beta"), [("grpo", 0.0), ("rloo", 0.02)])
+def test_the_reward_rises(method, beta, base, r, finished):
+    def first_half(text, _):
+        return sum("a" <= letter <= "m" for letter in text) / (1 + len(text))
+
+    options = {"n": 16, "batch_size": 32, "learning_rate": 3e-2, "max_steps": 14}
+    made = trainer(
+        base, r, finished, Reward("first half", first_half), method, beta=beta, **options
+    )
+    learning.learn(made, run=r, watch=lambda step: None, watch_steps=100)
+    rewards = [line["reward"] for line in r.metrics() if "reward" in line]
+    assert sum(rewards[-3:]) > 2.5 * sum(rewards[:3])
+
+
+def test_chosen_answers_become_more_likely_than_rejected_ones(base, r, finished):
+    rows = [row | {"chosen": "le chat", "rejected": "the cat"} for row in ROWS]
+    learn(dpo(base, r, finished, rows, batch_size=3, num_train_epochs=3), r)
+    lines = [line for line in r.metrics() if "rewards/margins" in line]
+    margins = [line["rewards/margins"] for line in lines]
+    assert len(margins) == 6
+    assert margins[0] == pytest.approx(0, abs=1e-5)
+    assert margins[-1] > 0.1
+    assert not any("logits" in key for key in lines[0])
+
+
+PAIR = [ROWS[0] | {"chosen": "a", "rejected": "b"}] * 4
+
+
+def test_time_is_over(base, r, finished):
+    looked = []
+    made = dpo(base, r, finished, PAIR, batch_size=1)
+    assert learn(made, r, looked.append, seconds=0).steps == 1
+    assert looked == [1]
+
+
+def test_a_constant_reward_stops_the_run(base, r, finished):
+    same = Reward("same", lambda *_: 1.0)
+    with pytest.raises(UserError, match="reward 'same' is 1 for all 8 answers of a batch"):
+        trainer(base, r, finished, same).train()
+
+
+def test_a_reward_that_raises_stops_the_run(base, r, finished):
+    with pytest.raises(UserError, match="reward 'bad' raised KeyError: 'nothing'"):
+        trainer(base, r, finished, Reward("bad", lambda _, row: row["nothing"])).train()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(base, r, finished):
+    made = dpo(base, r, finished, PAIR, learning_rate=1e30)
+    with pytest.raises(UserError, match="the loss became nan at step 2.*lower --learning-rate"):
+        learn(made, r)
+
+
+def test_numbers_that_do_not_fit(base, r, finished):
+    with pytest.raises(UserError, match="the 8 answers of a step must be a multiple"):
+        trainer(base, r, finished, batch_size=3)
+    with pytest.raises(UserError, match="n must be 2 or more"):
+        trainer(base, r, finished, n=1)
+
+
+def test_an_old_trl(monkeypatch):
+    import trl
+
+    monkeypatch.setattr(trl, "__version__", "1.15.0")
+    with pytest.raises(UserError, match="needs TRL 1.16 or later, and this is 1.15.0"):
+        learning.require_trl()

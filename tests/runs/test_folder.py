@@ -1,0 +1,132 @@
+"""The run folder: refused when in use, never half-written, rewound on resume; threads are shared."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from ft import machine
+from ft.errors import UserError
+from ft.runs import folder as run
+
+
+def start(folder, **options):
+    return run.start(folder, recipe=__file__, config_yaml="seed: 1\n", seed=1, **options)
+
+
+def test_a_new_run_records_where_it_came_from(tmp_path):
+    start(tmp_path / "run").note(extra=1)
+    record = run.read(tmp_path / "run")
+    assert record["recipe"] == "test_run"
+    assert record["seed"] == 1
+    assert record["extra"] == 1
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["hardware"]["cores"] == os.cpu_count()
+    assert (tmp_path / "run" / run.CONFIG).read_text() == "seed: 1\n"
+
+
+def test_a_folder_in_use_is_refused_unless_told(tmp_path):
+    start(tmp_path)
+    (tmp_path / "old.txt").touch()
+    with pytest.raises(UserError, match="not empty; choose another --output-dir.*--resume last"):
+        start(tmp_path)
+    start(tmp_path, overwrite=True)
+    assert not (tmp_path / "old.txt").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds no earlier run"):
+        start(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="run: that is a file"):
+        start(tmp_path / "run")
+    with pytest.raises(UserError, match="choose another --output-dir"):
+        start(tmp_path / "run" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="not writable"):
+        start(tmp_path / "run")
+
+
+def test_a_resumed_run_writes_nothing_until_it_begins(tmp_path):
+    start(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    resumed = start(tmp_path, resume="last")
+    resumed.note(data="other")
+    resumed.write("examples.txt", "text")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    resumed.begin()
+    assert run.read(tmp_path)["data"] == "other"
+    assert (tmp_path / "examples.txt").read_text() == "text"
+
+
+def test_rewinding_forgets_what_will_be_written_again(tmp_path):
+    r = start(tmp_path)
+    for step in range(4):
+        r.log({"step": step, "loss": float(step)})
+    with open(tmp_path / run.METRICS, "a") as stream:
+        stream.write('{"step": 4, "lo')  # cut short by a kill
+    r.rewind(2)
+    assert [line["step"] for line in r.metrics()] == [0, 1, 2]
+
+
+def test_only_the_main_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    r = start(tmp_path / "run")
+    r.log({"step": 1})
+    r.write("x.txt", "x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_record_is_named(tmp_path):
+    with pytest.raises(UserError, match="no run.json"):
+        run.read(tmp_path)
+    (tmp_path / run.RECORD).write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        run.read(tmp_path)
+
+
+def test_adopted_files_replace_and_leave_no_folder(tmp_path):
+    r = start(tmp_path / "run")
+    made = tmp_path / "run" / ".made"
+    made.mkdir()
+    (made / "a").write_text("new")
+    (tmp_path / "run" / "a").write_text("old")
+    run.adopt(r, made)
+    assert (tmp_path / "run" / "a").read_text() == "new"
+    assert not made.exists()
+
+
+def test_local_processes_share_the_cores(monkeypatch):
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    try:
+        said = machine.use_all_cores()
+        assert torch.get_num_threads() == 1
+        assert said == f"1 threads in each of {cores} processes ({cores} cores)"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_fingerprint_leaves_out_what_does_not_decide_what_is_learnt(tmp_path):
+    r = start(tmp_path)
+    r.note(
+        data={"train": {"sha256": "a"}},
+        model={"name": "m", "sha256": "b", "precision": "fp32", "backend": "transformers"},
+        template={"name": "t", "stop": ["\n"]},
+    )
+    found = run.fingerprint(r, {"learning_rate": 1.0, "output_dir": "x", "save_steps": 3})
+    assert found["learning_rate"] == 1.0
+    assert found["data.train"] == "a"
+    assert not {"output_dir", "save_steps"} & found.keys()
+    json.dumps(found)

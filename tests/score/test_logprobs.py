@@ -1,0 +1,66 @@
+"""Log-probabilities of given tokens against the model's own logits, values and gradients."""
+
+import pytest
+import torch
+from support import tiny
+from support.toy import examples
+
+from ft import models
+from ft.kernels import cross_entropy
+from ft.models import lora
+from ft.score import logprobs
+from ft.text.tokens import IGNORE
+
+
+def plain(model, example) -> torch.Tensor:
+    ids = torch.tensor([example["input_ids"]])
+    every = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+    labels = torch.tensor(example["labels"][1:])
+    kept = labels != IGNORE
+    return every[kept].gather(1, labels[kept, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "recurrent_gemma"])
+def test_values_and_gradients_are_those_of_the_logits(kind, folder):
+    base = models.load(folder(kind), precision="fp32")
+    model = lora.attach(base, r=4, alpha=8)
+    cross_entropy.install(model.get_base_model())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    rows = examples(5)
+    weights = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    found, gradients = [], []
+    for way in (
+        lambda: torch.cat(logprobs.of_examples(model, rows)),
+        lambda: torch.cat([plain(model, row) for row in rows]),
+    ):
+        model.zero_grad()
+        values = way()
+        (values * weights.repeat(9)[: len(values)]).sum().backward()
+        found.append(values.detach())
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(*found, atol=2e-5)
+    assert gradients[0]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_a_padded_batch_gets_each_examples_values_in_its_place():
+    model = tiny.build("gemma3_text").eval()
+    rows = examples(3)
+    width = max(len(row["input_ids"]) for row in rows) + 2
+    ids, mask, labels = (torch.zeros(3, width, dtype=torch.long) for _ in range(3))
+    labels += IGNORE
+    for i, row in enumerate(rows):
+        at = slice(i, i + len(row["input_ids"]))  # padded on both sides
+        ids[i, at], labels[i, at] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        mask[i, at] = 1
+    with torch.no_grad():
+        found = logprobs.of_batch(model, ids, mask, labels)
+        alone = logprobs.of_examples(model, rows)
+    assert found.shape == (3, width - 1)
+    for i in range(3):
+        assert torch.allclose(found[i][labels[i, 1:] != IGNORE], alone[i], atol=1e-5)
+        assert not found[i][labels[i, 1:] == IGNORE].any()

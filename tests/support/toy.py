@@ -1,0 +1,137 @@
+"""The recipe's training on a tiny model, as a program: for tests that kill it or run two of it."""
+
+import argparse
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import torch
+from support import tiny
+from transformers import TrainerCallback
+
+from ft import train
+from ft.errors import exit_cleanly
+from ft.kernels import cross_entropy
+from ft.machine import seed_everything, use_all_cores
+from ft.models import lora
+from ft.runs import folder
+from ft.score import evaluate
+from ft.text import prompts, tokens
+
+
+def examples(n: int, seed: int = 0) -> list[tokens.Example]:
+    """Rows of 6 to 40 tokens, some of whose second half is supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        length = int(torch.randint(6, 40, (1,), generator=generator))
+        ids = [2, *torch.randint(6, 60, (length - 2,), generator=generator).tolist(), 1]
+        made.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return made
+
+
+class Interrupt(TrainerCallback):
+    """SIGTERM to the main process alone, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step == self.step and folder.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kind", default="gemma3_text")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--resume")
+    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--padded", action="store_true")
+    parser.add_argument("--data-seed", type=int, default=0)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--full", action="store_true", help="train all parameters")
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
+    a = vars(parser.parse_args())
+    with exit_cleanly():
+        if step := a.pop("interrupt"):
+            with contextlib.suppress(SystemExit):
+                go(**a, callbacks=[Interrupt(step)])
+            a["resume"] = "last"
+        go(**a)
+
+
+def go(
+    out: Path,
+    kind: str = "gemma3_text",
+    batch: int = 4,
+    accumulate: int = 1,
+    epochs: float = 2,
+    resume: str | None = None,
+    rate: float = 1e-2,
+    padded: bool = False,
+    data_seed: int = 0,
+    dropout: float = 0.0,
+    checkpointing: bool = False,
+    rows: int = 24,
+    full: bool = False,
+    judge: bool = False,
+    **options,
+) -> train.Trained:
+    """Train, save, and return what it cost."""
+    use_all_cores()
+    r = folder.start(out, recipe=__file__, config_yaml="{}\n", seed=0, resume=resume)
+    seed_everything(0)
+    base = tiny.build(kind)
+    cross_entropy.install(base)
+    model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
+    packing = not padded and tokens.packs_exactly(model)
+    valid = examples(6, seed=1)
+    trained = train.sft(
+        model,
+        tiny.tokenizer(),
+        examples(rows, seed=data_seed),
+        run=r,
+        validate=lambda: evaluate.loss(model, valid, packing=packing, pad=0),
+        learning_rate=rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        packing=packing,
+        row_length=64,
+        gradient_checkpointing=checkpointing,
+        eval_steps=4,
+        save_steps=2,
+        resume_from_checkpoint=resume,
+        fingerprint={"data": data_seed, "learning_rate": rate},
+        **options,
+    )
+    r.note(training=vars(trained))
+    if judge:
+        template = prompts.translation_of("en-fr")
+        text = [{"source": "cat " * n, "target": "le chat"} for n in (1, 5, 9)]
+        ask = {"source": "the cat sleeps"}
+        r.note(
+            judged=evaluate.before_after(
+                model,
+                tiny.tokenizer(),
+                template,
+                text,
+                valid,
+                ask=ask,
+                packing=packing,
+                max_new_tokens=5,
+            )
+        )
+    return trained
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The house: which package may import which, imports that stay cheap, sizes that can be read in one sitting."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "ft").rglob("*.py"))
+PACKAGES = sorted(p.parent.name for p in (ROOT / "ft").glob("*/__init__.py"))
+
+FREE = {"errors", "files"}  # what any file may import
+MAY_IMPORT = {  # each row also its own package
+    "config": set(),
+    "machine": set(),
+    "text": set(),
+    "data": {"text", "machine"},
+    "kernels": {"text"},
+    "minigpt": {"text", "kernels"},
+    "models": {"text", "data", "kernels", "minigpt", "machine"},
+    "generate": {"text", "kernels", "models"},
+    "runs": {"text", "kernels", "models", "generate", "config", "machine"},
+    "score": {"text", "data", "kernels", "models", "generate", "runs"},
+    "train": {"text", "kernels", "models", "runs", "machine"},
+    "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
+    | {"config", "machine"},
+    "plan": {"text", "models", "train", "machine"},
+    "chat": {"text", "data", "models", "generate", "runs", "machine"},
+}
+# imports that turn round with the merges still to come
+TURNS = {
+    "ft.data.gsm8k": {"ft.score.rewards"},
+    "ft.memory": {"ft.models.full", "ft.models.precision", "ft.train.optim"},
+    "ft.models.vision": {"ft.generate.draft"},
+    "ft.models.description": {"ft.runs.card_header"},
+    "ft.plan.parts": {"ft.kernels.cross_entropy"},
+    "ft.text.tokens": {"ft.kernels.recurrent"},
+    "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
+}
+MAY_IMPORT |= {"memory": set(), "hub_errors": set(), "comments": set(), "minigpt_config": set()}
+FREE |= {"memory", "hub_errors", "comments", "minigpt_config"}
+HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
+HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyarrow"}
+# subclasses of TRL's and transformers' classes, imported where they are needed
+OPEN = {"ft.train.trainer", "ft.train.journal", "ft.rewards.trl_trainers", "ft.minigpt"}
+OPEN |= {"ft.minigpt_config"}
+
+
+def name_of(path: Path) -> str:
+    """`ft.text.tokens` of its file, `ft.text` of a package's face."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ft that a file imports, lazily too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ft":
+            inner = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {name if name in MODULES else node.module for name in inner}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "ft"}
+    return found - {"ft"}
+
+
+def station(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in {"ft", "ft.__main__"}])
+def test_imports_run_down_the_table(name):
+    own = station(name)
+    allowed = MAY_IMPORT.get(own, set(MAY_IMPORT)) | {own}  # a verb may import all
+    wrong = {m for m in imported(MODULES[name]) if station(m) not in allowed | FREE}
+    assert not wrong - TURNS.get(name, set()), f"{name} imports upwards"
+
+
+def test_the_table_has_no_cycle():
+    seen: set[str] = set()
+    while len(seen) < len(MAY_IMPORT):
+        ready = {name for name in MAY_IMPORT if MAY_IMPORT[name] <= seen} - seen
+        assert ready, f"a cycle among {set(MAY_IMPORT) - seen}"
+        seen |= ready
+    assert set(MAY_IMPORT) >= set(PACKAGES) - {"cli"}
+
+
+def test_modules_have_no_cycle():
+    graph = {n: imported(p) & set(MODULES) - {n} for n, p in MODULES.items() if n != "ft.__main__"}
+    faces = {n for n, p in MODULES.items() if p.name == "__init__.py"}
+    seen: set[str] = set(faces)
+    while len(seen) < len(graph):
+        ready = {name for name in graph if graph[name] <= seen} - seen
+        assert ready, f"a cycle among {set(graph) - seen}"
+        seen |= ready
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if MODULES[n].name != "__init__.py"])
+def test_inside_ft_no_face_is_imported(name):
+    faces = {n for n, p in MODULES.items() if p.name == "__init__.py"}
+    assert not imported(MODULES[name]) & faces
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.stem)
+def test_a_recipe_imports_ft_and_no_other_recipe(path):
+    others = {p.stem for p in path.parent.glob("*.py")}
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not names & others
+
+
+def heavy_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_ft_loads_nothing_heavy():
+    names = [n for n in MODULES if n not in OPEN]
+    assert heavy_after("\n".join(f"import {name}" for name in names)) == set()
+
+
+def test_that_test_can_fail():
+    assert heavy_after("import numpy") == {"numpy"}
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_each_file_opens_with_one_sentence(name):
+    text = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+    first = text.split("\n\n")[0]
+    assert first.endswith(".")
+    assert len(first) < 140

@@ -1,0 +1,278 @@
+"""Training relates: packed = padded, 1×4 = 4×1, one process = two, resumed = uninterrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import tiny, toy
+
+from ft import train
+from ft.errors import UserError
+from ft.runs import folder as run
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def lines(folder: Path, key: str) -> list[float]:
+    return [line[key] for line in run.read_lines(folder / run.METRICS) if key in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: 24 examples, batches of 4, 2 epochs, so 12 steps."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    toy.go(folder, dropout=0.1)
+    return folder
+
+
+def test_the_loss_falls_and_is_written_down(whole):
+    losses, valid = lines(whole, "loss"), lines(whole, "eval_loss")
+    assert len(losses) == 12
+    assert len(valid) == 1 + 3  # before the first step, and after steps 4, 8 and 12
+    assert valid[-1] < valid[0]
+    assert all(value > 0 for value in lines(whole, "grad_norm"))
+    assert json.loads((whole / run.RECORD).read_text())["training"]["steps"] == 12
+
+
+def test_the_tutorials_lines_are_printed(tmp_path, capsys):
+    trained = toy.go(tmp_path / "run", epochs=1)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"Start, validation loss: {trained.start_loss}"
+    mean = sum(lines(tmp_path / "run", "loss")[:4]) / 4
+    assert out[1].startswith(f"STEP 4 training loss: {mean}"[:30])
+    assert out[1].endswith(f" - eval loss: {lines(tmp_path / 'run', 'eval_loss')[1]}")
+
+
+def test_a_run_whose_time_is_over_ends_with_a_validation(tmp_path):
+    trained = toy.go(tmp_path / "run", callbacks=[train.deadline(0)])
+    assert trained.steps == 1
+    start, end = lines(tmp_path / "run", "eval_loss")
+    assert (start, end) == (trained.start_loss, trained.eval_loss)
+    assert end != start
+
+
+def test_a_finished_run_leaves_an_adapter_at_its_root_and_no_pickle_of_settings(whole):
+    assert (whole / ADAPTER).exists()
+    assert (whole / "adapter_config.json").exists()
+    assert (whole / "tokenizer.json").exists()
+    assert not list(whole.rglob("training_args.bin"))
+    assert not list(whole.glob(".*"))
+
+
+def test_the_saved_adapter_loads_with_peft_and_gives_the_same_loss(whole):
+    from peft import PeftModel
+
+    from ft.kernels import cross_entropy
+    from ft.score import evaluate
+
+    model = PeftModel.from_pretrained(tiny.build("gemma3_text"), str(whole))
+    cross_entropy.install(model.get_base_model())
+    found = evaluate.loss(model, toy.examples(6, seed=1), packing=True, pad=0)
+    assert found == pytest.approx(lines(whole, "eval_loss")[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"padded": True}, {"batch": 1, "accumulate": 4}, {"batch": 2, "accumulate": 2}]
+    + [{"checkpointing": True}],
+    ids=["padded", "1x4", "2x2", "checkpointing"],
+)
+def test_layout_accumulation_and_checkpointing_change_no_loss(changed, tmp_path):
+    # a padded batch is ordered by length: with one batch an epoch it holds the same examples
+    same = {"batch": 24, "epochs": 4} if "padded" in changed else {}
+    toy.go(tmp_path / "a", **same)
+    toy.go(tmp_path / "b", **(same | changed))
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert lines(tmp_path / "b", key) == pytest.approx(lines(tmp_path / "a", key), rel=1e-4)
+
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
+
+
+def spawn(
+    out: Path, *flags: str, launch: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen:
+    command = [sys.executable, *launch, str(Path(toy.__file__)), "--out", str(out), *flags]
+    tests = str(Path(toy.__file__).parent)
+    environment = os.environ | {"PYTHONPATH": tests, "PYTHONWARNINGS": "ignore"} | variables
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    return out
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_killed_and_resumed_is_bit_identical_to_uninterrupted(number, whole, tmp_path):
+    out = tmp_path / "run"
+    process = spawn(out)
+    wait_for(out / "checkpoint-4", process)
+    time.sleep(torch.rand(()).item() * 0.1)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=300)
+    if number == signal.SIGTERM:
+        assert process.returncode == 143, said
+        assert "go on with --resume last" in said
+    assert not (out / ADAPTER).exists()
+    assert "Resumed after step" in finish(spawn(out, "--resume", "last"))
+    ours, theirs = load_file(out / ADAPTER), load_file(whole / ADAPTER)
+    assert ours.keys() == theirs.keys()
+    assert lines(out, "loss") == lines(whole, "loss")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines(out, "eval_loss") == lines(whole, "eval_loss")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One process, 21 examples in batches of 4: an epoch's last step has one."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    toy.go(folder, batch=4, rows=21, judge=True)
+    return folder
+
+
+@pytest.mark.parametrize("variables", [{}, FSDP], ids=["replicated", "sharded"])
+def test_two_processes_equal_one_also_when_stopped_and_resumed(variables, one, tmp_path):
+    flags = ("--batch", "2", "--rows", "21", "--dropout", "0", "--judge", "--interrupt", "6")
+    said = finish(spawn(tmp_path / "two", *flags, launch=TWO, **variables))
+    assert said.count("stopped by SIGTERM; go on with --resume last") == 1
+    assert said.count("Resumed after step 7") == 1
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert lines(tmp_path / "two", key) == pytest.approx(lines(one, key), rel=1e-4), key
+    assert lines(tmp_path / "two", "tokens")[:7] == lines(one, "tokens")[:7]
+    sharded = (tmp_path / "two" / "checkpoint-12" / "pytorch_model_fsdp.bin").exists()
+    assert sharded == bool(variables)
+    ours, theirs = load_file(tmp_path / "two" / ADAPTER), load_file(one / ADAPTER)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    ours, theirs = (run.read(folder)["judged"] for folder in (tmp_path / "two", one))
+    assert ours["samples"] == theirs["samples"]
+    for system in ("base", "tuned"):
+        assert ours[system]["loss"] == pytest.approx(theirs[system]["loss"], rel=1e-5)
+
+
+def test_sharded_processes_train_and_save_all_parameters_like_one(tmp_path):
+    toy.go(tmp_path / "one", batch=4, full=True, rate=1e-3)
+    flags = ("--batch", "2", "--full", "--rate", "1e-3")
+    finish(spawn(tmp_path / "two", *flags, launch=TWO, **FSDP))
+    for key in ("loss", "grad_norm", "eval_loss"):
+        one, two = lines(tmp_path / "one", key), lines(tmp_path / "two", key)
+        assert two == pytest.approx(one, rel=1e-4), key
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert two.keys() == one.keys()
+    assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
+
+
+def test_all_parameters_stopped_and_resumed_are_bit_identical_to_uninterrupted(tmp_path):
+    toy.go(tmp_path / "whole", full=True, rate=1e-3)
+    stopped = spawn(tmp_path / "stopped", "--full", "--rate", "1e-3", "--interrupt", "6")
+    assert "Resumed after step 7" in finish(stopped)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert lines(stopped, "loss") == lines(whole, "loss")
+    assert lines(stopped, "eval_loss") == lines(whole, "eval_loss")
+    ours, theirs = (load_file(place / "model.safetensors") for place in (stopped, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_older_version_of_fsdp_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP version 1 keeps no parameter as a matrix"):
+        toy.go(tmp_path / "run")
+
+
+def test_another_number_of_processes_does_not_resume(whole, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="processes: 1 -> 2"):
+        toy.go(whole, resume="last", dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--data-seed", "3"], "data: 0 -> 3"), (["--rate", "0.5"], "learning_rate: 0.01 -> 0.5")],
+)
+def test_a_resume_with_something_else_names_it(flags, named, whole):
+    key, value = flags[0][2:].replace("-", "_"), float(flags[1])
+    before = (whole / run.RECORD).read_bytes()
+    with pytest.raises(UserError, match="was made with something else") as error:
+        toy.go(whole, resume="last", dropout=0.1, **{key: int(value) if value > 1 else value})
+    assert named in str(error.value)
+    assert (whole / run.RECORD).read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_says_so(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="no complete checkpoint; start without --resume"):
+        toy.go(tmp_path / "run", resume="last")
+    with pytest.raises(UserError, match="nowhere: not a complete checkpoint"):
+        toy.go(tmp_path / "run", resume=str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_not_one(tmp_path):
+    from ft.train.trainer import STATE, checkpoints
+
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / STATE).write_text("{}")
+    (tmp_path / ".staging" / "checkpoint-4").mkdir(parents=True)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_advice(tmp_path):
+    with pytest.raises(UserError, match=r"loss became nan at step \d+.*--learning-rate"):
+        toy.go(tmp_path / "run", rate=1e18, max_grad_norm=1e30)
+    assert not (tmp_path / "run" / ADAPTER).exists()
+
+
+def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    import errno
+
+    from ft.train import trainer
+
+    saved = trainer.write_json
+
+    def full(path, value):
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        saved(path, value)
+
+    monkeypatch.setattr(trainer, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        toy.go(tmp_path / "run")
+    assert [p.name for p in trainer.checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "recurrent_gemma"])
+def test_other_generations_train(kind, tmp_path):
+    toy.go(tmp_path / "run", kind=kind, epochs=3)
+    losses = lines(tmp_path / "run", "loss")
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+def test_rates_are_of_training_alone(whole):
+    trained = json.loads((whole / run.RECORD).read_text())["training"]
+    tokens = sum(len(e["input_ids"]) for e in toy.examples(24)) * 2
+    assert trained["tokens_per_second"] == pytest.approx(tokens / trained["seconds"])
+    assert 0 < trained["mfu"] < 1
+    assert isinstance(train.Trained(**trained), train.Trained)
