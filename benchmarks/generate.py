@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers.environments import python_of
-from peers.process import Worker
-from peers.report import cpu_name
+from harness.environments import python_of
+from harness.process import Worker
+from harness.report import cpu_name
 
 from ft import config, data, models
 from ft.files import write_json
@@ -102,7 +102,9 @@ def main(c: Config) -> None:
             gguf.write_bytes(embedded._assemble(embedded._parts()))
             job = {"gguf": str(gguf), "ids": ids, "new_tokens": c.new_tokens, "threads": c.threads}
             job["output"] = str(Path(folder) / "llama")
-            worker = Worker("llama.cpp", python_of("llama"), "llama_decode.py", job, c.threads)
+            worker = Worker(
+                "llama.cpp", python_of("llama"), "peers/llama_decode.py", job, c.threads
+            )
             sides["llama.cpp, Q4_K_M"] = worker.step
         result["one"] = in_turn(sides, c.repeats)
         if worker:

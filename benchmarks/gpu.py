@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from peers.process import Worker, start
-from peers.random_model import shape_of
-from peers.report import cpu_name
+from harness.process import Worker, start
+from harness.random_model import shape_of
+from harness.report import cpu_name
 
 from ft import config
 from ft.errors import UserError
@@ -49,11 +49,11 @@ class Peer:
 
 
 PEERS = {
-    "ft": Peer("ft_recipe.py"),
-    "ft-checkpointing": Peer("ft_recipe.py", checkpointing=True),
-    "trl": Peer("trl_sft.py"),
-    "trl-bf16": Peer("trl_sft.py", "nf4, bf16"),
-    "unsloth": Peer("unsloth_sft.py"),
+    "ft": Peer("peers/ft_recipe.py"),
+    "ft-checkpointing": Peer("peers/ft_recipe.py", checkpointing=True),
+    "trl": Peer("peers/trl_sft.py"),
+    "trl-bf16": Peer("peers/trl_sft.py", "nf4, bf16"),
+    "unsloth": Peer("peers/unsloth_sft.py"),
 }
 # shape, rows, and a figure of ft's faster way, or how many times a peer's it is: at least
 GOALS = (
@@ -176,7 +176,7 @@ def train(c: Config, shape: str, peers: list[str], folder: Path) -> list[dict[st
         "alpha": c.lora_alpha,
         "output": str(place),
     }
-    if start(sys.executable, "gpu_prepare.py", task, c.threads, c.device).wait():
+    if start(sys.executable, "harness/gpu_prepare.py", task, c.threads, c.device).wait():
         raise UserError((place / "log.txt").read_text().strip().rpartition("error: ")[2])
     examples = {
         name: [json.loads(line) for line in (place / f"{name}.jsonl").read_text().splitlines()]

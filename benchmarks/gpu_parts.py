@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from generate import in_turn, ours, theirs, timed
-from peers.interleaved import measure
-from peers.random_model import build, save_tokenizer, shape_of
-from peers.report import cpu_name
+from harness.interleaved import measure
+from harness.random_model import build, save_tokenizer, shape_of
+from harness.report import cpu_name
 
 from ft import config
 from ft.errors import UserError

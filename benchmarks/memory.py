@@ -193,7 +193,7 @@ def accelerate_says(shape: Any) -> int:
 MAKE = """
 import shutil, sys
 import torch, transformers as hf
-from ft import embedded
+from ft.models import embedded
 from memory import SMALL, TINY
 size, kind, folder = sys.argv[1:]
 sizes = dict(SMALL if size == "small" else TINY)

@@ -22,10 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from peers.environments import python_of
-from peers.interleaved import measure as take_turns
-from peers.process import Worker, start
-from peers.report import cpu_name
+from harness.environments import python_of
+from harness.interleaved import measure as take_turns
+from harness.process import Worker, start
+from harness.report import cpu_name
 
 from ft import config
 from ft.errors import UserError
@@ -46,11 +46,11 @@ class Peer:
 
 
 PEERS = {
-    "ft": Peer("minigpt_ft.py"),
-    "eager": Peer("minigpt_eager.py"),
-    "keras-jax": Peer("minigpt_keras.py", "keras", "jax"),
-    "keras-torch": Peer("minigpt_keras.py", "keras", "torch"),
-    "gpt2-trainer": Peer("minigpt_trainer.py", "hf", same=False),
+    "ft": Peer("peers/minigpt_ft.py"),
+    "eager": Peer("peers/minigpt_eager.py"),
+    "keras-jax": Peer("peers/minigpt_keras.py", "keras", "jax"),
+    "keras-torch": Peer("peers/minigpt_keras.py", "keras", "torch"),
+    "gpt2-trainer": Peer("peers/minigpt_trainer.py", "hf", same=False),
 }
 LIMIT = "limit"  # beside the peers, the fp32 matrix products that bound them
 
@@ -132,7 +132,7 @@ def prepare(c: Config, folder: Path) -> dict[str, Any]:
     flags += ["--precision", c.precision]
     place = folder / "prepared"
     task = {"recipe": str(RECIPE), "flags": flags, "steps": c.steps + 1, "output": str(place)}
-    if start(sys.executable, "minigpt_prepare.py", task, c.threads).wait():
+    if start(sys.executable, "harness/minigpt_prepare.py", task, c.threads).wait():
         raise UserError((place / "log.txt").read_text().strip().rpartition("error: ")[2])
     return {
         "weights": str(place / "model" / "model.safetensors"),
@@ -151,7 +151,7 @@ def steps(c: Config, pythons: dict[str, str], job: dict[str, Any], folder: Path)
     found: dict[str, list[dict[str, Any]]] = {}
     try:
         for name in (*c.peers, LIMIT):
-            peer = PEERS.get(name, Peer("minigpt_limit.py"))
+            peer = PEERS.get(name, Peer("peers/minigpt_limit.py"))
             own = job | {"output": str(folder / name), "backend": peer.backend}
             python = pythons.get(name, sys.executable)
             workers.append(Worker(name, python, peer.script, own, c.threads))

@@ -30,9 +30,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from peers.interleaved import measure
-from peers.prepare import read_dolly, read_mtnt
-from peers.report import cpu_name
+from harness.interleaved import measure
+from harness.prepare import read_dolly, read_mtnt
+from harness.report import cpu_name
 
 from ft import config
 from ft.files import write_json

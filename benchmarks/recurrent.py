@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peers.interleaved import measure
-from peers.report import cpu_name
+from harness.interleaved import measure
+from harness.report import cpu_name
 
 from ft import config
 from ft.files import write_json

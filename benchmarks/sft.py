@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from peers.environments import python_of
-from peers.process import Worker, start
-from peers.report import cpu_name, flops, summary, table
+from harness.environments import python_of
+from harness.process import Worker, start
+from harness.report import cpu_name, flops, summary, table
 
 from ft import config
 from ft.errors import UserError
@@ -40,16 +40,16 @@ class Peer:
 
 
 PEERS = {
-    "ft": Peer("ft_recipe.py", None, "fp32"),
-    "ft-auto": Peer("ft_recipe.py", None, "auto"),
-    "trl": Peer("trl_sft.py", "hf", "auto"),
-    "trl-fp32": Peer("trl_sft.py", "hf", "fp32"),
-    "unsloth": Peer("unsloth_sft.py", "unsloth", "auto"),
-    "unsloth-fp32": Peer("unsloth_sft.py", "unsloth", "fp32"),
-    "trainer": Peer("transformers_trainer.py", "hf", "fp32"),
+    "ft": Peer("peers/ft_recipe.py", None, "fp32"),
+    "ft-auto": Peer("peers/ft_recipe.py", None, "auto"),
+    "trl": Peer("peers/trl_sft.py", "hf", "auto"),
+    "trl-fp32": Peer("peers/trl_sft.py", "hf", "fp32"),
+    "unsloth": Peer("peers/unsloth_sft.py", "unsloth", "auto"),
+    "unsloth-fp32": Peer("peers/unsloth_sft.py", "unsloth", "fp32"),
+    "trainer": Peer("peers/transformers_trainer.py", "hf", "fp32"),
 }
 LIMIT = "limit"  # beside the peers, the fp32 matrix products that bound them
-SCRIPTS = {name: peer.script for name, peer in PEERS.items()} | {LIMIT: "roofline.py"}
+SCRIPTS = {name: peer.script for name, peer in PEERS.items()} | {LIMIT: "peers/roofline.py"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def prepare(options: Config, folder: Path) -> dict[str, Any]:
         "alpha": options.lora_alpha,
         "output": str(place),
     }
-    if start(sys.executable, "prepare.py", task, options.threads).wait():
+    if start(sys.executable, "harness/prepare.py", task, options.threads).wait():
         raise UserError((place / "log.txt").read_text().strip().rpartition("error: ")[2])
     return {
         "model": str(model),

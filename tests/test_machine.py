@@ -7,8 +7,8 @@ import pytest
 
 GROWTH = """
 import torch
-from ft import environment
-environment.use_all_cores()
+from ft import machine
+machine.use_all_cores()
 
 def resident() -> int:
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(str(files("ft"))) / "sample"
+ROOT = Path(str(files("ft"))) / "data" / "sample"
 COUNTS = {"train": 300, "valid": 60, "test": 60}
 SPLITS = sorted(COUNTS)
 

@@ -280,7 +280,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path[:0] = {paths!r}
 def main():
     from support import tiny
-    from ft import corpus
+    from ft.data import corpus
     from ft.errors import exit_cleanly
     made = corpus.windows({sources!r}, tiny.tokenizer(), length=8, shuffle_buffer=0, seed=0, workers=2)
     with exit_cleanly():
@@ -294,9 +294,9 @@ if __name__ == "__main__":
 @pytest.fixture
 def reading(sources, tmp_path):
     """A process that reads without end, once it has begun."""
-    here = Path(__file__).parent
+    root = Path(__file__).parents[2]
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(paths=[str(here), str(here.parent)], sources=sources))
+    script.write_text(SCRIPT.format(paths=[str(root / "tests"), str(root)], sources=sources))
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

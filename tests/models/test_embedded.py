@@ -150,7 +150,7 @@ def test_finished_folder_needs_neither_the_package_nor_a_heavy_import(
     folder = embedded.folder()
     code = f"""if True:
         import sys
-        from ft import embedded
+        from ft.models import embedded
         embedded.SHA256, embedded.PACKAGE = {embedded.SHA256!r}, "none_such"
         print(embedded.folder())
         heavy = {{"torch", "transformers", "tokenizers", "numpy", "gguf", "filelock", "tqdm"}}
@@ -208,7 +208,7 @@ def test_two_processes_make_one_folder(package: SimpleNamespace, tmp_path: Path)
     code = f"""if True:
         import sys, time
         sys.path.insert(0, {str(package.site)!r})
-        from ft import embedded
+        from ft.models import embedded
         embedded.SHA256, embedded.PARTS = {embedded.SHA256!r}, {embedded.PARTS!r}
         build = embedded._build
         def slow(*arguments):

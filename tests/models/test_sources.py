@@ -112,7 +112,7 @@ def endpoint() -> Iterator[str]:
 def ask(names: list[str], home: Path, **environment: str) -> dict[str, str]:
     """What ``fetch`` says for each name, asked in a new process."""
     code = (
-        "import json, sys\nfrom ft import errors, sources\nanswers = {}\n"
+        "import json, sys\nfrom ft import errors\nfrom ft.models import sources\nanswers = {}\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        answers[name] = str(sources.fetch(name, weights=False))\n"
         "    except errors.UserError as error:\n        answers[name] = str(error)\n"

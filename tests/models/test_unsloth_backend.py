@@ -20,7 +20,8 @@ needs_unsloth = pytest.mark.skipif(
 )
 LOSS = """
 import json, sys
-from ft import lora, models
+from ft import models
+from ft.models import lora
 base = models.load(sys.argv[1], precision="fp32", backend=sys.argv[2])
 import torch
 torch.manual_seed(0)
@@ -74,7 +75,7 @@ def test_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_unsloth
 def test_late_import_is_noted() -> None:
-    code = "import transformers\nfrom ft import unsloth_backend\nprint(unsloth_backend.prepare())"
+    code = "import transformers\nfrom ft.models import unsloth_backend\nprint(unsloth_backend.prepare())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},

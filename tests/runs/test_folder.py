@@ -18,7 +18,7 @@ def start(folder, **options):
 def test_a_new_run_records_where_it_came_from(tmp_path):
     start(tmp_path / "run").note(extra=1)
     record = run.read(tmp_path / "run")
-    assert record["recipe"] == "test_run"
+    assert record["recipe"] == "test_folder"
     assert record["seed"] == 1
     assert record["extra"] == 1
     assert record["versions"]["torch"] == torch.__version__

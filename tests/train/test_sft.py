@@ -105,8 +105,9 @@ def spawn(
     out: Path, *flags: str, launch: tuple[str, ...] = (), **variables: str
 ) -> subprocess.Popen:
     command = [sys.executable, *launch, str(Path(toy.__file__)), "--out", str(out), *flags]
-    tests = str(Path(toy.__file__).parent)
-    environment = os.environ | {"PYTHONPATH": tests, "PYTHONWARNINGS": "ignore"} | variables
+    tests = Path(toy.__file__).parents[1]
+    path = os.pathsep.join(map(str, (tests, tests.parent)))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -10,12 +10,12 @@ from typing import Any
 from ft.errors import UserError
 from ft.files import write_json
 
-SCRIPTS = Path(__file__).resolve().parent
+HARNESS = Path(__file__).resolve().parent  # what scripts share lies here
 GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # several would share batches
 
 
 class Worker:
-    """A running script of this folder and the pipe to it."""
+    """A running script of `benchmarks` and the pipe to it."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Worker:
 def start(
     python: str, script: str, job: dict[str, Any], threads: int, device: str = "cpu"
 ) -> subprocess.Popen[str]:
-    """Start a script with its job as JSON: offline, and with no GPU (or, for ``cuda``, one).
+    """Start a script of `benchmarks`, such as ``peers/trl_sft.py``, with its job as JSON: offline, and with no GPU (or, for ``cuda``, one).
 
     OpenMP waits as it does for any user, spinning for some milliseconds: told to sleep at once, it
     slows steps of many small operations.
@@ -70,12 +70,13 @@ def start(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else GPU,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HARNESS), os.environ.get("PYTHONPATH")])),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     with (folder / "log.txt").open("w") as log:
         return subprocess.Popen(
-            [python, str(SCRIPTS / script), str(folder / "job.json")],
+            [python, str(HARNESS.parent / script), str(folder / "job.json")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
