@@ -231,9 +231,9 @@ def test_accumulation_changes_nothing_but_rounding(text, tmp_path):
 
 
 def test_a_budget_of_time_ends_the_run(text, tmp_path):
-    place = train(text, tmp_path / "run", max_minutes=0.002, max_steps=10**6)
+    place = train(text, tmp_path / "run", max_minutes=0.01, max_steps=10**6)
     training = folder.read(place)["training"]
-    assert training["seconds"] >= 0.12
+    assert training["seconds"] >= 0.6
     rates = [
         line["learning_rate"]
         for line in folder.read_lines(place / folder.METRICS)
