@@ -2,10 +2,15 @@
 
 import functools
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LOW = "_low_precision"  # of a parameter: its copy, and the version and address it was made from
+ALIGNED = 64  # numbers; a copy begins where a matrix product likes a matrix to begin
+WHOLE = ("cuda",)  # where base and update are one function, whose sums have another order
 
 
 def install(model: Any) -> None:
@@ -29,6 +34,61 @@ def install(model: Any) -> None:
             module.forward = types.MethodType(_forward, module)
 
 
+def refresh(model: Any) -> int:
+    """Copy the trained A and B into the base's dtype, once for all forward passes until they change.
+
+    Without it each layer and call casts them, two operations of some ten. To be called after every
+    optimizer step; the copies stay where they are in memory, so that a captured CUDA graph reads the
+    new values. A parameter that PyTorch knows to have changed since is cast as before, but its fused
+    optimizers do not tell. Returns the number of copies: none in fp32, and none where processes share
+    the parameters.
+    """
+    import torch
+
+    dtype = model.get_input_embeddings().weight.dtype
+    found = [p for m in model.modules() if "forward" in vars(m) for p in _trained(m)]
+    shared = any(p.dim() != 2 or hasattr(p, "full_tensor") for p in found)
+    if shared or not found or dtype == found[0].dtype:
+        return 0
+    if any(p.device != found[0].device for p in found):
+        return 0
+    held: list[Any] = [getattr(p, LOW, (None,))[0] for p in found]
+    if any(
+        low is None or (low.shape, low.dtype, low.device) != (p.shape, dtype, p.device)
+        for low, p in zip(held, found, strict=True)
+    ):
+        sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in found]
+        parts = torch.empty(sum(sizes), dtype=dtype, device=found[0].device).split(sizes)
+        held = [x[: p.numel()].view(p.shape) for x, p in zip(parts, found, strict=True)]
+    with torch.no_grad():
+        copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+        copy_all(held, found)
+    for low, parameter in zip(held, found, strict=True):
+        setattr(parameter, LOW, (low, parameter._version, parameter.data_ptr()))
+    return len(found)
+
+
+def release(model: Any) -> None:
+    """Forget the copies of ``refresh``: from now on each forward pass casts."""
+    for parameter in model.parameters():
+        vars(parameter).pop(LOW, None)
+
+
+def _trained(module: Any) -> "list[Tensor]":
+    """The A and B of a LoRA layer that train."""
+    parts = [getattr(module, name, None) for name in ("lora_A", "lora_B")]
+    layers = [layer for part in parts if part is not None for layer in part.values()]
+    return [layer.weight for layer in layers if layer.weight.requires_grad]
+
+
+def _cast(parameter: "Tensor", dtype: Any) -> "Tensor":
+    """The parameter in ``dtype``: its copy, where that is of what it is now."""
+    low, *made = getattr(parameter, LOW, (None,))
+    if low is None or low.dtype != dtype or made != [parameter._version, parameter.data_ptr()]:
+        return parameter.to(dtype)
+    return low
+
+
 def add_low_rank(result: "Tensor", x: "Tensor", a: "Tensor", b: "Tensor", scale: float) -> "Tensor":
     """``result + scale * x @ a.T @ b.T``, written into ``result``.
 
@@ -50,16 +110,42 @@ def _forward(self: Any, x: "Tensor", *args: Any, **kwargs: Any) -> "Tensor":
         or self.lora_B[names[0]].bias is not None
     ):
         return type(self).forward(self, x, *args, **kwargs)
-    name, result = names[0], self.base_layer(x)
+    name = names[0]
+    dropout, a, b = self.lora_dropout[name], self.lora_A[name].weight, self.lora_B[name].weight
+    if weight := _whole(self.base_layer, x, dropout):
+        bias = self.base_layer.bias
+        return _whole_function().apply(x, a, b, self.scaling[name], weight, bias)
+    result = self.base_layer(x)
     if result._is_view():  # of bitsandbytes' own function, which forbids writing into it
         result = result.clone()
-    return add_low_rank(
-        result,
-        self.lora_dropout[name](x),
-        self.lora_A[name].weight,
-        self.lora_B[name].weight,
-        self.scaling[name],
-    )
+    return add_low_rank(result, dropout(x), a, b, self.scaling[name])
+
+
+def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None":
+    """Where base and update can be one function, what gives the frozen weight in the dtype of x, [O, I]."""
+    import torch
+
+    if x.device.type not in WHOLE or not torch.is_grad_enabled():
+        return None
+    if dropout.training and type(dropout) is not torch.nn.Identity:
+        return None
+    if "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
+        return None
+    weight, bias = base.weight, base.bias
+    if weight.requires_grad or (bias is not None and (bias.requires_grad or bias.dtype != x.dtype)):
+        return None
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
+        return None
+    if type(base) is torch.nn.Linear:
+        return (lambda: weight) if weight.dtype == x.dtype else None
+    state = getattr(weight, "quant_state", None)
+    if type(base).__name__ != "Linear4bit" or state is None or base.compute_dtype != x.dtype:
+        return None
+    if tuple(state.shape) != (base.out_features, base.in_features):
+        return None
+    from bitsandbytes.functional import dequantize_4bit
+
+    return lambda: dequantize_4bit(weight.data, state).to(x.dtype)
 
 
 @functools.cache
@@ -69,7 +155,8 @@ def _function() -> Any:
     class LowRank(torch.autograd.Function):
         @staticmethod
         def forward(ctx, result, x, a, b, scale):  # noqa: ANN001, ANN205
-            x, low_a, low_b = x.to(result.dtype), a.to(result.dtype), b.to(result.dtype)
+            x, dtype = x.to(result.dtype), result.dtype
+            low_a, low_b = _cast(a, dtype), _cast(b, dtype)
             flat = x.reshape(-1, x.shape[-1])
             low = flat @ low_a.T  # [N, R]
             result.view(-1, result.shape[-1]).addmm_(low, low_b.T, alpha=scale)
@@ -93,3 +180,38 @@ def _function() -> Any:
             return grad, d_x, d_a, d_b, None
 
     return LowRank
+
+
+@functools.cache
+def _whole_function() -> Any:
+    """Base and update at once: one gradient of x, and nothing of bitsandbytes' own bookkeeping."""
+    import torch
+
+    class Adapted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, a, b, scale, weight, bias):  # noqa: ANN001, ANN205
+            flat, low_a, low_b = x.reshape(-1, x.shape[-1]), _cast(a, x.dtype), _cast(b, x.dtype)
+            result = torch.nn.functional.linear(x, weight(), bias)
+            low = flat @ low_a.T  # [N, R]
+            result.view(-1, result.shape[-1]).addmm_(low, low_b.T, alpha=scale)
+            ctx.save_for_backward(flat, low, low_a, low_b)
+            ctx.scale, ctx.weight = scale, weight
+            ctx.dtypes, ctx.shape = (a.dtype, b.dtype), x.shape
+            return result
+
+        @staticmethod
+        def backward(ctx, *grads):  # noqa: ANN001, ANN205
+            flat, low, a, b = ctx.saved_tensors
+            rows = grads[0].reshape(-1, grads[0].shape[-1])  # [N, O]
+            scaled = {"beta": 0, "alpha": ctx.scale}
+            through_b = torch.empty_like(low).addmm_(rows, b, **scaled)  # [N, R]
+            d_x = d_a = d_b = None
+            if ctx.needs_input_grad[0]:
+                d_x = (rows @ ctx.weight()).addmm_(through_b, a).view(ctx.shape)
+            if ctx.needs_input_grad[1]:
+                d_a = (through_b.T @ flat).to(ctx.dtypes[0])
+            if ctx.needs_input_grad[2]:
+                d_b = torch.empty_like(b).addmm_(rows.T, low, **scaled).to(ctx.dtypes[1])
+            return d_x, d_a, d_b, None, None, None
+
+    return Adapted

@@ -1,11 +1,13 @@
 """Our LoRA layer computes what PEFT's does, gradients included, and leaves to PEFT what it does not know."""
 
+import collections
 import copy
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft.kernels import lora_linear
 
@@ -97,3 +99,121 @@ def test_a_deep_copy_uses_its_own_weights():
             torch.nn.init.zeros_(parameter)
     ids = torch.arange(3, 15)[None]
     assert (ours(input_ids=ids).logits - other(input_ids=ids).logits).abs().max() > 1e-3
+
+
+def counted(model, ids):
+    """Operations of a forward and a backward pass by name."""
+    names = collections.Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names[function.overloadpacket.__name__] += 1
+            return function(*args, **kwargs or {})
+
+    with Counting(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids).logits.float().square().mean().backward()
+    return names
+
+
+def half_precision(kind="gemma2", **options):
+    """A tiny Gemma in bf16 with a LoRA adapter in fp32."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    model = get_peft_model(tiny.build(kind).to(torch.bfloat16), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter.data.float()) * 0.1
+    lora_linear.install(model)
+    return model
+
+
+def test_with_copies_no_forward_casts_and_all_numbers_are_the_same_bits():
+    model, ids = half_precision(), torch.arange(3, 15)[None]
+    layers = sum(hasattr(module, "lora_A") for module in model.modules())
+
+    def gradients():
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+        return torch.cat([g.flatten() for g in found])
+
+    before, plain = counted(model, ids), gradients()
+    assert lora_linear.refresh(model) == 2 * layers
+    after, found = counted(model, ids), gradients()
+    assert torch.equal(found, plain)
+    assert before["_to_copy"] - after["_to_copy"] == 2 * layers
+    assert sum(after.values()) <= sum(before.values()) - 2 * layers
+    lora_linear.release(model)
+    assert counted(model, ids)["_to_copy"] == before["_to_copy"]
+
+
+def test_copies_follow_the_parameters_and_stay_where_they_are():
+    model, ids = half_precision(), torch.arange(3, 15)[None]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    lora_linear.refresh(model)
+    first = next(p for p in model.parameters() if p.requires_grad)
+    place = getattr(first, lora_linear.LOW)[0].data_ptr()
+    for _ in range(2):
+        counted(model, ids)
+        optimizer.step()
+        lora_linear.refresh(model)
+        with torch.no_grad():
+            found = model(input_ids=ids).logits
+            lora_linear.release(other := copy.deepcopy(model))
+            assert torch.equal(other(input_ids=ids).logits, found)
+    assert getattr(first, lora_linear.LOW)[0].data_ptr() == place
+    state = {
+        name: torch.zeros_like(x) for name, x in model.state_dict().items() if "lora_B" in name
+    }
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)  # without a refresh
+        zeroed = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert torch.equal(zeroed, model(input_ids=ids).logits)
+
+
+def test_fp32_needs_no_copies():
+    _, ours = adapted()
+    assert lora_linear.refresh(ours) == 0
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["linear", "4-bit"])
+def test_base_and_update_as_one_function_compute_the_same(quantized, monkeypatch):
+    """Equal up to the order of sums in fp32, without the operations of two functions."""
+    import bitsandbytes
+
+    torch.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Linear(64, 128, bias=not quantized))
+    if quantized:
+        layer = bitsandbytes.nn.Linear4bit(
+            64, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+        )
+        layer.load_state_dict(ours[0].state_dict())
+        ours = torch.nn.Sequential(layer.to("cpu"))
+    model = get_peft_model(ours, LoraConfig(r=4, lora_alpha=12, target_modules=["0"]))
+    torch.nn.init.normal_(model.base_model.model[0].lora_B["default"].weight)
+    lora_linear.install(model)
+    x, gradient = torch.randn(2, 7, 64), torch.randn(2, 7, 128)
+
+    def results():
+        leaf = x.clone().requires_grad_()
+        out = model(leaf)
+        leaves = [leaf, *(p for p in model.parameters() if p.requires_grad)]
+        return out.grad_fn.name(), [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+    apart, expected = results()
+    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    whole, found = results()
+    assert "Adapted" in whole
+    assert "Adapted" not in apart
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"]
+)
+def test_what_is_more_than_plain_lora_is_not_one_function(options, monkeypatch):
+    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    _, ours = adapted(**options)
+    monkeypatch.setattr(lora_linear, "_whole_function", None)  # its use would be an error
+    step(ours.train())
