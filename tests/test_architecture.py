@@ -35,7 +35,7 @@ TURNS = {
     "ft.memory": {"ft.models.full", "ft.models.precision", "ft.train.optim"},
     "ft.models.vision": {"ft.generate.draft"},
     "ft.models.description": {"ft.runs.card_header"},
-    "ft.plan.parts": {"ft.kernels.cross_entropy"},
+    "ft.plan.parts": {"ft.kernels.cross_entropy", "ft.kernels.fused_head"},
     "ft.text.tokens": {"ft.kernels.recurrent"},
     "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
 }
@@ -46,6 +46,7 @@ HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyar
 # subclasses of TRL's and transformers' classes, imported where they are needed
 OPEN = {"ft.train.trainer", "ft.train.journal", "ft.rewards.trl_trainers", "ft.minigpt"}
 OPEN |= {"ft.minigpt_config"}
+OPEN |= {"ft.kernels.triton_ops"}  # Triton's decorators, imported on a GPU
 
 
 def name_of(path: Path) -> str:

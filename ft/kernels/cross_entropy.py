@@ -5,7 +5,7 @@ import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import attention
+from ft.kernels import attention, fused, fused_head
 from ft.text.tokens import IGNORE
 
 if TYPE_CHECKING:
@@ -26,13 +26,16 @@ def cross_entropy(
 ) -> "Float[Tensor, '']":
     """Summed cross-entropy of ``softcap * tanh(hidden @ weight.T / softcap)`` against ``targets``.
 
-    ``hidden`` and ``weight`` have one dtype, ``targets`` are token ids; the sum is in fp32.
+    ``hidden`` and ``weight`` have one dtype; ``targets`` are token ids, and a row whose target is
+    ``IGNORE`` adds neither loss nor gradient, so that callers can pad. The sum is in fp32.
 
     The logits [N, V] never exist at once: they are formed in tiles of rows, and because the loss is
     a sum, the gradient of a tile is known as soon as its logits are. So it is taken in the forward
     pass, and the backward pass only scales it: 4·V·D FLOPs a row where the weight is frozen, with
     no product recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy). On a CPU a
-    tile is worked through in pieces of the vocabulary.
+    tile is worked through in pieces of the vocabulary; on a GPU with Triton (``fused_head``) the logits
+    of a tile are one product, overwritten with their gradient. Logits are rounded to the dtype of
+    ``weight``, as transformers' are: in bf16 a row's loss is within max|logit| / 128 of the exact one.
     """
     return _function().apply(hidden, weight, targets, softcap).sum()
 
@@ -71,10 +74,13 @@ def supervised_score(
     import torch
 
     rows, targets = supervised(hidden, weight, labels)
+    if fused.usable(rows, weight):
+        losses, shares = fused_head.scores(rows, weight, targets, softcap)
+        return losses.sum(), shares.sum()
     total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
     for part in tiles(len(targets), len(weight)):
         pieces, losses, chosen, top, _ = _logits(rows[part], weight, targets[part], softcap)
-        best = (chosen == top).squeeze(1)
+        best = (chosen == top).squeeze(1) & (targets[part] != IGNORE)
         if best.any():
             same = torch.stack([(piece[best] == top[best]).sum(-1) for piece in pieces])
             correct += (1 / same.sum(0)).sum()
@@ -126,11 +132,13 @@ def _function() -> Any:
             needs_hidden, needs_weight = ctx.needs_input_grad[:2]
             d_hidden = torch.empty_like(hidden) if needs_hidden else None
             d_weight = torch.zeros_like(weight) if needs_weight else None
+            ctx.save_for_backward(d_hidden, d_weight)
+            if fused.usable(hidden, weight):
+                return fused_head.losses(hidden, weight, targets, softcap, d_hidden, d_weight)
             losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
             for part in tiles(len(targets), len(weight)):
                 into = None if d_hidden is None else d_hidden[part]
                 losses[part] = _tile(hidden[part], weight, targets[part], softcap, into, d_weight)
-            ctx.save_for_backward(d_hidden, d_weight)
             return losses
 
         @staticmethod
@@ -186,6 +194,8 @@ def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001
 def _logits(hidden, weight, targets, softcap):  # noqa: ANN001, ANN202
     """Logits after the cap in pieces of the vocabulary [n, ≤ PIECE], and of each row: the loss [n], the
     target's logit, the highest, and the logarithm of the sum of exponentials [n, 1]. All in fp32.
+
+    That logarithm is infinite where nothing is supervised: no probability, so no gradient.
     """
     import torch
 
@@ -205,7 +215,9 @@ def _logits(hidden, weight, targets, softcap):  # noqa: ANN001, ANN202
     highest, sums = torch.cat(tops, 1), torch.cat(sums, 1)
     top = highest.amax(-1, keepdim=True)
     lse = top + (sums * (highest - top).exp()).sum(-1, keepdim=True).log()
-    return pieces, (lse - chosen).squeeze(1), chosen, top, lse
+    ignored = (targets == IGNORE)[:, None]
+    losses = (lse - chosen).masked_fill_(ignored, 0).squeeze(1)
+    return pieces, losses, chosen, top, lse.masked_fill_(ignored, float("inf"))
 
 
 def _within(targets, words):  # noqa: ANN001, ANN202

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, nearest
 from ft.kernels import attention as by_example
-from ft.kernels import int8, nf4, recurrent
+from ft.kernels import fused, fused_layers, int8, nf4, recurrent
 from ft.models import precision as hardware
 from ft.models import unsloth_backend
 from ft.models.sources import fetch, published_name
@@ -134,6 +134,9 @@ def load(
     if on.device == "cpu" and attention == "sdpa":
         by_example.install(model)
         why += "; the examples of a packed row one by one"
+    if backend == "transformers" and fused.usable(model.get_input_embeddings().weight):
+        counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
+        notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
     if text_only and any(hasattr(model.base_model, tower) for tower in TOWERS):
         for tower in TOWERS:
             setattr(model.base_model, tower, None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ft.kernels import fused_head
 from ft.kernels.cross_entropy import PIECE, tiles
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
@@ -69,13 +70,21 @@ def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
 
 
 def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
-    """The tile of logits and what is made of it, and the hidden states that it is made from."""
+    """The tile of logits and what is made of it, and the hidden states that it is made from.
+
+    On a GPU the logits become their gradient in place; elsewhere that takes memory of its own.
+    """
     vocabulary = shape.vocab_size
+    copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
+    states = 3 * supervised * shape.hidden_size * mode.width
+    if device == "cuda":
+        parts = fused_head.tiles(supervised, vocabulary, mode.product)
+        most = max((tile.stop - tile.start for tile in parts), default=0)
+        return most * vocabulary * mode.product + copy + states
     rows = max(tile.stop - tile.start for tile in tiles(supervised, vocabulary))
     piece = 4 * rows * (min(PIECE, vocabulary) if device == "cpu" else vocabulary)
     peak = 4 * rows * vocabulary + piece * (2 if shape.softcap else 1)
-    copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
-    return peak + copy + 3 * supervised * shape.hidden_size * mode.width
+    return peak + copy + states
 
 
 def largest(shape: Shape, mode: Mode) -> int:

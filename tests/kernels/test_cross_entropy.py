@@ -204,3 +204,21 @@ def test_of_n_tokens_that_are_the_most_likely_each_counts_as_a_nth():
     hidden, weight = torch.ones(1, 3, 2), torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     _, correct = cross_entropy.supervised_score(hidden, weight, torch.tensor([[0, 1, 2]]))
     assert correct == 0.5
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_rows_that_are_not_supervised_add_nothing_so_that_rows_can_be_padded(softcap):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 4), torch.randn(50, 4)
+    targets = torch.randint(50, (7,))
+    targets[[0, 3]] = tokens.IGNORE
+    kept = targets != tokens.IGNORE
+    found = []
+    for h, t in ((hidden, targets), (hidden[kept], targets[kept])):
+        h, w = h.clone().requires_grad_(), weight.clone().requires_grad_()
+        value = cross_entropy.cross_entropy(h, w, t, softcap)
+        value.backward()
+        found.append((value.detach(), h.grad, w.grad))
+    assert not found[0][1][~kept].any()
+    torch.testing.assert_close((found[0][0], found[0][1][kept], found[0][2]), found[1])
+    assert not cross_entropy.token_losses(hidden, weight, targets, softcap)[~kept].any()

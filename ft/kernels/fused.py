@@ -1,0 +1,202 @@
+"""RMSNorm, GEGLU and rotary embedding, each one Triton kernel a direction in place of PyTorch's three to twelve.
+
+Every result has the dtype that PyTorch's has and is rounded where PyTorch's is, so that the two
+differ by the order of sums in fp32 alone. What the backward can compute again from its inputs is not kept.
+"""
+
+import functools
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARES = 256  # programs that sum a norm's weight gradient; each adds the rows of its own
+ELEMENTS = 1024  # of an elementwise kernel's program
+
+
+def usable(*tensors: "Tensor") -> bool:
+    """Whether the kernels can take these: 16- or 32-bit floats of one dtype on this process's GPU.
+
+    ``TRITON_INTERPRET=1``, Triton's own setting, runs them on a CPU.
+    """
+    import torch
+
+    first = tensors[0]
+    if not _has_triton() or first.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return False
+    if any(x.dtype != first.dtype or x.device != first.device for x in tensors):
+        return False
+    if first.is_cuda:
+        return first.device.index == torch.cuda.current_device()
+    return first.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def rms_norm(x: "Tensor", weight: "Tensor | None", eps: float, offset: float = 0.0) -> "Tensor":
+    """``x / sqrt(mean(x²) + eps) * (weight + offset)``, in fp32 and rounded once to the dtype of x.
+
+    x [..., D], weight [D]. Gemma 1 to 3 and RecurrentGemma have offset 1; without a weight nothing is scaled.
+    """
+    return _functions().norm.apply(x, weight, eps, offset)
+
+
+def geglu(gate: "Tensor", up: "Tensor") -> "Tensor":
+    """``gelu(gate) * up`` of one shape, with GELU's tanh approximation, which is rounded before the product."""
+    return _functions().geglu.apply(gate, up)
+
+
+def rotary(x: "Tensor", cos: "Tensor", sin: "Tensor") -> "Tensor":
+    """``x * cos + rotate_half(x) * sin`` of x [B, H, T, D] and cos and sin [B or 1, T, D].
+
+    The result lies in memory as [B, T, H, D], which the products around attention take.
+    """
+    return _functions().rotary.apply(x, cos, sin)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _warps(elements: int) -> int:
+    """Of a program with this many elements: 16 a thread, as far as 16 warps go."""
+    return min(16, max(1, elements // 512))
+
+
+def _dense(x: "Tensor") -> "Tensor":
+    """x with its rows one after the other in memory, whatever their order: itself, if they are so."""
+    if x.is_contiguous() or (x.dim() == 4 and x.transpose(1, 2).is_contiguous()):
+        return x
+    return x.contiguous()
+
+
+def _alike(x: "Tensor", like: "Tensor") -> "Tensor":
+    """x in the memory order of ``like``."""
+    import torch
+
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+@functools.cache
+def _functions() -> Any:
+    """The autograd functions, made at the first use: importing this module imports no PyTorch."""
+    import types
+
+    import torch
+    from torch.autograd.function import once_differentiable
+
+    class Norm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight, eps, offset):  # noqa: ANN001, ANN205
+            x = _dense(x)
+            ctx.save_for_backward(x, weight)
+            ctx.options = eps, offset
+            return _norm(x, weight, eps, offset)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):  # noqa: ANN001, ANN205
+            x, weight = ctx.saved_tensors
+            gradient = _alike(grads[0], x)
+            trained = weight is not None and ctx.needs_input_grad[1]
+            eps, offset = ctx.options
+            d_x, d_weight = _norm_backward(x, weight, gradient, eps, offset, trained)
+            return d_x, d_weight, None, None
+
+    class Geglu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, gate, up):  # noqa: ANN001, ANN205
+            gate, up = gate.contiguous(), up.contiguous()
+            ctx.save_for_backward(gate, up)
+            out = torch.empty_like(gate)
+            kernels, grid = _kernels(), (-(-gate.numel() // ELEMENTS),)
+            kernels.geglu_forward[grid](gate, up, out, gate.numel(), BLOCK=ELEMENTS, num_warps=4)
+            return out
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):  # noqa: ANN001, ANN205
+            gate, up = ctx.saved_tensors
+            d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+            tensors = gate, up, grads[0].contiguous(), d_gate, d_up
+            grid = (-(-gate.numel() // ELEMENTS),)
+            _kernels().geglu_backward[grid](*tensors, gate.numel(), BLOCK=ELEMENTS, num_warps=4)
+            return d_gate, d_up
+
+    class Rotary(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, cos, sin):  # noqa: ANN001, ANN205
+            ctx.save_for_backward(cos, sin)
+            return _rotate(x, cos, sin, backward=False)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *grads):  # noqa: ANN001, ANN205
+            return _rotate(grads[0], *ctx.saved_tensors, backward=True), None, None
+
+    return types.SimpleNamespace(norm=Norm, geglu=Geglu, rotary=Rotary)
+
+
+def _kernels() -> Any:
+    from ft.kernels import triton_ops
+
+    return triton_ops
+
+
+def _norm_shape(width: int) -> dict[str, int]:
+    block = 1 << (width - 1).bit_length()
+    rows = max(1, ELEMENTS // block)  # heads are narrow: several to a program
+    return {"ROWS": rows, "BLOCK": block, "num_warps": _warps(rows * block)}
+
+
+def _norm(x: "Tensor", weight: "Tensor | None", eps: float, offset: float) -> "Tensor":
+    import torch
+
+    width = x.shape[-1]
+    rows, shape, out = x.numel() // width, _norm_shape(width), torch.empty_like(x)
+    scaled: dict[str, Any] = {"OFFSET": offset, "SCALED": weight is not None}
+    grid = (-(-rows // shape["ROWS"]),)
+    tensors = x, x if weight is None else weight, out
+    _kernels().norm_forward[grid](*tensors, rows, width, eps, **scaled, **shape)
+    return out
+
+
+def _norm_backward(
+    x: "Tensor",
+    weight: "Tensor | None",
+    gradient: "Tensor",
+    eps: float,
+    offset: float,
+    trained: bool,
+) -> "tuple[Tensor, Tensor | None]":
+    import torch
+
+    width = x.shape[-1]
+    rows, shape, d_x = x.numel() // width, _norm_shape(width), torch.empty_like(x)
+    each = shape["ROWS"]
+    if trained:
+        each *= max(1, -(-rows // (each * SHARES)))
+    programs = -(-rows // each)
+    share = x.new_empty(programs, width, dtype=torch.float32) if trained else d_x
+    scaled: dict[str, Any] = {"OFFSET": offset, "SCALED": weight is not None, "TRAINED": trained}
+    tensors = x, x if weight is None else weight, gradient, d_x, share
+    _kernels().norm_backward[(programs,)](*tensors, rows, width, eps, each, **scaled, **shape)
+    if not trained or weight is None:
+        return d_x, None
+    return d_x, share.sum(0).to(weight.dtype)
+
+
+def _rotate(x: "Tensor", cos: "Tensor", sin: "Tensor", *, backward: bool) -> "Tensor":
+    x, cos, sin = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, cos, sin))
+    if cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    batch, heads, time, width = x.shape
+    out = x.new_empty(batch, time, heads, width).transpose(1, 2)
+    strides = [*x.stride()[:3], *out.stride()[:3], cos.stride(0) * (len(cos) > 1), cos.stride(1)]
+    block, padded = 1 << (width // 2 - 1).bit_length(), 1 << (heads - 1).bit_length()
+    options = {"BACKWARD": backward, "HEADS": padded, "BLOCK": block}
+    _kernels().rotate[(time, batch)](
+        x, out, cos, sin, *strides, heads, width // 2, **options, num_warps=_warps(padded * block)
+    )
+    return out

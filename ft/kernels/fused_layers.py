@@ -1,0 +1,100 @@
+"""The fused kernels put into a loaded Gemma: its norms, its gated MLPs, its rotary embedding."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ft.kernels import fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OFFSETS = {  # added to a norm's weight, by the name of its class
+    "GemmaRMSNorm": 1.0,
+    "Gemma2RMSNorm": 1.0,
+    "Gemma3RMSNorm": 1.0,
+    "RecurrentGemmaRMSNorm": 1.0,
+    "Gemma3nRMSNorm": 0.0,
+    "Gemma4RMSNorm": 0.0,
+    "Gemma4UnifiedRMSNorm": 0.0,
+}
+GATED = (
+    ("GemmaMLP", "Gemma2MLP", "Gemma3MLP", "Gemma3nTextMLP", "Gemma4TextMLP")
+    + ("Gemma4UnifiedTextMLP", "RecurrentGemmaMlp")
+)  # fmt: skip
+ROTARY = "apply_rotary_pos_emb"
+
+
+def install(model: Any) -> dict[str, int]:
+    """Let the decoder layers of a transformers Gemma use ``ft.kernels.fused`` where that is what they compute.
+
+    Returns how many norms, MLPs and rotary embeddings do. Only this model's modules change, and each
+    still answers as transformers wrote it what the kernels cannot take: another device, other
+    dtypes. Modules that something else has changed before are left alone.
+    """
+    found = {"norms": 0, "MLPs": 0, "rotary embeddings": 0}
+    for module in model.modules():
+        if "forward" in vars(module) or not type(module).__module__.startswith("transformers."):
+            continue
+        name, forward = type(module).__name__, type(module).forward
+        if name in OFFSETS:
+            module.forward = types.MethodType(_norm, module)
+            found["norms"] += 1
+        elif name in GATED and _is_geglu(module):
+            module.forward = types.MethodType(_mlp, module)
+            found["MLPs"] += 1
+        elif ROTARY in getattr(getattr(forward, "__code__", None), "co_names", ()):
+            module.forward = types.MethodType(_with_rotary(forward), module)
+            found["rotary embeddings"] += 1
+    return found
+
+
+def _norm(self: Any, x: "Tensor") -> "Tensor":
+    weight = getattr(self, "weight", None)
+    if not fused.usable(x) or (weight is not None and weight.device != x.device):
+        return type(self).forward(self, x)
+    return fused.rms_norm(x, weight, self.eps, OFFSETS[type(self).__name__])
+
+
+def _is_geglu(module: Any) -> bool:
+    """Whether an MLP's activation is GELU's tanh approximation and nothing comes between it and the product."""
+    config = module.config
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    return name == "gelu_pytorch_tanh" and not getattr(module, "activation_sparsity", 0)
+
+
+def _mlp(self: Any, x: "Tensor") -> "Tensor":
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    inner = fused.geglu(gate, up) if fused.usable(gate, up) else self.act_fn(gate) * up
+    return self.down_proj(inner)
+
+
+def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` of an attention layer with another rotary embedding: a copy that sees its own name for it.
+
+    The function is a global of transformers' module, where other models would see a change.
+    """
+    plain = forward.__globals__[ROTARY]
+    both = "k" in inspect.signature(plain).parameters  # Gemma 3n and 4 rotate one tensor a call
+
+    def one(x: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        fits = x.dim() == 4 and cos.dim() == 3 and x.shape[-1] == cos.shape[-1]
+        if not (fits and unsqueeze_dim in (1, 2) and fused.usable(x, cos, sin)):
+            return plain(x, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        if unsqueeze_dim == 1:
+            return fused.rotary(x, cos, sin)
+        return fused.rotary(x.transpose(1, 2), cos, sin).transpose(1, 2)
+
+    def two(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        fits = all(x.dim() == 4 and x.shape[-1] == cos.shape[-1] for x in (q, k))
+        if not (fits and cos.dim() == 3 and unsqueeze_dim == 1 and fused.usable(q, k, cos, sin)):
+            return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return fused.rotary(q, cos, sin), fused.rotary(k, cos, sin)
+
+    seen = {**forward.__globals__, ROTARY: two if both else one}
+    copy = types.FunctionType(
+        forward.__code__, seen, forward.__name__, forward.__defaults__, forward.__closure__
+    )
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
