@@ -1,0 +1,330 @@
+"""The fused kernels on a GPU against PyTorch's own operations, and the head against its bare products.
+
+Command   python benchmarks/gpu/kernels.py            DEV=cpu: tiny sizes, in Triton's interpreter
+Hardware  one GPU with bf16 and 20 GB
+Time      about 60 s (not run on a GPU yet)
+
+Each line: milliseconds of forward and backward, and the largest difference to fp64 relative to its norm.
+"""
+
+import functools
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GPU = os.environ.get("DEV", "cuda") == "cuda"
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+# in place of this folder, where libraries would find this file for the package `kernels`
+sys.path[:1] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from ft.kernels import cross_entropy, fused, fused_layers, lora_linear  # noqa: E402
+
+DEV = "cuda" if GPU else "cpu"
+HALF = torch.bfloat16
+CAP = 30.0
+Run = Callable[..., torch.Tensor]
+
+
+def sync() -> None:
+    torch.cuda.synchronize() if GPU else None
+
+
+def clock(run: Callable[[], Any]) -> float:
+    """Median milliseconds of ten, after three."""
+    times = []
+    for _ in range(13 if GPU else 1):
+        sync()
+        start = time.perf_counter()
+        run()
+        sync()
+        times.append(time.perf_counter() - start)
+    return 1e3 * sorted(times[3:] or times)[len(times[3:]) // 2]
+
+
+def graphed(run: Callable[[], Any]) -> float:
+    """Milliseconds of a replay: what the GPU takes without launches; none where a graph cannot hold it."""
+    if not GPU:
+        return clock(run)
+    try:
+        return clock(captured(run).replay)
+    except RuntimeError as error:
+        print(f"no graph: {str(error)[:200]}")
+        return float("nan")
+
+
+def captured(run: Callable[[], Any]) -> Any:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """GB above what is held."""
+    if not GPU:
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def both_ways(run: Run, inputs: list[torch.Tensor], gradient: torch.Tensor) -> list[torch.Tensor]:
+    out = run(*inputs)
+    wanted = [x for x in inputs if x.requires_grad]
+    return [out, *torch.autograd.grad(out, wanted, gradient.to(out.dtype))]
+
+
+def compared(name: str, ours: Run, plain: Run, inputs: list[torch.Tensor]) -> None:
+    """One line: our time, PyTorch's, and how far each is from fp64."""
+    gradient = torch.randn(ours(*inputs).shape, device=DEV, dtype=HALF)
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    truth = both_ways(plain, exact, gradient)
+    words = []
+    for label, run in (("fused", ours), ("PyTorch", plain)):
+        found = both_ways(run, inputs, gradient)
+        off = max(
+            ((f.double() - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True)
+        )
+        step = functools.partial(both_ways, run, inputs, gradient)
+        words.append(
+            f"{label} {clock(step):.3f} ms ({graphed(step):.3f} in a graph), off {off:.1e}"
+        )
+    print(f"{name}: {'; '.join(words)}", flush=True)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (wide * scale * (1.0 + weight.to(wide.dtype))).type_as(x)
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    low, high = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-high, low], -1) * sin[:, None]
+
+
+def elementwise() -> None:
+    new = functools.partial(torch.randn, device=DEV, dtype=HALF)
+    for rows in (571, 8192) if GPU else (3,):
+        width, inner, head = (2304, 9216, 256) if GPU else (48, 96, 16)
+        x, weight = new(1, rows, width, requires_grad=True), new(width)
+        ours: Run = lambda x, w: fused.rms_norm(x, w, 1e-6, 1.0)  # noqa: E731
+        compared(f"RMSNorm {rows} x {width}", ours, norm, [x, weight])
+        compared(
+            f"RMSNorm {rows} x {width}, trained", ours, norm, [x, new(width, requires_grad=True)]
+        )
+        heads = new(1, rows, 4, head).transpose(1, 2).requires_grad_()
+        compared(f"RMSNorm {rows} x 4 x {head}", ours, norm, [heads, new(head)])
+        pair = [new(1, rows, inner, requires_grad=True) for _ in range(2)]
+        plain: Run = lambda g, u: torch.nn.functional.gelu(g, approximate="tanh") * u  # noqa: E731
+        compared(f"GEGLU {rows} x {inner}", fused.geglu, plain, pair)
+        angle = torch.randn(1, rows, head, device=DEV)
+        inputs = [new(1, rows, 8, head).transpose(1, 2).requires_grad_()]
+        inputs += [angle.cos().to(HALF), angle.sin().to(HALF)]
+        compared(f"rotary {rows} x 8 x {head}", fused.rotary, rotated, inputs)
+
+
+def products(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    logits = hidden.new_empty(min(len(hidden), 2048), len(weight))
+    result = torch.empty_like(hidden)
+    for at in range(0, len(hidden), 2048):
+        part = hidden[at : at + 2048]
+        torch.mm(part, weight.T, out=logits[: len(part)])
+        torch.mm(logits[: len(part)], weight, out=result[at : at + 2048])
+
+
+def ours(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy.cross_entropy(hidden, weight, targets, CAP)
+
+
+def head() -> None:
+    width, vocabulary = (2304, 256_000) if GPU else (32, 1003)
+    weight = torch.randn(vocabulary, width, device=DEV, dtype=HALF) * width**-0.5
+    for rows in (8192, 640, 200) if GPU else (5,):
+        losses(rows, weight, {"ft": ours})
+    scored(weight, width)
+
+
+def peers() -> None:
+    """The head's losses of other projects, where they can be imported, at 8,192 rows."""
+    from gpu_parts import LOSSES
+
+    names = [name for name in LOSSES if name not in ("ft", "PyTorch")] * GPU
+    found: Any = {name: lambda *x, name=name: LOSSES[name]()(*x) for name in names}
+    weight = torch.randn(256_000 if GPU else 1003, 2304 if GPU else 32, device=DEV, dtype=HALF)
+    losses(8192 if GPU else 5, weight * weight.shape[1] ** -0.5, found)
+
+
+def losses(rows: int, weight: torch.Tensor, functions: dict[str, Run]) -> None:
+    """A line for each function: time beside the bare products', memory, distance from fp64 on 200 rows."""
+    hidden = torch.randn(rows, weight.shape[1], device=DEV, dtype=HALF, requires_grad=True)
+    targets = torch.randint(len(weight), (rows,), device=DEV)
+    wide = hidden[:200].detach().double().requires_grad_()
+    logits = CAP * torch.tanh(wide @ weight.double().T / CAP)
+    truth = torch.nn.functional.cross_entropy(logits, targets[:200], reduction="sum")
+    (slope,) = torch.autograd.grad(truth, wide)
+    del logits
+    bare = clock(lambda: products(hidden.detach(), weight))
+    print(f"head, {rows} rows, bare products: {bare:.2f} ms", flush=True)
+    for name, loss in functions.items():
+
+        def once(h=hidden, t=targets, loss=loss):  # noqa: ANN001, ANN202
+            value = loss(h, weight, t)
+            return value, torch.autograd.grad(value, h)[0]
+
+        try:
+            took, more = clock(once), peak(once)
+            value, found = once(hidden[:200].detach().requires_grad_(), targets[:200])
+        except Exception as error:
+            print(f"head, {rows} rows, {name}: FAILED {str(error)[:200]}", flush=True)
+            continue
+        off = ((found.double() - slope).norm() / slope.norm()).item()
+        line = f"{took:.2f} ms = {took / bare:.2f} x bare, {more:.2f} GB besides, loss off "
+        line += f"{abs(value.item() / truth.item() - 1):.1e}, gradient off {off:.1e}"
+        line += f"; {graphed(once):.2f} ms in a graph" if name == "ft" else ""
+        print(f"head, {rows} rows, {name}: {line}", flush=True)
+
+
+def scored(weight: torch.Tensor, width: int) -> None:
+    """The validation's loss, and its share of highest logits, against PyTorch's of full logits."""
+    hidden = torch.randn(1, 201 if GPU else 6, width, device=DEV, dtype=HALF)
+    logits = (hidden[0, :-1] @ weight.T).float()
+    labels = torch.nn.functional.pad(logits.argmax(-1), (1, 0))[None]
+    labels[:, ::2] = 7
+    total, correct = cross_entropy.supervised_score(hidden, weight, labels, CAP)
+    capped = CAP * torch.tanh(logits / CAP)
+    wanted = torch.nn.functional.cross_entropy(capped, labels[0, 1:], reduction="sum")
+    most = (labels[0, 1:] == logits.argmax(-1)).sum()
+    print(
+        f"scores: loss off {(total / wanted - 1).abs().item():.1e}; {correct:.1f} correct of {most}"
+    )
+
+
+def adapted(quantized: bool) -> torch.nn.Module:
+    import bitsandbytes
+    from peft import LoraConfig, get_peft_model
+
+    inputs, outputs = (2304, 9216) if GPU else (64, 128)
+    layer = torch.nn.Linear(inputs, outputs, bias=False).to(HALF)
+    if quantized:
+        plain = layer
+        four: Any = bitsandbytes.nn.Linear4bit  # pyright: ignore[reportPrivateImportUsage]
+        layer = four(inputs, outputs, bias=False, compute_dtype=HALF, quant_type="nf4")
+        layer.load_state_dict(plain.state_dict())
+    model: Any = get_peft_model(
+        torch.nn.Sequential(layer).to(DEV), LoraConfig(r=16, lora_alpha=32, target_modules=["0"])
+    )
+    torch.nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.02)
+    return model
+
+
+def layers() -> None:
+    """A LoRA layer as PEFT has it, with our low-rank function, and as one function."""
+    for quantized in (True, False):
+        torch.manual_seed(0)
+        model = adapted(quantized)
+        rows = 571 if GPU else 3
+        x = torch.randn(1, rows, 2304 if GPU else 64, device=DEV, dtype=HALF, requires_grad=True)
+        leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+        gradient, truth, words = torch.randn_like(model(x), dtype=HALF), None, []
+
+        def step(model=model, x=x, gradient=gradient, leaves=leaves):  # noqa: ANN001, ANN202
+            with torch.autocast(DEV, HALF):
+                out = model(x)
+            return [out, *torch.autograd.grad(out, leaves, gradient)]
+
+        for name in ("PEFT", "apart", "whole"):
+            if name == "apart":
+                lora_linear.install(model)
+            lora_linear.WHOLE = (DEV,) if name == "whole" else ()
+            found = [t.detach().double() for t in step()]
+            truth = truth or found
+            off = max(((f - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True))
+            words.append(
+                f"{name} {clock(step):.3f} ms ({graphed(step):.3f} in a graph), {off:.1e} from PEFT"
+            )
+        print(
+            f"LoRA on {'nf4' if quantized else 'bf16'}, {rows} rows: {'; '.join(words)}", flush=True
+        )
+
+
+def step() -> None:
+    """Kernels and milliseconds of a forward and a backward of Gemma 2 2B in bf16 with LoRA."""
+    from harness.random_model import build, shape_of
+    from peft import LoraConfig, get_peft_model
+
+    shape = shape_of("gemma-2-2b" if GPU else "tiny")
+    base: Any = build(shape, DEV)
+    base.set_attn_implementation("eager")
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(base, config)
+    cross_entropy.install(base)
+    lora_linear.install(model)
+    ids = torch.randint(5, shape.vocab_size, (1, 571 if GPU else 4), device=DEV)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+
+    def once() -> torch.Tensor:
+        with torch.autocast(DEV, HALF):
+            value = model(input_ids=ids, labels=ids)["loss"]
+        value.backward()
+        return value.detach()
+
+    kind_of: Any = torch.autograd.DeviceType  # pyright: ignore[reportPrivateImportUsage]
+    has_triton, kinds = fused._has_triton, [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] * GPU
+    for name in ("before", "fused"):
+        fused._has_triton = has_triton if name == "fused" else lambda: False
+        lora_linear.WHOLE = (DEV,) if name == "fused" else ()
+        if name == "fused":
+            print("fused kernels:", fused_layers.install(base))
+            print(f"{lora_linear.refresh(model)} copies of A and B")
+        model.zero_grad()
+        value = once()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
+        took = clock(once)
+        with torch.profiler.profile(activities=kinds) as profile:
+            once()
+            sync()
+        kind = kind_of.CUDA if GPU else kind_of.CPU
+        found: Any = profile.events()
+        events = [e for e in found if e.device_type == kind]
+        busy = sum(e.time_range.elapsed_us() for e in events) / 1e3
+        print(
+            f"step, {name}: {len(events)} kernels, busy {busy:.1f} ms, {took:.1f} ms in all; loss "
+            f"{value.item():.2f}, gradient norm {norm:.4f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    for part in (head, elementwise, layers, step, peers):
+        if len(sys.argv) > 1 and part.__name__ not in sys.argv[1:]:
+            continue
+        try:
+            part()
+        except Exception:
+            traceback.print_exc()
+            print(f"FAILED {part.__name__}", flush=True)
+        gc.collect()
+        if GPU:
+            torch.cuda.empty_cache()
+        print(f"({part.__name__}: {time.perf_counter() - start:.0f} s so far)", flush=True)
