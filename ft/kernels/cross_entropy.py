@@ -97,7 +97,10 @@ def softcap_of(config: Any) -> float | None:
 def install(model: Any) -> None:
     """Let a causal language model answer ``forward(..., labels=…)`` with ``supervised_loss``.
 
-    Without gradients it also answers ``correct``, as ``supervised_score`` counts.
+    Without gradients it also answers ``correct``, as ``supervised_score`` counts. Where the batch brings
+    ``supervised_at`` [S], places in the flat batch whose next token is supervised, and these tokens as
+    ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
+    ``example_lengths`` or ``example_offsets`` of a packed row.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
     their ``forward``. Without labels the model answers as before.
     """
@@ -107,17 +110,34 @@ def install(model: Any) -> None:
     softcap = softcap_of(model.config)
     trunk = model.model  # every Gemma's causal model is `model` and a head without bias
 
-    def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **kwargs: Any) -> Any:
-        if labels is None:
+    def forward(
+        self: Any,
+        *args: Any,
+        labels: "Tensor | None" = None,
+        supervised_at: "Tensor | None" = None,
+        targets: "Tensor | None" = None,
+        **kwargs: Any,
+    ) -> Any:
+        if labels is None and targets is None:
             return plain(*args, **kwargs)
-        if attention.installed(self) and kwargs.get("position_ids") is not None:
-            kwargs["example_lengths"] = attention.examples_of(kwargs["position_ids"])
+        positions = kwargs.get("position_ids")
+        if attention.installed(self) and positions is not None:
+            if {"example_lengths", "example_offsets"}.isdisjoint(kwargs):
+                kwargs["example_lengths"] = attention.examples_of(positions)  # waits for a GPU
+            if kwargs.get("example_lengths") or "example_offsets" in kwargs:
+                kwargs |= attention.no_mask(self, positions)
+        else:
+            for name in ("example_lengths", "example_offsets"):
+                kwargs.pop(name, None)
         hidden = trunk(*args, use_cache=False, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight
         if not torch.is_grad_enabled():
             total, correct = supervised_score(hidden, weight, labels, softcap)
             return {"loss": total, "correct": correct}
-        return {"loss": supervised_loss(hidden, weight, labels, softcap)}
+        if targets is None:
+            return {"loss": supervised_loss(hidden, weight, labels, softcap)}
+        rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
+        return {"loss": cross_entropy(rows, weight, targets, softcap)}
 
     model.forward = types.MethodType(forward, model)
 
@@ -170,6 +190,8 @@ def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001
     import torch
 
     pieces, losses, _, _, lse = _logits(hidden, weight, targets, softcap)
+    ignored = targets < 0
+    losses.masked_fill_(ignored, 0.0)
     if d_hidden is None and d_weight is None:
         return losses
     total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
@@ -178,7 +200,7 @@ def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001
         slope = None if softcap is None else 1 - (logits / softcap) ** 2
         probs = logits.sub_(lse).exp_()
         place, inside = _within(targets, words)
-        probs.scatter_add_(1, place, -inside.float())
+        probs.scatter_add_(1, place, -inside.float()).masked_fill_(ignored[:, None], 0.0)
         grad = (probs if slope is None else probs.mul_(slope)).to(weight.dtype)
         if d_hidden is not None and grad.dtype == total.dtype:
             total.addmm_(grad, weight[words])

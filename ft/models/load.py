@@ -131,9 +131,9 @@ def load(
         assert model.config.get_text_config()._attn_implementation == attention
     if kind == "recurrent_gemma":
         recurrent.install(model)
-    if on.device == "cpu" and attention == "sdpa":
+    if backend != "unsloth" and by_example.helps(on.device, attention, kind):
         by_example.install(model)
-        why += "; the examples of a packed row one by one"
+        why += "; " + by_example.describe(model, choice.compute, head)
     if backend == "transformers" and fused.usable(model.get_input_embeddings().weight):
         counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
         notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Attention = Literal["by_example", "sdpa", "masked", "eager"]
+Attention = Literal["by_example", "sdpa", "masked", "eager", "tiled"]
 
 
 @dataclass(eq=False)
@@ -190,7 +190,7 @@ class Tape:
         mode, kind = self.mode, self.mode.attention
         q, k, v = (self.cast(x, mode.product) for x in (q, k, v))
         # one key for all heads is expanded without a copy, except by repeat_interleave
-        masked = kind == "masked" or (kind != "eager" and 0 < window < self.longest)
+        masked = kind == "masked" or (kind not in ("eager", "tiled") and 0 < window < self.longest)
         copied = kind == "by_example" or (kv_heads > 1 and (masked or kind == "eager"))
         if heads > kv_heads and copied:
             k, v = (self._repeat(x, heads // kv_heads) for x in (k, v))

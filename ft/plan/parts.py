@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ft.kernels import fused_head
+from ft.kernels.attention import QUERIES, ROW
 from ft.kernels.cross_entropy import PIECE, tiles
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
@@ -67,6 +68,14 @@ def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
         return 0
     kinds = len(set(shape.layer_types) - {"recurrent"})
     return kinds * sum(n * n for n in seen) * (mode.product if mode.attention == "eager" else 1)
+
+
+def scores(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
+    """Scores that attention forms a piece at a time, and what is made of them, in float32."""
+    if mode.attention != "tiled":
+        return 0
+    longest = max(sum(seen) if sum(seen) <= ROW else 0, *seen)
+    return 4 * 4 * shape.num_attention_heads * min(QUERIES, longest) * longest
 
 
 def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:

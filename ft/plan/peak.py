@@ -134,11 +134,11 @@ def plan_of(
 
 
 def _attention(shape: Shape, device: str, packing: bool) -> Any:
-    if shape.family == "gemma2":
+    if shape.family == "gemma2" and (device == "cpu" or not packing):
         return "eager"
-    if packing:
-        return "by_example" if device == "cpu" else "masked"
-    return "sdpa"
+    if shape.family == "gemma2":
+        return "tiled"
+    return "by_example" if packing else "sdpa"
 
 
 def _plan(
@@ -185,6 +185,7 @@ def _plan(
     kept = always | {
         "activations": layers,
         "attention masks": parts.masks(shape, mode, seen),
+        "attention scores in flight": parts.scores(shape, mode, seen),
         "dequantised layer in flight": parts.largest(shape, mode),
         "fragmentation": int(scattered * whole),
     }

@@ -30,7 +30,8 @@ def of_examples(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
         piece = {key: value.to(device) for key, value in packed_row(chosen).items()}
         labels, options = piece.pop("labels"), dict[str, Any]()
         if attention.installed(model):
-            options["example_lengths"] = attention.examples_of(piece["position_ids"])
+            options["example_lengths"] = [lengths[i] for i in row]
+            options |= attention.no_mask(model, piece["position_ids"])
         hidden = trunk(**piece, use_cache=False, **options).last_hidden_state
         kept, targets = cross_entropy.supervised(hidden, weight, labels)
         counts = [sum(label != IGNORE for label in e["labels"][1:]) for e in chosen]

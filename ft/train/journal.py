@@ -99,6 +99,8 @@ class Journal(TrainerCallback):
 
     def signalled(self) -> int | None:
         """The signal that came, to whichever process: all agree, as it reaches each at another time."""
+        if self.trainer.accelerator.num_processes == 1:
+            return self.signal
         came = torch.tensor(int(self.signal is not None), device=self.trainer.args.device)
         if not self.trainer.accelerator.reduce(came).item():
             return None
@@ -122,14 +124,11 @@ class Journal(TrainerCallback):
 
     def _count(self) -> None:
         self.seconds += time.perf_counter() - self.since
-        counts = torch.tensor(
-            [
-                self.trainer.tokens_seen - self.before[0],
-                self.trainer.supervised_seen - self.before[1],
-            ],
-            device=self.trainer.args.device,
-        )
-        tokens, supervised = self.trainer.accelerator.reduce(counts).tolist()
+        tokens = self.trainer.tokens_seen - self.before[0]
+        supervised = self.trainer.supervised_seen - self.before[1]
+        if self.trainer.accelerator.num_processes > 1:
+            counts = torch.tensor([tokens, supervised], device=self.trainer.args.device)
+            tokens, supervised = self.trainer.accelerator.reduce(counts).tolist()
         self.tokens += tokens
         self.supervised += supervised
         self.flops += tokens * self.per_token + supervised * self.per_supervised

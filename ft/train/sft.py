@@ -12,6 +12,7 @@ from ft.machine import prepare_sharding, processes
 from ft.runs import checkpoints
 from ft.runs.folder import Run, adopt, say
 from ft.text.tokens import Example
+from ft.train import graphs
 from ft.train.optim import Name
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def sft(
     fingerprint: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
+    make_graph: Any = None,
 ) -> Trained:
     """Train the trainable parameters of ``model`` on encoded examples.
 
@@ -75,6 +77,7 @@ def sft(
     tokens, whatever the accumulation and the number of processes.
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
+    ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
     ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
@@ -111,7 +114,16 @@ def sft(
         max_steps=max_steps if max_steps is not None else -1,
         per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        **dict[str, Any]({recompute: gradient_checkpointing}),
+        **dict[str, Any](
+            {
+                recompute: gradient_checkpointing,
+                # to ask a GPU for its generator's state takes time, and is forbidden in a graph
+                f"{recompute}_kwargs": {
+                    "use_reentrant": False,
+                    "preserve_rng_state": _drops(model),
+                },
+            }
+        ),
         bf16=half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
         max_length=None,
         packing=False,  # TRL's own; ours happens in the collator, within one batch
@@ -127,6 +139,7 @@ def sft(
         report_to=report_to,
         seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
     )
@@ -143,6 +156,7 @@ def sft(
         fingerprint=fingerprint,
         callbacks=[journal, *callbacks],
         batch=batch,
+        make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
     )
     journal.attach(trainer)
     start = time.perf_counter()
@@ -164,6 +178,13 @@ def sft(
     adopt(run, made)
     summary = journal.summary() | {"peak_memory_bytes": memory.measured()}
     return Trained(trainer.state.global_step, wall, **summary)
+
+
+def _drops(model: Any) -> bool:
+    """Whether something in a model draws while it trains."""
+    import torch
+
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
 def deadline(seconds: float) -> Any:

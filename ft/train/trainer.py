@@ -1,9 +1,10 @@
 """TRL's SFTTrainer on our ids, labels, rows and loss; imports TRL at its top, so only `train` imports it."""
 
 import contextlib
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from ft.files import sync_dir, write_json
 from ft.kernels import cross_entropy
 from ft.runs.checkpoints import STATE
 from ft.runs.checkpoints import complete as checkpoints
+from ft.runs.folder import say
 from ft.text.order import Order, blank, is_blank
-from ft.text.tokens import IGNORE, Example, layout
-from ft.train import optim
+from ft.text.tokens import IGNORE, Example, layout, row_inputs
+from ft.train import graphs, optim
 
 RETRY = "Try a lower --learning-rate or --precision fp32."
 
@@ -49,8 +51,10 @@ class Trainer(SFTTrainer):
         fingerprint: dict[str, Any],
         callbacks: list[Any],
         batch: Callable[[Sequence[Example]], dict[str, torch.Tensor]] | None = None,
+        make_graph: Any = None,
     ) -> None:
         self.batch = batch
+        self.graphs: graphs.Graphs | None = None
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
@@ -79,6 +83,31 @@ class Trainer(SFTTrainer):
         cross_entropy.install(inner)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self.step_loss = torch.zeros((), device=args.device)
+        self.read_loss = 0.0
+        if make_graph:
+            self._use_graphs(make_graph)
+
+    def _use_graphs(self, make: Any) -> None:
+        """Run rows as CUDA graphs from the second of their size on, where that is possible."""
+        checkpointing = bool(getattr(self.model, "is_gradient_checkpointing", False)) or any(
+            getattr(self.args, name, False) is True
+            for name in ("activation_checkpointing", "gradient_checkpointing")
+        )
+        why = graphs.refusal(
+            self.model,
+            packing=self.packing and self.batch is None,
+            processes=self.accelerator.num_processes,
+            checkpointing=checkpointing,
+        )
+        if why:
+            say(f"CUDA graphs: off, as {why}")
+            return
+        say(
+            "CUDA graphs: each row is filled up to one of few sizes, and the second row of a size is "
+            "captured, as launching the kernels one by one takes longer than they do"
+        )
+        self.graphs = graphs.Graphs(self._run, self.model.parameters(), say, make=make)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
@@ -99,9 +128,21 @@ class Trainer(SFTTrainer):
         capacity = sum(self.order.lengths) if self.is_fsdp_enabled else self.row_length
         filled = [e for e in examples if not is_blank(e)] or examples[:1]
         if self.batch:
-            return {"rows": [self.batch(filled)]}
+            return {"rows": [self._row(self.batch(filled))]}
         rows = layout(filled, packing=self.packing, capacity=capacity, pad=self.pad)
-        return {"rows": rows}
+        return {"rows": [self._row(row) for row in rows]}
+
+    def _row(self, row: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """A row with its counts, taken here, where no GPU has to be waited for."""
+        counts = {
+            "tokens": row["input_ids"].numel(),
+            "supervised": int((row["labels"][:, 1:] != IGNORE).sum()),
+        }
+        inputs: dict[str, Any] = row
+        if self.packing and self.batch is None:
+            inputs = row_inputs(row, self.args.per_device_train_batch_size)
+            inputs = graphs.padded(inputs) if self.graphs else inputs
+        return counts | {"inputs": inputs}
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:
@@ -116,39 +157,61 @@ class Trainer(SFTTrainer):
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        rows = [row for batch in batch_samples for row in batch["rows"]]
-        count = (
-            torch.stack([(row["labels"][:, 1:] != IGNORE).sum() for row in rows]).sum().to(device)
-        )
-        return self.accelerator.reduce(count)
+        count = sum(row["supervised"] for batch in batch_samples for row in batch["rows"])
+        if self.accelerator.num_processes == 1:
+            return count
+        return self.accelerator.reduce(torch.tensor(count, device=device))
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch, row by row; gradients meet at the last row."""
         model.train()
-        rows: list[dict[str, torch.Tensor]] = self._prepare_inputs(inputs)["rows"]  # pyright: ignore[reportAssignmentType]
-        total = torch.zeros((), device=self.args.device)
+        rows: Any = self._prepare_inputs(inputs)["rows"]
+        self.step_loss.zero_()
         processes = self.accelerator.num_processes  # DDP averages what should be summed
         for at, row in enumerate(rows):
             last = at == len(rows) - 1
+            share = torch.full((), processes, device=self.args.device) / num_items_in_batch
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    share = model(**row)["loss"] * (processes / num_items_in_batch)
-                if not torch.isfinite(share):
-                    self._stop_not_finite(share)
-                self.accelerator.backward(share)
-            total += share.detach()
-            supervised = int((row["labels"][:, 1:] != IGNORE).sum())
-            self.tokens_seen += row["input_ids"].numel() if supervised else 0
-            self.supervised_seen += supervised
-        return total
+                (self.graphs or self._run)(row["inputs"] | {"share": share})
+            self.tokens_seen += row["tokens"] if row["supervised"] else 0
+            self.supervised_seen += row["supervised"]
+        return self.step_loss.clone()
 
-    def _stop_not_finite(self, value: torch.Tensor) -> None:
-        raise UserError(
-            f"the loss became {value.item()} at step {self.state.global_step + 1}; the last complete "
-            f"checkpoint is untouched. {RETRY} `ft show` shows the data."
-        )
+    def _run(self, inputs: Mapping[str, Any]) -> None:
+        """Forward and backward of one row, without a look at any value."""
+        with self.compute_loss_context_manager():
+            given = {name: x for name, x in inputs.items() if name != "share"}
+            part = self.model_wrapped(**given)["loss"] * inputs["share"]
+        self.accelerator.backward(part)
+        self.step_loss += part.detach()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Loss and gradient norm of the step as numbers, before any weight changes by them.
+
+        The one time in a step that the processor waits for a GPU: what is not finite must stop the run
+        here, and the log wants both. Raises ``UserError`` for that.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+        both = torch.stack([self._tr_loss, norm.to(self._tr_loss)])
+        self.read_loss, found = both.tolist()
+        for name, value in (("loss", self.read_loss), ("gradient", found)):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"the {name} became {value} at step {self.state.global_step + 1}; the last "
+                    f"complete checkpoint is untouched. {RETRY} `ft show` shows the data."
+                )
+        return found
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Log the loss that was read already."""
+        if self.accelerator.num_processes == 1:
+            tr_loss.zero_()
+            tr_loss = torch.tensor(self.read_loss)
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counted by ft.models.speed, which knows what is frozen and what is supervised

@@ -54,7 +54,7 @@ def test_other_batches_go_through_sdpa_as_before(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_with_a_cache_equals_sdpa(kind):
-    """Left-padded rows, some steps beyond the sliding window of 8."""
+    """Left-padded rows, some steps beyond the sliding window of 8; eager where scores have a soft cap."""
     from transformers import DynamicCache
 
     model = tiny.build(kind)
@@ -82,6 +82,54 @@ def test_decoding_with_a_cache_equals_sdpa(kind):
             mask = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
         found.append(torch.stack(logits))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["lengths", "offsets"])
+@pytest.mark.parametrize("queries", [512, 7])
+def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
+    known, queries, monkeypatch
+):
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    model = tiny.build("gemma2")
+    loss.install(model)
+    given = tokens.row_inputs(tokens.packed_row(ROW), 8)
+    given.pop("example_lengths" if not known else "example_offsets")
+    found = []
+    for tiled in (False, True):
+        if tiled:
+            attention.install(model)
+        model.zero_grad()
+        value = model(**given)["loss"] if tiled else model(**tokens.packed_row(ROW))["loss"]
+        value.backward()
+        found.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert model.config._attn_implementation == attention.CAPPED
+    for plain, ours in zip(*found, strict=True):
+        assert (plain - ours).norm() <= 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("window", [0, 4])
+def test_tiles_without_a_cap_are_sdpa(groups, window):
+    generator = torch.Generator().manual_seed(0)
+    lengths, size = [5, 9, 1], 8
+    offsets = torch.tensor([0, 5, 14, 15, 15], dtype=torch.int32)
+    made = [torch.randn(1, h, 15, size, generator=generator) for h in (2 * groups, 2, 2)]
+    found = []
+    for run in (
+        lambda *x: attention._one_by_one(*x, lengths, 0.0, size**-0.5, window),
+        lambda *x: attention.tiled(*x, lengths, None, size**-0.5, window),
+        lambda *x: attention.tiled(*x, None, offsets, size**-0.5, window),
+    ):
+        leaves = [x.clone().requires_grad_() for x in made]
+        out = run(*leaves)
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_flash_kernel_is_not_taken_where_there_is_none():
+    assert not attention.works(torch.device("cpu"), torch.bfloat16, 64)
 
 
 def test_a_padded_batch_is_no_packed_row():

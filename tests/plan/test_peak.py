@@ -143,11 +143,20 @@ def test_rows_of_many_lengths_keep_kernels_on_a_cpu_in_bf16():
         assert sum(many.values()) - sum(one.values()) == more
 
 
-def test_a_block_mask_costs_the_square_of_a_row_on_a_gpu_alone():
-    short, long = (planned(max_length=n, batch=1) for n in (512, 1024))
-    assert part(long, "attention masks") == 4 * part(short, "attention masks") > 0
+def test_a_packed_row_has_no_block_mask_but_where_attention_is_eager():
+    for name in ("google/gemma-2b", "google/gemma-2-2b"):
+        assert part(planned(name), "attention masks") == 0
     assert part(laptop(), "attention masks") == 0
-    assert part(planned("google/gemma-2-2b"), "attention masks") > 0  # its attention is eager
+    cpu = {"device": "cpu", "batch": 1}
+    eager, longer = (planned("google/gemma-2-2b", max_length=n, **cpu) for n in (256, 512))
+    assert part(longer, "attention masks") == 4 * part(eager, "attention masks") > 0
+
+
+def test_scores_with_a_soft_cap_grow_with_the_length_of_a_row_on_a_gpu():
+    short, long = (planned("google/gemma-2-2b", max_length=n, batch=1) for n in (2048, 4096))
+    name = "attention scores in flight"
+    assert part(long, name) == 2 * part(short, name) > 0
+    assert part(planned(), name) == 0
 
 
 def test_loading_is_the_peak_where_the_file_has_another_precision():

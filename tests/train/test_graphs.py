@@ -1,0 +1,265 @@
+"""Rows as graphs: the numbers of plain rows, whatever their size, in whatever order, on a stand-in for a GPU."""
+
+import pytest
+import tiny
+import torch
+import toy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ft.errors import UserError
+from ft.kernels import attention
+from ft.kernels import cross_entropy as loss
+from ft.models import lora
+from ft.runs import folder as run
+from ft.text import tokens
+from ft.train import graphs
+
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
+
+
+class Replayed:
+    """A graph as a GPU has it, but for time: capturing runs nothing, replaying runs everything."""
+
+    made: list["Replayed"] = []
+
+    def capture(self, work) -> None:
+        self.work, self.replays = work, 0
+        Replayed.made.append(self)
+
+    def replay(self) -> None:
+        self.work()
+        self.replays += 1
+
+    @staticmethod
+    def lack() -> str:
+        return ""
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: sizes and numbers that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in WAITS:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    monkeypatch.setattr(Replayed, "made", [])
+
+
+def inputs(examples: list, filled: bool = True) -> dict:
+    found = tokens.row_inputs(tokens.packed_row(examples), 8)
+    found = graphs.padded(found) if filled else found
+    return found | {"share": torch.tensor(1 / 50)}
+
+
+class Side:
+    """A tiny model with an adapter, its rows as graphs or plain."""
+
+    def __init__(self, kind: str, make=None, **options) -> None:
+        base = tiny.build(kind)
+        attention.install(base)
+        loss.install(base)
+        torch.manual_seed(0)
+        self.model = lora.attach(base, r=2, alpha=4)
+        for name, p in self.model.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(std=0.05)
+        self.loss, self.lines = torch.zeros(()), []
+        self.run = self.row
+        if make:
+            self.run = graphs.Graphs(
+                self.row, self.model.parameters(), self.lines.append, make=make, **options
+            )
+
+    def row(self, given) -> None:
+        given = dict(given)
+        share = given.pop("share")
+        part = self.model(**given)["loss"] * share
+        part.backward()
+        self.loss += part.detach()
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        named = self.model.named_parameters()
+        return {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 571, 640, 641, 1025, 5000])
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_size_is_the_next_of_few(n, steps):
+    size = graphs.bucket(n, steps)
+    assert n <= size <= max(graphs.LEAST * -(-n // graphs.LEAST), n * (1 + 1 / steps))
+    assert size % graphs.LEAST == 0
+    assert graphs.bucket(size, steps) == size
+
+
+def test_a_data_set_has_few_sizes():
+    sizes = {graphs.bucket(n, 4) for n in range(200, 2049)}
+    assert len(sizes) <= 16
+    more = [graphs.bucket(n, 4) / n for n in range(200, 2049)]
+    assert sum(more) / len(more) < 1.12
+
+
+def test_filling_up_adds_an_example_without_a_target():
+    rows = toy.examples(3)
+    plain, filled = inputs(rows, False), inputs(rows)
+    n, s = plain["input_ids"].shape[1], len(plain["targets"])
+    assert filled["input_ids"].shape[1] == graphs.bucket(n, 4)
+    assert len(filled["targets"]) == len(filled["supervised_at"]) == graphs.bucket(s, 2)
+    for name in ("input_ids", "position_ids"):
+        assert torch.equal(filled[name][:, :n], plain[name])
+    assert torch.equal(filled["targets"][:s], plain["targets"])
+    assert (filled["targets"][s:] == tokens.IGNORE).all()
+    assert filled["position_ids"][0, n:].tolist() == list(range(filled["input_ids"].shape[1] - n))
+    assert sum(filled["example_lengths"]) == filled["input_ids"].shape[1]
+    ends = torch.tensor([0, *filled["example_lengths"]]).cumsum(0)
+    assert filled["example_offsets"][: len(ends)].tolist() == ends.tolist()
+    assert (filled["example_offsets"][len(ends) :] == ends[-1]).all()
+    assert filled["example_offsets"].shape == plain["example_offsets"].shape
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_rows_as_graphs_have_the_loss_and_gradients_of_plain_rows(kind):
+    """Three steps of two rows; sizes recur, so that later rows are replayed."""
+    plain, graphed = Side(kind), Side(kind, Replayed)
+    for step in range(3):
+        rows = [toy.examples(n, seed=10 * step + n) for n in (2, 3)]
+        for side, filled in ((plain, False), (graphed, True)):
+            side.loss.zero_()
+            for examples in rows:
+                side.run(inputs(examples, filled))
+        assert torch.isclose(plain.loss, graphed.loss, rtol=1e-5)
+        want, got = plain.gradients(), graphed.gradients()
+        assert want.keys() == got.keys()
+        for name in want:
+            assert (got[name] - want[name]).norm() <= 1e-4 * want[name].norm() + 1e-7, name
+        for side in (plain, graphed):
+            side.model.zero_grad()
+    assert sum(g.replays for g in Replayed.made) >= 3
+
+
+def test_a_packed_row_waits_for_nothing():
+    """Forward and backward of a graph's inputs look at no value, so that a GPU could hold them."""
+    for kind in tiny.KINDS:
+        if kind in ("gemma4_moe", "gemma3n"):  # experts; and a quantile that is checked on the way
+            continue
+        side = Side(kind)
+        given = inputs(toy.examples(3))
+        del given["example_lengths"]
+        with Waits() as waits:
+            side.run(given)
+        assert waits.found == [], kind
+
+
+def test_a_rare_size_has_no_graph_and_there_is_a_bound():
+    side = Side("gemma", Replayed, most=1)
+    short, long = toy.examples(1, seed=3), toy.examples(8, seed=4)
+    for examples in (short, long, long, long, short, short):
+        side.run(inputs(examples))
+    assert [g.replays for g in Replayed.made] == [2]
+    assert side.lines == ["CUDA graphs: 1 sizes of rows have one, others run without"]
+
+
+@pytest.mark.parametrize("fault", ["capture", "lack"])
+def test_without_a_graph_the_run_goes_on_and_says_why(fault):
+    class Faulty(Replayed):
+        def capture(self, work) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    class Full(Replayed):
+        @staticmethod
+        def lack() -> str:
+            return "0.1 GiB are free"
+
+    plain, side = Side("gemma"), Side("gemma", {"capture": Faulty, "lack": Full}[fault])
+    for seed in range(4):
+        for one in (plain, side):
+            one.run(inputs(toy.examples(2, seed=seed)))
+    assert torch.isclose(plain.loss, side.loss)
+    assert len(side.lines) == 1
+    assert ("not permitted" in side.lines[0]) == (fault == "capture")
+    assert Replayed.made == []
+
+
+def lines(folder, key) -> list[float]:
+    return [line[key] for line in run.read_lines(folder / run.METRICS) if key in line]
+
+
+def test_a_run_with_graphs_learns_what_one_without_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "refusal", lambda *_, **__: "")
+    toy.go(tmp_path / "plain", accumulate=2)
+    toy.go(tmp_path / "graphs", accumulate=2, make_graph=Replayed)
+    assert sum(g.replays for g in Replayed.made) > 8
+    for key in ("loss", "grad_norm", "eval_loss"):
+        found = [lines(tmp_path / name, key) for name in ("plain", "graphs")]
+        assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_step_waits_for_a_gpu_once(tmp_path, monkeypatch):
+    """Loss and norm are read together, before the weights change; nothing else in a step looks at values."""
+    from ft.train import journal
+
+    waits, build, tolist = Waits(), tiny.build, torch.Tensor.tolist
+
+    def installed(kind):
+        model = build(kind)
+        attention.install(model)
+        return model
+
+    class Step(journal.TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            waits.found.append("begin")
+
+        def on_step_end(self, *_, **__) -> None:
+            waits.found.append("end")
+
+    monkeypatch.setattr(tiny, "build", installed)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.found.append("read") or tolist(x))
+    with waits:
+        toy.go(tmp_path / "run", epochs=1, callbacks=[Step()])
+    text = " ".join(waits.found)
+    steps = [part.partition(" end")[0].split() for part in text.split("begin")[1:]]
+    assert steps == [["read"]] * 6
+
+
+def test_refusals_name_what_is_in_the_way():
+    model = tiny.build("gemma3_text")
+    options = {"packing": True, "processes": 1, "checkpointing": False}
+    assert "lengths" in graphs.refusal(model, **options)
+    attention.install(model)
+    assert graphs.refusal(model, **options) == ""
+    assert "processes" in graphs.refusal(model, **{**options, "processes": 2})
+    assert "packed" in graphs.refusal(model, **{**options, "packing": False})
+    moe = tiny.build("gemma4_moe")
+    attention.install(moe)
+    assert "expert" in graphs.refusal(moe, **options)
+    dropped = lora.attach(model, r=2, alpha=4, dropout=0.1)
+    assert graphs.refusal(dropped, **options) == ""
+    assert "dropout" in graphs.refusal(dropped, **{**options, "checkpointing": True})
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path, monkeypatch):
+    from ft.train import trainer
+
+    seen = {}
+    plain = trainer.Trainer._get_grad_norm
+
+    def spoiled(self, model, grad_norm=None):
+        if self.state.global_step == 2:
+            seen["before"] = {n: p.detach().clone() for n, p in model.named_parameters()}
+            seen["model"] = model
+            self._tr_loss.fill_(float("nan"))
+        return plain(self, model, grad_norm)
+
+    monkeypatch.setattr(trainer.Trainer, "_get_grad_norm", spoiled)
+    with pytest.raises(UserError, match="loss became nan at step 3"):
+        toy.go(tmp_path / "run")
+    assert all(torch.equal(p, seen["before"][n]) for n, p in seen["model"].named_parameters())
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
