@@ -172,14 +172,15 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         if use_cache and cache is None:
             cache = DynamicCache(config=c)
         past = 0 if cache is None else cache.get_seq_length()
-        end = past + x.shape[1]
+        end, given = past + x.shape[1], position_ids  # of rows that begin at 0, sdpa needs no mask
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past:end]  # [B, T]
+            given = position_ids
         elif position_ids is None:
             position_ids = torch.arange(past, end, device=x.device)[None]  # [1, T]
         if end > (most := c.max_position_embeddings) and position_ids.max() >= most:
             raise UserError(f"{end} tokens are more than the model's {most} positions")
-        mask = create_causal_mask(c, x, attention_mask, cache, position_ids)
+        mask = create_causal_mask(c, x, attention_mask, cache, given)
         turn = None
         if c.rope:
             half = c.hidden_size // c.num_attention_heads // 2

@@ -83,9 +83,7 @@ class Config:
     learning_rate: float = 2e-4  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: float = 0.03  # share of the steps until the top
-    optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = (
-        "auto"  # auto: paged_adamw_8bit on a GPU, else adamw
-    )
+    optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw
     num_train_epochs: float = 1.0  # passes over the training rows
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: int = 8  # examples, not rows, in each process

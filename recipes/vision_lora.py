@@ -67,9 +67,7 @@ class Config:
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1  # share of the steps until the top
     adam_beta2: float = 0.98  # decay of AdamW's mean of squares: few steps need a short memory
-    optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = (
-        "auto"  # auto: paged_adamw_8bit on a GPU, else adamw
-    )
+    optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw
     num_train_epochs: float = 1.0  # passes over the training rows
     max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: int = 16  # examples in each process

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,6 +110,10 @@ def load(
         ": ", 1
     )
     path = fetch(name)
+    if precision == "auto" and on.device.startswith("cuda"):
+        import torch
+
+        choice = hardware.widen(choice, on, 2 * _numbers(path), torch.cuda.mem_get_info()[0])
     tokenizer = _tokenizer(path, name)
     with load_errors(name):
         if backend == "unsloth":
@@ -120,6 +125,8 @@ def load(
                 max_length=max_length or 2048,
             )
             attention, why = str(model.config._attn_implementation), "as Unsloth set it"
+            model.by_unsloth = True
+            notes.append("examples are padded: Unsloth's masks do not keep packed ones apart")
         else:
             # a tower keeps its own default: Gemma 4's for audio has no sdpa
             towers = config is not config.get_text_config()
@@ -157,6 +164,16 @@ def load(
         *notes,
     ]
     return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
+
+
+def _numbers(path: Path) -> int:
+    """How many numbers the weights in a folder are, by the headers of their files."""
+    total = 0
+    for file in path.glob("*.safetensors"):
+        with open(file, "rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        total += sum(math.prod(x["shape"]) for n, x in header.items() if n != "__metadata__")
+    return total
 
 
 def _from_transformers(

@@ -11,6 +11,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "nf4", "int8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
+ROOMY = 0.6  # share of a GPU's free memory that weights may take where they need not be 4-bit
+
+
 @dataclass(frozen=True)
 class Machine:
     """The device of this process and what it computes fast."""
@@ -90,6 +93,20 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, computes in {compute}")
     speed = "fast" if on.bf16 else "slow or absent"
     return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
+
+
+def widen(choice: Choice, on: Machine, weights: int, free: int) -> Choice:
+    """bf16 in place of a chosen nf4 on a GPU, where ``weights`` bytes in bf16 leave room.
+
+    4 bits have to be made 16 again in each product, and are less exact: they are for what does not fit.
+    """
+    gib, share = 2**30, weights / max(free, 1)
+    seen = f"weights of {weights / gib:.1f} GiB in bf16 take {share:.0%} of the {free / gib:.1f} GiB free"
+    if choice.precision != "nf4" or not on.bf16 or not on.device.startswith("cuda"):
+        return choice
+    if share <= ROOMY:
+        return Choice("bf16", "bfloat16", f"{seen} on {on.name}")
+    return Choice("nf4", choice.compute, f"{choice.reason}; {seen}")
 
 
 def choose_attention(

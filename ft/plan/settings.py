@@ -9,6 +9,7 @@ from ft.errors import UserError, nearest
 from ft.models import precision
 from ft.plan import layers, peak, shapes, tower
 from ft.plan.peak import GIB, Plan
+from ft.train.optim import choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
@@ -60,9 +61,7 @@ def of(
         raise UserError(
             "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
         )
-    optim = settings["optim"]
-    if optim == "auto":
-        optim = "paged_adamw_8bit" if device == "cuda" else "adamw"
+    optim = choose(settings["optim"])
     shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
     plan = peak.plan_of(
         shape,
@@ -100,8 +99,10 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     lengths = [len(example["input_ids"]) for example in encoded.examples]
     shown = sorted(len(example.get("image_files", ())) for example in encoded.examples)
     name = settings["model_name_or_path"]
+    known = {"model_name_or_path": name if name == "embedded" else str(base.path)}
+    known |= {"precision": base.precision} if settings["lora_r"] else {}
     return of(
-        {**settings, "model_name_or_path": name if name == "embedded" else str(base.path)},
+        {**settings, **known},
         device="cuda" if base.model.device.type == "cuda" else "cpu",
         bf16=precision.machine().bf16,
         lengths=lengths,

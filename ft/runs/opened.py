@@ -100,6 +100,8 @@ def load(
     from ft.models.load import load as load_base
 
     machine.use_all_cores()
+    if precision == "auto":  # the one that it was trained in
+        precision = run.record.get("model", {}).get("precision", precision)
     whole = tuned and run.whole
     name = str(run.folder) if whole else run.settings["model_name_or_path"]
     text = not (images or run.sees)

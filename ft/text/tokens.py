@@ -335,6 +335,9 @@ def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
 def packs_exactly(model: Any) -> bool:
     """Whether packed rows give the loss of separate examples.
 
-    transformers' RecurrentGemma looks across the border of two examples; ``models.load`` mends it.
+    transformers' RecurrentGemma looks across the border of two examples; ``models.load`` mends it. The
+    mask of Unsloth's Gemma 2 does not keep examples apart.
     """
+    if getattr(model, "by_unsloth", False):
+        return False
     return model.config.model_type != "recurrent_gemma" or recurrent.installed(model)

@@ -35,11 +35,11 @@ def check(name: str) -> list[str]:
 
 
 def choose(name: str) -> Name:
-    """``auto`` as the optimizer that fits the machine: states in pageable 8 bits on a CUDA GPU, else AdamW."""
-    import torch
+    """``auto`` as AdamW: the states of an adapter are small, and in 8 bits each step waits for them.
 
-    automatic = "paged_adamw_8bit" if torch.cuda.is_available() else "adamw"
-    return automatic if name == "auto" else name  # pyright: ignore[reportReturnType]
+    Where all parameters train, ``ft plan`` says which optimizer's states fit.
+    """
+    return "adamw" if name == "auto" else name  # pyright: ignore[reportReturnType]
 
 
 def no_decay(model: "nn.Module") -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,6 +144,12 @@ def sft(
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
     )
+    if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
+        say(
+            f"one of {args.n_gpu} GPUs is used; all of them: accelerate launch --num_processes "
+            f"{args.n_gpu} {' '.join(sys.argv)}"
+        )
+        args._n_gpu = 1
     journal = Journal(run, validate, eval_steps)
     trainer = Trainer(
         model=model,

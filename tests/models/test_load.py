@@ -260,3 +260,9 @@ def test_the_embedded_model_keeps_its_hub_name() -> None:
     ids = base.tokenizer("Roses are red, violets are", return_tensors="pt").input_ids
     best = logits(base.model, ids)[-1].argmax().item()
     assert base.tokenizer.decode(best) == " blue"
+
+
+def test_the_numbers_of_a_folder_are_those_of_its_parameters(tmp_path):
+    model = tiny.build("gemma3_text")
+    model.save_pretrained(tmp_path)
+    assert models._numbers(tmp_path) == sum(p.numel() for p in model.parameters())

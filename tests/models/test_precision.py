@@ -112,3 +112,17 @@ def test_flash_attention_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed .*pip install flash-attn"):
         choose_attention("flash_attention_2", "gemma", 256, AMPERE, "bfloat16")
+
+
+def test_weights_are_four_bits_only_where_they_would_not_fit() -> None:
+    from ft.models.precision import ROOMY, widen
+
+    automatic, free = choose_precision("auto", AMPERE), 10 * 2**30
+    roomy = widen(automatic, AMPERE, int(ROOMY * free), free)
+    tight = widen(automatic, AMPERE, int(ROOMY * free) + 2**20, free)
+    assert (roomy.precision, tight.precision) == ("bf16", "nf4")
+    assert roomy.compute == tight.compute == "bfloat16"
+    for choice in (roomy, tight):
+        assert "6.0 GiB in bf16" in choice.reason
+    assert widen(choose_precision("auto", TURING), TURING, 1, free).precision == "nf4"
+    assert widen(choose_precision("auto", OLD_CPU), OLD_CPU, 1, free).precision == "fp32"
