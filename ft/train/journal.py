@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
+from ft.kernels import lora_linear
 from ft.models import speed
 from ft.runs.folder import Run, is_main, say
 
@@ -54,6 +55,10 @@ class Journal(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.order.epoch = int(state.epoch or 0)
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        if refresh := getattr(lora_linear, "refresh", None):
+            refresh(self.trainer.model)  # copies of the adapter in the base's precision
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count()

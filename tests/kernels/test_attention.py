@@ -91,7 +91,7 @@ def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
 ):
     monkeypatch.setattr(attention, "QUERIES", queries)
     model = tiny.build("gemma2")
-    loss.install(model)
+    cross_entropy.install(model)
     given = tokens.row_inputs(tokens.packed_row(ROW), 8)
     given.pop("example_lengths" if not known else "example_offsets")
     found = []

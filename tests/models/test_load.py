@@ -14,6 +14,7 @@ from ft import models
 from ft.errors import UserError
 from ft.kernels import nf4
 from ft.models import precision
+from ft.models.load import _numbers
 
 Folder = Callable[..., str]
 IDS = torch.randint(6, 384, (1, 24), generator=torch.Generator().manual_seed(3))  # [1, T]
@@ -265,4 +266,4 @@ def test_the_embedded_model_keeps_its_hub_name() -> None:
 def test_the_numbers_of_a_folder_are_those_of_its_parameters(tmp_path):
     model = tiny.build("gemma3_text")
     model.save_pretrained(tmp_path)
-    assert models._numbers(tmp_path) == sum(p.numel() for p in model.parameters())
+    assert _numbers(tmp_path) == sum(p.numel() for p in model.parameters())

@@ -1,9 +1,8 @@
 """Rows as graphs: the numbers of plain rows, whatever their size, in whatever order, on a stand-in for a GPU."""
 
 import pytest
-import tiny
 import torch
-import toy
+from support import tiny, toy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft.errors import UserError
