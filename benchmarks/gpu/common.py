@@ -1,0 +1,148 @@
+"""What the parts of the check share: sizes, clocks, rows, and models of random weights, made once."""
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+for place in ("tests", "benchmarks/peers", "benchmarks", ""):
+    sys.path.insert(0, str(ROOT / place))
+DEV = os.environ.get("DEV", "cuda")
+GPU = DEV == "cuda"
+WORK = Path(os.environ.get("WORK", "/dev/shm/ft-check" if GPU else "/tmp/ft-check"))
+DATA = Path(os.environ.get("DATA", ROOT / ".gpu/data"))
+SHAPE = os.environ.get("SHAPE", "gemma-2-2b" if GPU else "tiny")
+LIMIT = float(os.environ.get("LIMIT", "1e9"))  # seconds that this part may take
+START = time.perf_counter()
+KINDS = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "recurrent_gemma")
+
+
+def say(*words: Any) -> None:
+    """A line of the result."""
+    print(*words, flush=True)
+
+
+def left() -> float:
+    """Seconds until the part is ended from outside."""
+    return LIMIT - (time.perf_counter() - START)
+
+
+def failed(what: str, error: BaseException) -> None:
+    """The end of a traceback as one line, and all of it in the log."""
+    import traceback
+
+    traceback.print_exception(error)
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
+    say(f"FAILED {what}: {type(error).__name__}: {' '.join(str(error).split())[:350]} ({where})")
+
+
+def sync() -> None:
+    """Wait for the device."""
+    import torch
+
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def clock(run: Callable[[], Any], repeats: int = 10, warm: int = 3) -> float:
+    """Median milliseconds."""
+    times = []
+    for at in range(warm + repeats):
+        sync()
+        start = time.perf_counter()
+        run()
+        sync()
+        times.append(time.perf_counter() - start)
+        if at > warm and left() < 3:
+            break
+    times = times[warm:]
+    return 1e3 * sorted(times)[len(times) // 2]
+
+
+def peak_of(run: Callable[[], Any]) -> float:
+    """GB above what is held."""
+    import torch
+
+    if not GPU:
+        run()
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def clean() -> None:
+    """Give back what nothing holds any more."""
+    import torch
+
+    gc.collect()
+    if GPU:
+        torch.cuda.empty_cache()
+
+
+def rows_of(name: str, n: int, vocabulary: int, start: int = 0) -> list[dict[str, list[int]]]:
+    """Encoded examples from ``DATA``, their ids brought into a vocabulary."""
+    lines = (DATA / f"{name}.jsonl").read_text().splitlines()
+    lines = (lines * (1 + (start + n) // len(lines)))[start : start + n]
+    return [
+        {
+            "input_ids": [i % vocabulary for i in r["input_ids"]],
+            "labels": [i if i < 0 else i % vocabulary for i in r["labels"]],
+        }
+        for r in map(json.loads, lines)
+    ]
+
+
+def prepared(shape: str) -> Path:
+    """The folder of a model of random weights in a published shape, and of an adapter."""
+    from gpu_prepare import save_adapter
+    from random_model import build, save_tokenizer, shape_of
+
+    place = WORK / shape
+    if (place / "adapter").exists():
+        return place
+    s, start = shape_of(shape), time.perf_counter()
+    model = build(s, DEV)
+    model.save_pretrained(place / "model")
+    save_tokenizer(s, place / "model")
+    save_adapter(model, place / "adapter.new", 16, 32)
+    (place / "adapter.new").rename(place / "adapter")
+    del model
+    clean()
+    say(f"{shape} made in {time.perf_counter() - start:.1f} s")
+    return place
+
+
+def small() -> None:
+    """Folders of small models, some hundred wide, so that no size is too small for a kernel."""
+    from support import tiny
+
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    for kind in KINDS:
+        if (WORK / kind / "config.json").exists():
+            continue
+        options = wide | {"num_key_value_heads": 2, "head_dim": 64}
+        if kind == "gemma4_text":
+            options |= {"global_head_dim": 128}
+        if kind == "recurrent_gemma":
+            options = wide | {"num_key_value_heads": 1, "lru_width": 256}
+        tiny.folder(kind, WORK / kind, **options)
+
+
+def flops(shape: str, tokens: int, supervised: int) -> float:
+    """Of a step of LoRA: 4 N a token and 4 V H a supervised one."""
+    from random_model import shape_of
+
+    from ft.plan import layers
+
+    sizes = shape_of(shape)
+    inner = sum(matrix.numbers for matrix in layers.matrices(sizes))
+    return 4 * inner * tokens + 4 * sizes.vocab_size * sizes.hidden_size * supervised

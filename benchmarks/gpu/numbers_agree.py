@@ -1,0 +1,128 @@
+"""Small steps of LoRA on the GPU, launched and as graphs, against the same on this machine's CPU."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from common import DEV, GPU, KINDS, left, rows_of, say, small
+
+CHECK = Path(__file__).with_name("check.py")
+
+
+def of_this_device() -> None:
+    """Losses and gradient norms of this process's device, as JSON."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        for precision in ("fp32", "bf16", "nf4"):
+            try:
+                found[f"{kind} {precision}"] = _one(kind, precision)
+            except Exception as error:
+                found[f"{kind} {precision}"] = {"error": f"{type(error).__name__}: {error}"[:300]}
+                traceback.print_exc()
+    print("JSON" + json.dumps(found))
+
+
+def _one(kind: str, precision: str) -> dict[str, Any]:
+    import torch
+    from common import WORK
+    from step import Replayed
+
+    from ft.generate.answers import generate
+    from ft.kernels import cross_entropy
+    from ft.models import load, lora
+    from ft.score import evaluate
+    from ft.text import tokens
+    from ft.train import graphs
+
+    torch.set_num_threads(8 if GPU else 1)
+    rows = [r for r in rows_of("dolly", 60, 400) if 20 < len(r["input_ids"]) < 300][:6]
+    base = load(str(WORK / kind), precision=precision)
+    model, device = lora.attach(base, r=8, alpha=16), base.model.device
+    cross_entropy.install(model.get_base_model())
+    generator = torch.Generator().manual_seed(1)
+    for _, p in sorted(model.named_parameters()):
+        if p.requires_grad:
+            p.data.copy_(torch.randn(p.shape, generator=generator) * 0.05)
+    model.train()
+    half = base.model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
+    row = tokens.row_inputs(tokens.packed_row(rows), 8)
+    share = {"share": torch.tensor(1 / len(row["targets"]))}
+    total, lines = torch.zeros((), device=device), []
+
+    def run(inputs: Any) -> None:
+        given = dict(inputs)
+        share = given.pop("share")
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            part = model(**given)["loss"] * share
+        part.backward()
+        total.add_(part.detach())
+
+    def norm() -> float:
+        norms = [p.grad.double().norm() for p in model.parameters() if p.grad is not None]
+        return torch.stack(norms).norm().item()
+
+    def place(given: dict) -> dict:
+        return {k: x.to(device) if hasattr(x, "to") else x for k, x in given.items()}
+
+    run(place(row | share))
+    found = {"loss": total.item(), "norm": norm(), "attention": base.attention}
+    make = graphs.CudaGraph if device.type == "cuda" else Replayed
+    way = graphs.Graphs(run, model.parameters(), lines.append, make=make)
+    for _ in range(3):
+        model.zero_grad()
+        total.zero_()
+        way(place(graphs.padded(row) | share))
+    found |= {
+        "graph loss": total.item(),
+        "graph norm": norm(),
+        "graphs": len(way.graphs),
+        "said": lines,
+    }
+    model.zero_grad()
+    pad = base.tokenizer.pad_token_id
+    for name, packing in (("packed", True), ("padded", False)):
+        found[name] = evaluate.loss(model, rows, packing=packing, pad=pad)
+    if precision == "fp32":
+        prompts = [[2, 50, 60, 70], [2, 80]]
+        answers = generate(model, base.tokenizer, prompts, max_new_tokens=12)
+        found["ids"] = [list(a.ids) for (a,) in answers]
+    return found
+
+
+def parity() -> None:
+    """A line of each kind and precision: how far the two devices, and plain and graph, are apart."""
+    small()
+    both: dict[str, dict] = {}
+    running = {}
+    for name, visible in (("cpu", ""), (DEV, os.environ.get("CUDA_VISIBLE_DEVICES", "0"))):
+        e = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "DEV": name}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running[name] = subprocess.Popen([sys.executable, str(CHECK), "_numbers"], env=e, **pipes)
+    for name, process in running.items():
+        out, err = process.communicate(timeout=max(5, left() - 2))
+        line = [x for x in out.splitlines() if x.startswith("JSON")]
+        both[name] = json.loads(line[0][4:]) if line else {}
+        if not line or "Traceback" in err:
+            print(name, err[-6000:], file=sys.stderr)
+    bad = 0
+    for key, want in both["cpu"].items():
+        got = both[DEV].get(key, {"error": "no answer"})
+        if "error" in got or "error" in want:
+            bad += 1
+            say(f"FAILED {key}: {DEV} {got.get('error', 'ok')} | cpu {want.get('error', 'ok')}")
+            continue
+        off = {k: abs(got[k] / want[k] - 1) for k in ("loss", "norm", "packed", "padded")}
+        apart = max(abs(got[f"graph {k}"] / got[k] - 1) for k in ("loss", "norm"))
+        limit = 2e-4 if "fp32" in key else 5e-2
+        wrong = max(*off.values(), apart) > limit or got.get("ids") != want.get("ids")
+        bad += wrong
+        say(
+            f"{'WRONG' if wrong else 'ok'} {key} ({got['attention']}): loss {got['loss']:.5f}, off "
+            + ", ".join(f"{k} {v:.1e}" for k, v in off.items())
+            + f"; graph against plain {apart:.1e}, graphs {got['graphs']} {' '.join(got['said'])[:250]}"
+        )
+    say(f"parity: {bad} of {len(both['cpu'])} wrong")

@@ -1,0 +1,280 @@
+"""One step of LoRA in one process: plain, with fused kernels, as a CUDA graph, and both; and attention alone."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from common import (
+    DEV,
+    GPU,
+    SHAPE,
+    clean,
+    clock,
+    failed,
+    flops,
+    left,
+    peak_of,
+    prepared,
+    rows_of,
+    say,
+)
+
+
+class Replayed:
+    """A graph where there is no GPU: replaying runs again."""
+
+    def capture(self, run: Callable[[], None]) -> None:
+        self.replay = run
+
+    @staticmethod
+    def lack() -> str:
+        return ""
+
+
+def switch(model: Any, fused_on: bool) -> bool:
+    """Turn the fused kernels on or off; whether there are any."""
+    from ft.kernels import lora_linear
+
+    try:
+        from ft.kernels import fused, fused_layers
+    except ImportError:
+        return False
+    if not hasattr(fused, "really"):
+        fused.really = fused.usable
+    fused.usable = fused.really if fused_on else lambda *_: False
+    lora_linear.WHOLE = ("cuda",) if fused_on else ()
+    if fused_on:
+        fused_layers.install(model.get_base_model())
+        say(
+            "   fused:",
+            fused_layers.install(model.get_base_model()) or "installed",
+            "copies",
+            lora_linear.refresh(model),
+        )
+    else:
+        lora_linear.release(model)
+    return True
+
+
+class Step:
+    """A training step as the trainer takes it: rows, one look at loss and norm, an optimizer of rate 0."""
+
+    def __init__(self, model: Any, graphs: bool) -> None:
+        import torch
+
+        from ft.train import optim
+        from ft.train.graphs import CudaGraph, Graphs
+
+        self.model, self.total = model, torch.zeros((), device=DEV)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optim.create(model, "adamw", learning_rate=0.0)
+        make = CudaGraph if GPU else Replayed
+        self.run: Any = self.row
+        if graphs:
+            self.run = Graphs(self.row, self.parameters, lambda text: say("  ", text), make=make)
+
+    def row(self, inputs: Mapping[str, Any]) -> None:
+        import torch
+
+        given = dict(inputs)
+        share = given.pop("share")
+        with torch.autocast(DEV, torch.bfloat16):
+            part = self.model(**given)["loss"] * share
+        part.backward()
+        self.total += part.detach()
+
+    def __call__(self, inputs: Mapping[str, Any], renew: bool) -> tuple[float, float]:
+        import torch
+
+        from ft.kernels import lora_linear
+
+        self.total.zero_()
+        self.run(inputs)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        loss, norm = torch.stack([self.total, norm]).tolist()
+        self.optimizer.step()
+        if renew:
+            lora_linear.refresh(self.model)
+        self.optimizer.zero_grad()
+        return loss, norm
+
+
+def inputs_of(name: str, vocabulary: int, filled: bool) -> tuple[dict[str, Any], int, int]:
+    """A row of 8 examples on the device, its tokens and how many of them are supervised."""
+    import torch
+
+    from ft.text import tokens
+    from ft.train import graphs
+
+    row = tokens.row_inputs(tokens.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
+    n, s = row["input_ids"].shape[1], len(row["targets"])
+    row = graphs.padded(row) if filled else row
+    given = {k: v.to(DEV) if hasattr(v, "to") else v for k, v in row.items()}
+    return given | {"share": torch.full((), 1 / s, device=DEV)}, n, s
+
+
+def measure(
+    label: str, step: Step, name: str, vocabulary: int, peak: float, first: dict, renew: bool
+) -> Any:
+    """A line of one way to take a step on one row."""
+    import torch
+
+    inputs, n, s = inputs_of(name, vocabulary, step.run != step.row)
+    start = time.perf_counter()
+    found = [step(inputs, renew) for _ in range(3)][-1]  # plain, captured, replayed
+    ready = time.perf_counter() - start
+    quick = step.run != step.row
+    ms = clock(lambda: step(inputs, renew), 12 if quick else 4, 1)
+    gb = peak_of(lambda: step(inputs, renew))
+    first.setdefault(name, found)
+    off = [abs(a / b - 1) for a, b in zip(found, first[name], strict=True)]
+    held = torch.cuda.memory_reserved() / 1e9 if GPU else 0.0
+    wrong = "" if off[0] < 5e-3 and off[1] < 5e-2 else " WRONG"
+    say(
+        f"{label} {name}: {ms:.1f} ms, {1e3 * n / ms:,.0f} tokens/s, "
+        f"{flops(SHAPE, n, s) / ms * 1e3 / peak:.1%} of the bf16 peak; {n} tokens as "
+        f"{inputs['input_ids'].shape[1]}, {s} supervised as {len(inputs['targets'])}; loss {found[0]:.4f}, "
+        f"norm {found[1]:.4f}, off {off[0]:.1e} {off[1]:.1e}{wrong}; peak {gb:.2f} GB more, reserved {held:.1f}; "
+        f"three steps took {ready:.1f} s"
+    )
+    return inputs
+
+
+def profile(label: str, step: Step, inputs: Mapping[str, Any]) -> None:
+    """Kernels of a step and how long they keep the GPU busy."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    start = time.perf_counter()
+    with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        step(inputs, True)
+        torch.cuda.synchronize()
+    kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    groups: dict[str, list[float]] = {}
+    for e in kernels:
+        one = groups.setdefault(e.name[:100], [0, 0.0])
+        one[0], one[1] = one[0] + 1, one[1] + e.time_range.elapsed_us() / 1e3
+    busy = sum(ms for _, ms in groups.values())
+    say(
+        f"{label}: {len(kernels)} kernels, busy {busy:.1f} ms (profiled in {time.perf_counter() - start:.0f} s)"
+    )
+    for name, (number, ms) in sorted(groups.items(), key=lambda x: -x[1][1])[:14]:
+        say(f"   {ms:8.2f} ms {number:5d} x {name}")
+
+
+def step() -> None:
+    """Every way, in bf16 and 4 bits, on rows of both data sets; each failure is one line."""
+    import torch
+    from random_model import shape_of
+
+    from ft.kernels import cross_entropy
+    from ft.models import load, lora, speed
+
+    place, vocabulary = prepared(SHAPE), shape_of(SHAPE).vocab_size
+    peak = speed.matrix_peak(torch.device(DEV), torch.bfloat16)
+    say(f"{SHAPE}: best bf16 product {peak / 1e12:.1f} TFLOP/s")
+    for precision in ("nf4", "bf16"):
+        first: dict[str, tuple[float, float]] = {}
+        base = load(str(place / "model"), precision=precision)
+        say("\n".join(base.notes))
+        model = lora.attach(base, r=16, alpha=32)
+        cross_entropy.install(model.get_base_model())
+        generator = torch.Generator().manual_seed(1)
+        for name, p in sorted(model.named_parameters()):
+            if "lora_B" in name:
+                p.data.copy_(torch.randn(p.shape, generator=generator) * 0.01)
+        model.train()
+        for fused, graphs in itertools.product((False, True), (False, True)):
+            label = f"{precision} {'fused' if fused else 'plain'}{', graphs' if graphs else ''}"
+            try:
+                there = switch(model, fused)
+                if fused and not there:
+                    continue
+                way = Step(model, graphs)
+                for name in ("dolly", "mtnt"):
+                    if left() < 8:
+                        return say("no time left")
+                    inputs = measure(label, way, name, vocabulary, peak, first, fused and there)
+                    if GPU and graphs and name == "dolly" and left() > 25:
+                        profile(label, way, inputs)
+                del way
+            except Exception as error:
+                failed(label, error)
+            clean()
+        checkpointed(model, precision, vocabulary, peak, first)
+        del model, base
+        clean()
+
+
+def checkpointed(model: Any, precision: str, vocabulary: int, peak: float, first: dict) -> None:
+    """With recomputed layers, as a graph."""
+    if left() < 12:
+        return
+    try:
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        model.enable_input_require_grads()
+        way = Step(model, True)
+        measure(f"{precision} recomputed, graphs", way, "dolly", vocabulary, peak, first, False)
+    except Exception as error:
+        failed(f"{precision} recomputed", error)
+
+
+def attention() -> None:
+    """Packed rows in the heads of Gemma 2 2B: the ways that ft takes, launched and as a graph."""
+    import torch
+
+    from ft.kernels import attention as ours
+
+    heads, kv, size = (8, 4, 256) if GPU else (4, 2, 16)
+    cases = {"dolly": [len(r["input_ids"]) for r in rows_of("dolly", 8, 1000, 16)]}
+    cases |= {"2 x 1,024": [1024] * 2, "8 x 1,024": [1024] * 8} if GPU else {}
+    device, scale = torch.device(DEV, 0) if GPU else torch.device(DEV), size**-0.5
+    for width in (64, 128, 256):
+        say(
+            f"varlen_attn with heads of {width} is right: {ours.works(device, torch.bfloat16, width)}"
+        )
+    for name, lengths in cases.items():
+        t = sum(lengths)
+        made = [
+            torch.randn(1, h, t, size, device=DEV).bfloat16().requires_grad_()
+            for h in (heads, kv, kv)
+        ]
+        g = torch.randn(1, t, heads, size, device=DEV).bfloat16()
+        offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEV)
+        ways: dict[str, Callable[[], Any]] = {
+            "varlen": lambda made=made, o=offsets, t=t: ours.varlen(*made, o, t, scale),
+            "one by one": lambda made=made, n=lengths: ours._one_by_one(*made, n, 0.0, scale, 0),
+            "tiled, by lengths": lambda made=made, n=lengths: ours.tiled(*made, n, None, scale),
+            "tiled, capped, by lengths": lambda made=made, n=lengths: ours.tiled(
+                *made, n, None, scale, 0, 50.0
+            ),
+            "tiled, capped": lambda made=made, o=offsets: ours.tiled(
+                *made, None, o, scale, 0, 50.0
+            ),
+        }
+        for way, run in ways.items():
+            if way == "varlen" and not GPU:
+                continue
+            try:
+                both = lambda run=run, made=made, g=g: torch.autograd.grad(run(), made, g)  # noqa: E731
+                line = (
+                    f"{name} ({t} tokens) {way}: {clock(both, 5, 2):.3f} ms, {peak_of(both):.3f} GB"
+                )
+                if GPU:
+                    graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+                    try:
+                        with torch.cuda.graph(graph):
+                            both()
+                    finally:
+                        torch.cuda.set_stream(main)
+                    line += f", as a graph {clock(graph.replay, 5, 2):.3f} ms"
+                say(line)
+            except Exception as error:
+                failed(f"{name} {way}", error)
+        with suppress(NameError):
+            del made, g
+        clean()

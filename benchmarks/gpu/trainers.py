@@ -1,0 +1,128 @@
+"""Steps of each peer through its real trainer, all started at once, stepped one after the other."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, say
+
+SIZE = 8  # examples of a step
+# way: script, precision, checkpointing, steps on each data set, folder of packages that go first
+PEERS: dict[str, tuple[str, str, bool, int, str]] = {
+    "ft": ("ft_recipe.py", "nf4", False, 6, ""),
+    "ft-bf16": ("ft_recipe.py", "bf16", False, 6, ""),
+    "ft-checkpointing": ("ft_recipe.py", "nf4", True, 6, ""),
+    "unsloth": ("unsloth_sft.py", "nf4", False, 5, "unsloth"),
+    "trl": ("trl_sft.py", "nf4", False, 2, ""),
+}
+
+
+def rows_for(peer: str, n: int, vocabulary: int, full: int = 0) -> tuple[Any, dict[str, list]]:
+    """A file of rows, the same step again and again, as graphs and compilers like it; and the steps."""
+    sets = {name: rows_of(name, SIZE, vocabulary, 16) for name in ("dolly", "mtnt")}
+    if full:
+        ids = [i for r in rows_of("dolly", 200, vocabulary) for i in r["input_ids"]]
+        ids = (ids * (full * SIZE // len(ids) + 1))[:full]
+        sets = {f"1 x {full}": [{"input_ids": ids, "labels": [-100, *ids[1:]]}]}
+    rows = [row for given in sets.values() for row in given * n]
+    rows += list(sets.values())[-1]  # the last step fetches a batch ahead
+    file = WORK / f"{peer}-rows.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file, sets
+
+
+def job_of(peer: str, place: Any, file: Any, n: int, batch: int, most: int) -> dict[str, Any]:
+    """What the peer's script is told."""
+    script, precision, checkpointing, *_ = PEERS[peer]
+    return {
+        "model": str(place / "model"),
+        "adapter": str(place / "adapter"),
+        "rows": str(file),
+        "output": str(WORK / f"out-{peer}-{time.time_ns()}"),
+        "precision": precision,
+        "gradient_checkpointing": checkpointing,
+        "batch_size": batch,
+        "steps": n,
+        "max_length": most,
+        "learning_rate": 2e-4,
+        "device": DEV,
+        "optim": "adamw",
+    }
+
+
+def steps() -> None:
+    """Lines of each peer: its steps in ms, the rate of the last ones, the share of the peak, memory."""
+    import torch
+    from process import Worker
+    from random_model import shape_of
+
+    from ft.models import speed
+
+    place, vocabulary = prepared(SHAPE), shape_of(SHAPE).vocab_size
+    full = int(os.environ.get("FULL", "0"))  # tokens of one row a step, in place of the data sets
+    names = [n for n in os.environ.get("PEERS", ",".join(PEERS)).split(",") if n in PEERS]
+    if not (ROOT / ".gpu/unsloth").exists():
+        names = [n for n in names if n != "unsloth"]
+    peak = speed.matrix_peak(torch.device(DEV), torch.bfloat16)
+    if GPU:
+        torch.cuda.empty_cache()
+
+    def start(peer: str, path: str) -> Any:
+        script, _, _, n, folder = PEERS[peer]
+        n = n if GPU else 3
+        file, sets = rows_for(peer, n, vocabulary, full)
+        batch = 1 if full else SIZE
+        job = job_of(peer, place, file, n * len(sets), batch, full or 1024)
+        begin = time.perf_counter()
+        first = f"{ROOT / '.gpu' / folder}:" if folder else ""
+        os.environ["PYTHONPATH"] = first + path
+        return job, sets, n, lambda: Worker(peer, sys.executable, script, job, 2, DEV), begin
+
+    path, made = os.environ.get("PYTHONPATH", ""), []
+    with ThreadPoolExecutor(len(names)) as pool:
+        for peer in names:
+            job, sets, n, make, begin = start(peer, path)
+            made.append((peer, job, sets, n, pool.submit(make), begin))
+            time.sleep(0.5)  # the process has its environment by then
+    os.environ["PYTHONPATH"] = path
+    for peer, job, sets, n, future, begin in made:
+        log = WORK / os.path.basename(job["output"]) / "log.txt"
+        try:
+            worker = future.result()
+        except Exception as error:
+            say(f"FAILED {peer} did not start:", " / ".join(str(error).splitlines()[-4:])[:600])
+            continue
+        ready = time.perf_counter() - begin
+        try:
+            for name, examples in sets.items():
+                if left() < 6:
+                    say(f"{peer} {name}: no time left")
+                    break
+                _report(peer, name, [worker.step() for _ in range(n)], examples, peak, ready)
+        except Exception as error:
+            say(f"FAILED {peer}:", " / ".join(str(error).splitlines()[-4:])[:600])
+        finally:
+            worker.stop()
+            if log.exists():
+                print(f"== {peer}\n{log.read_text()[-2500:]}", file=sys.stderr)
+
+
+def _report(
+    peer: str, name: str, taken: list[dict], examples: list, peak: float, ready: float
+) -> None:
+    times = [step["wall_s"] for step in taken]
+    best = statistics.median(times[-3:])
+    tokens = sum(len(e["input_ids"]) for e in examples)
+    supervised = sum(x >= 0 for e in examples for x in e["labels"][1:])
+    listed = " ".join(f"{1e3 * t:.0f}" for t in times)
+    say(
+        f"{SHAPE} {name} {peer}: {listed} ms; {tokens / best:,.0f} tokens/s, "
+        f"{flops(SHAPE, tokens, supervised) / best / peak:.1%} of the bf16 peak, peak "
+        f"{max(step['peak_mib'] for step in taken) * 2**20 / 1e9:.2f} GB, first step "
+        f"{ {k: round(taken[0][k], 4) for k in ('loss', 'grad_norm') if k in taken[0]} } "
+        f"(all had started after {ready:.0f} s)"
+    )
