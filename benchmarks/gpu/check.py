@@ -166,7 +166,7 @@ def decode() -> None:
 
 
 def recipe() -> None:
-    """The recipes from end to end, on small models: train, resume, translate, answer, merge."""
+    """The recipes from end to end, on small models: train, translate, merge."""
     small()
     runs, model = WORK / "runs", str(WORK / "gemma2")
     mtnt = ["recipes/mtnt_lora.py", "--model", model, "--eval-limit", "6", "--eval-steps", "4"]
@@ -175,7 +175,6 @@ def recipe() -> None:
     todo = {
         "mtnt_lora": [sys.executable, *mtnt, "--overwrite-output-dir"],
         "ft translate": [*ft, "translate", str(runs / "mtnt"), "hello my friend"],
-        "mtnt_lora resumed": [sys.executable, *mtnt, "--resume-from-checkpoint", "last"],
         "mtnt_lora of Gemma 4": [sys.executable, "recipes/mtnt_lora.py", "--model"]
         + [str(WORK / "gemma4_text"), "--eval-limit", "4", "--max-steps", "6"]
         + ["--output-dir", str(runs / "gemma4"), "--overwrite-output-dir"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-for place in ("tests", "benchmarks/peers", "benchmarks", ""):
+for place in ("tests", "benchmarks/harness", "benchmarks", ""):
     sys.path.insert(0, str(ROOT / place))
 DEV = os.environ.get("DEV", "cuda")
 GPU = DEV == "cuda"
@@ -53,6 +53,7 @@ def sync() -> None:
 def clock(run: Callable[[], Any], repeats: int = 10, warm: int = 3) -> float:
     """Median milliseconds."""
     times = []
+    warm, repeats = (warm, repeats) if GPU else (0, 1)
     for at in range(warm + repeats):
         sync()
         start = time.perf_counter()
@@ -103,8 +104,8 @@ def rows_of(name: str, n: int, vocabulary: int, start: int = 0) -> list[dict[str
 
 def prepared(shape: str) -> Path:
     """The folder of a model of random weights in a published shape, and of an adapter."""
-    from gpu_prepare import save_adapter
-    from random_model import build, save_tokenizer, shape_of
+    from harness.gpu_prepare import save_adapter
+    from harness.random_model import build, save_tokenizer, shape_of
 
     place = WORK / shape
     if (place / "adapter").exists():
@@ -139,7 +140,7 @@ def small() -> None:
 
 def flops(shape: str, tokens: int, supervised: int) -> float:
     """Of a step of LoRA: 4 N a token and 4 V H a supervised one."""
-    from random_model import shape_of
+    from harness.random_model import shape_of
 
     from ft.plan import layers
 

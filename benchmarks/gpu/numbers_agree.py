@@ -116,13 +116,17 @@ def parity() -> None:
             say(f"FAILED {key}: {DEV} {got.get('error', 'ok')} | cpu {want.get('error', 'ok')}")
             continue
         off = {k: abs(got[k] / want[k] - 1) for k in ("loss", "norm", "packed", "padded")}
-        apart = max(abs(got[f"graph {k}"] / got[k] - 1) for k in ("loss", "norm"))
-        limit = 2e-4 if "fp32" in key else 5e-2
-        wrong = max(*off.values(), apart) > limit or got.get("ids") != want.get("ids")
+        apart = {k: abs(got[f"graph {k}"] / got[k] - 1) for k in ("loss", "norm")}
+        exact = "fp32" in key  # in bf16 a gradient of so small a model goes with the order of sums
+        limits = {"norm": 2e-4 if exact else 0.15}
+        far = [
+            v > limits.get(k, 2e-4 if exact else 2e-2) for k, v in (*off.items(), *apart.items())
+        ]
+        wrong = any(far) or got.get("ids") != want.get("ids")
         bad += wrong
         say(
             f"{'WRONG' if wrong else 'ok'} {key} ({got['attention']}): loss {got['loss']:.5f}, off "
             + ", ".join(f"{k} {v:.1e}" for k, v in off.items())
-            + f"; graph against plain {apart:.1e}, graphs {got['graphs']} {' '.join(got['said'])[:250]}"
+            + f"; graph against plain {apart['loss']:.1e} {apart['norm']:.1e}, graphs {got['graphs']} {' '.join(got['said'])[:250]}"
         )
     say(f"parity: {bad} of {len(both['cpu'])} wrong")

@@ -36,12 +36,12 @@ find .gpu -type d \( -name tests -o -name __pycache__ -o -name examples \) -prun
 find .gpu -name RECORD -delete
 
 # rows as ids of Gemma 3's tokenizer, in the layout of benchmarks/gpu.py, and a piece of Dolly for its recipe
-SHARED=$shared HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks/peers python3 - <<'P'
+SHARED=$shared HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=.:benchmarks python3 - <<'P'
 import json, os
 from pathlib import Path
 from ft import data, models
 from ft.text import prompts, tokens
-from prepare import read_dolly
+from harness.prepare import read_dolly
 shared, out = Path(os.environ["SHARED"]), Path(".gpu/data")
 tokenizer = models.load_tokenizer("embedded")
 translation = prompts.translation("French")

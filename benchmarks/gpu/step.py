@@ -168,7 +168,7 @@ def profile(label: str, step: Step, inputs: Mapping[str, Any]) -> None:
 def step() -> None:
     """Every way, in bf16 and 4 bits, on rows of both data sets; each failure is one line."""
     import torch
-    from random_model import shape_of
+    from harness.random_model import shape_of
 
     from ft.kernels import cross_entropy
     from ft.models import load, lora, speed

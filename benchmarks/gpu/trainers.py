@@ -13,11 +13,11 @@ from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, 
 SIZE = 8  # examples of a step
 # way: script, precision, checkpointing, steps on each data set, folder of packages that go first
 PEERS: dict[str, tuple[str, str, bool, int, str]] = {
-    "ft": ("ft_recipe.py", "nf4", False, 6, ""),
-    "ft-bf16": ("ft_recipe.py", "bf16", False, 6, ""),
-    "ft-checkpointing": ("ft_recipe.py", "nf4", True, 6, ""),
-    "unsloth": ("unsloth_sft.py", "nf4", False, 5, "unsloth"),
-    "trl": ("trl_sft.py", "nf4", False, 2, ""),
+    "ft": ("peers/ft_recipe.py", "nf4", False, 6, ""),
+    "ft-bf16": ("peers/ft_recipe.py", "bf16", False, 6, ""),
+    "ft-checkpointing": ("peers/ft_recipe.py", "nf4", True, 6, ""),
+    "unsloth": ("peers/unsloth_sft.py", "nf4", False, 5, "unsloth"),
+    "trl": ("peers/trl_sft.py", "nf4", False, 2, ""),
 }
 
 
@@ -57,8 +57,8 @@ def job_of(peer: str, place: Any, file: Any, n: int, batch: int, most: int) -> d
 def steps() -> None:
     """Lines of each peer: its steps in ms, the rate of the last ones, the share of the peak, memory."""
     import torch
-    from process import Worker
-    from random_model import shape_of
+    from harness.process import Worker
+    from harness.random_model import shape_of
 
     from ft.models import speed
 

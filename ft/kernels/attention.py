@@ -97,6 +97,7 @@ def _forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, **options, **kwargs
         )
+    query, key = (x.to(value.dtype) for x in (query, key))  # rotated in fp32 where autocast is on
     window, size = sliding_window or 0, query.shape[-1]
     plain = softcap is None and not dropout
     if example_offsets is not None and plain and works(query.device, query.dtype, size):

@@ -77,3 +77,26 @@ def test_a_wrong_option_is_one_line_and_status_2(script: str, flags: list[str], 
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@learner.needs_trl
+def test_the_check_takes_a_step_in_every_way(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("dolly", "mtnt"):
+        rows = [
+            {"input_ids": [2, *range(6, 20 + i)], "labels": [-100] * 8 + [*range(13, 20 + i)]}
+            for i in range(12)
+        ]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"DEV": "cpu", "DATA": str(data), "WORK": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "benchmarks" / "gpu" / "check.py")
+    command = [sys.executable, script, "step", "attention", "steps"]
+    env = os.environ | options | {"PEERS": "ft", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert "FAILED" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout
+    for part in ("step", "attention", "steps"):
+        assert f"({part}: " in done.stdout
+    for way in ("nf4 plain, graphs mtnt", "bf16 recomputed, graphs", "tiled, capped", "dolly ft"):
+        assert way in done.stdout
