@@ -49,7 +49,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.05)
     model.train()
     half = base.model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
-    row = tokens.row_inputs(tokens.packed_row(rows), 8)
+    row = graphs.row_inputs(tokens.packed_row(rows), 8)
     share = {"share": torch.tensor(1 / len(row["targets"]))}
     total, lines = torch.zeros((), device=device), []
 

@@ -108,7 +108,7 @@ def inputs_of(name: str, vocabulary: int, filled: bool) -> tuple[dict[str, Any],
     from ft.text import tokens
     from ft.train import graphs
 
-    row = tokens.row_inputs(tokens.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
+    row = graphs.row_inputs(tokens.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
     n, s = row["input_ids"].shape[1], len(row["targets"])
     row = graphs.padded(row) if filled else row
     given = {k: v.to(DEV) if hasattr(v, "to") else v for k, v in row.items()}

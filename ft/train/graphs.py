@@ -21,8 +21,34 @@ def bucket(n: int, steps: int) -> int:
     return -(-max(n, 1) // step) * step
 
 
+def row_inputs(row: Mapping[str, "Tensor"], examples: int) -> dict[str, Any]:
+    """What a model with our loss takes in place of a packed row's labels, so that it waits for no GPU.
+
+    ``supervised_at`` [S] are places whose next token is supervised, ``targets`` [S] these tokens;
+    ``example_offsets`` [``examples`` + 2, int32] the ends of what is at most ``examples`` examples, the
+    last repeated, and ``example_lengths`` their lengths as numbers.
+    """
+    import torch
+
+    from ft.text.tokens import IGNORE
+
+    labels = row["labels"][0, 1:]
+    at = (labels != IGNORE).nonzero().squeeze(1)
+    starts = (row["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
+    ends = [*starts[1:], row["input_ids"].shape[1]]
+    offsets = [0, *ends, *[ends[-1]] * (examples + 1 - len(ends))]
+    return {
+        "input_ids": row["input_ids"],
+        "position_ids": row["position_ids"],
+        "supervised_at": at,
+        "targets": labels[at],
+        "example_offsets": torch.tensor(offsets, dtype=torch.int32),
+        "example_lengths": tuple(e - s for s, e in zip(starts, ends, strict=True)),
+    }
+
+
 def padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of ``tokens.row_inputs`` at the size of a graph.
+    """What ``row_inputs`` made, at the size of a graph.
 
     What is added to its tokens is one more example, of its first token alone, of which nothing is
     supervised; what is added to the supervised positions is the first one, without a target.

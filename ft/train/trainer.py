@@ -24,7 +24,7 @@ from ft.runs.checkpoints import STATE
 from ft.runs.checkpoints import complete as checkpoints
 from ft.runs.folder import say
 from ft.text.order import Order, blank, is_blank
-from ft.text.tokens import IGNORE, Example, layout, row_inputs
+from ft.text.tokens import IGNORE, Example, layout
 from ft.train import graphs, optim
 
 RETRY = "Try a lower --learning-rate or --precision fp32."
@@ -140,7 +140,7 @@ class Trainer(SFTTrainer):
         }
         inputs: dict[str, Any] = row
         if self.packing and self.batch is None:
-            inputs = row_inputs(row, self.args.per_device_train_batch_size)
+            inputs = graphs.row_inputs(row, self.args.per_device_train_batch_size)
             inputs = graphs.padded(inputs) if self.graphs else inputs
         return counts | {"inputs": inputs}
 

@@ -6,6 +6,7 @@ from support import tiny
 
 from ft.kernels import attention, cross_entropy
 from ft.text import tokens
+from ft.train import graphs
 
 KINDS = [k for k in tiny.KINDS if k != "gemma2"]
 
@@ -92,7 +93,7 @@ def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
     monkeypatch.setattr(attention, "QUERIES", queries)
     model = tiny.build("gemma2")
     cross_entropy.install(model)
-    given = tokens.row_inputs(tokens.packed_row(ROW), 8)
+    given = graphs.row_inputs(tokens.packed_row(ROW), 8)
     given.pop("example_lengths" if not known else "example_offsets")
     found = []
     for tiled in (False, True):

@@ -54,7 +54,7 @@ def _fresh(monkeypatch):
 
 
 def inputs(examples: list, filled: bool = True) -> dict:
-    found = tokens.row_inputs(tokens.packed_row(examples), 8)
+    found = graphs.row_inputs(tokens.packed_row(examples), 8)
     found = graphs.padded(found) if filled else found
     return found | {"share": torch.tensor(1 / 50)}
 
