@@ -35,7 +35,7 @@ TURNS = {
     "ft.memory": {"ft.models.full", "ft.models.precision", "ft.train.optim"},
     "ft.models.vision": {"ft.generate.draft"},
     "ft.models.description": {"ft.runs.card_header"},
-    "ft.plan.parts": {"ft.kernels.cross_entropy", "ft.kernels.fused_head"},
+    "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.cross_entropy", "ft.kernels.fused_head"},
     "ft.text.tokens": {"ft.kernels.recurrent"},
     "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
 }
