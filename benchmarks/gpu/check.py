@@ -104,15 +104,12 @@ def linear4bit() -> None:
 
 def kernels() -> None:
     """The fused kernels one by one, by their own benchmark where it is there."""
-    script = next((f for f in ("kernels.py", "fused.py") if (ROOT / "benchmarks" / f).exists()), "")
-    if not script:
-        return say("no benchmark of kernels here")
-    flags = os.environ.get("KERNELS", "" if GPU else "--device cpu").split()
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *flags]
+    parts = os.environ.get("KERNELS", "head elementwise layers").split()
+    command = [sys.executable, str(ROOT / "benchmarks/gpu/fused_kernels.py"), *parts]
     done = subprocess.run(command, text=True, cwd=ROOT, stdout=subprocess.PIPE)
     say(done.stdout[-9000:])
     if done.returncode:
-        say(f"FAILED {script}: status {done.returncode}")
+        say(f"FAILED fused_kernels.py: status {done.returncode}")
 
 
 def decode() -> None:

@@ -57,8 +57,7 @@ class Journal(TrainerCallback):
         self.trainer.order.epoch = int(state.epoch or 0)
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if refresh := getattr(lora_linear, "refresh", None):
-            refresh(self.trainer.model)  # copies of the adapter in the base's precision
+        lora_linear.refresh(self.trainer.model)  # the adapter in the base's precision
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count()

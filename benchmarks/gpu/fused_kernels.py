@@ -1,6 +1,6 @@
 """The fused kernels on a GPU against PyTorch's own operations, and the head against its bare products.
 
-Command   python benchmarks/gpu/kernels.py            DEV=cpu: tiny sizes, in Triton's interpreter
+Command   python benchmarks/gpu/fused_kernels.py            DEV=cpu: tiny sizes, in Triton's interpreter
 Hardware  one GPU with bf16 and 20 GB
 Time      about 60 s (not run on a GPU yet)
 
@@ -24,8 +24,7 @@ if not GPU:
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-# in place of this folder, where libraries would find this file for the package `kernels`
-sys.path[:1] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from ft.kernels import cross_entropy, fused, fused_layers, lora_linear  # noqa: E402
 
