@@ -31,7 +31,7 @@ part() {  # seconds at most, environment, names of parts for one process
 all="env steps kernels parity decode recipe"
 part 130 "env step attention"
 part 95 steps
-part 45 kernels
+part 50 kernels
 part 60 parity
 part 35 decode
 part 70 recipe
