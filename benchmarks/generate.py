@@ -28,6 +28,7 @@ from harness.process import Worker
 from harness.report import cpu_name
 
 from ft import config, data, models
+from ft.config import Count
 from ft.files import write_json
 from ft.generate import answers
 from ft.models import embedded
@@ -47,7 +48,7 @@ class Config:
 
     model: str = "embedded"
     new_tokens: int = 128
-    prompts: int = 16  # in one batch
+    prompts: Count = 16  # in one batch
     data: Path | None = None  # MTNT, as `ft eval` takes it; nothing: leave it out
     lines: int = 40  # of its test split, evenly spread
     llama: bool = True  # beside llama.cpp

@@ -29,6 +29,7 @@ from harness.random_model import shape_of
 from harness.report import cpu_name
 
 from ft import config
+from ft.config import Amount, Count
 from ft.errors import UserError
 from ft.files import write_json
 from ft.models import speed
@@ -87,13 +88,13 @@ class Config:
     dolly: Path = Path("../shared/data/dolly")  # the folder of databricks-dolly-15k.jsonl
     mtnt: str = "../shared/data/mtnt/MTNT"  # as recipes/mtnt_lora.py takes it
     tokenizer: str = "embedded"  # tells how long the rows are
-    max_length: int = 1024  # tokens; longer rows are dropped
+    max_length: Count = 1024  # tokens; longer rows are dropped
     # training
     batch_size: int = 8  # examples per optimizer step
     steps: int = 6  # on each data set; the first one warms up and is not timed
-    learning_rate: float = 2e-4
+    learning_rate: Amount = 2e-4
     lora_r: int = 16
-    lora_alpha: int = 32
+    lora_alpha: Count = 32
     # run
     threads: int = 8
     out: Path | None = None  # JSON file for the result

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ft import config
+from ft.config import Count
 from ft.data import corpus
 from ft.data import tokenizer as tokenizer_training
 
@@ -24,7 +25,7 @@ class Config:
     data: tuple[str, ...] = ("builtin",)
     vocab_size: int = 4096  # of the tokenizer
     text_field: str = "text"  # of jsonl; several as a+b
-    max_length: int = 256  # tokens of a window
+    max_length: Count = 256  # tokens of a window
     windows: int = 4_000  # of each measurement
     runs: int = 3  # in turn
     step: int = 6_000  # tokens/s of the training step

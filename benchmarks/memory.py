@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ft import config, memory
+from ft.config import Count
 from ft.files import write_json
 from ft.plan import peak
 from ft.plan import settings as fit
@@ -36,8 +37,8 @@ class Case:
     precision: str = "fp32"
     lora_r: int = 16
     optim: str = "adamw"
-    per_device_train_batch_size: int = 2
-    max_length: int = 256
+    per_device_train_batch_size: Count = 2
+    max_length: Count = 256
     packing: bool = True
     gradient_checkpointing: bool = False
 

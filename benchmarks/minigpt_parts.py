@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ft import config, minigpt_config
+from ft.config import Amount, Count
 from ft.runs import opened
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minigpt_pretrain.py"
@@ -41,9 +42,9 @@ class Config:
     vocab_size: int = 8000  # of the tokenizer
     parts: tuple[str, ...] = tuple(PARTS)  # that are changed, one at a time
     seeds: tuple[str, ...] = ("42",)  # of the whole of `modern`; the parts take the first
-    max_minutes: float = 6.0  # of training steps, each
-    per_device_train_batch_size: int = 4
-    learning_rate: float = 1e-3
+    max_minutes: Amount = 6.0  # of training steps, each
+    per_device_train_batch_size: Count = 4
+    learning_rate: Amount = 1e-3
     warmup_steps: int = 50
     only: str | None = None  # used by this script: train with this part changed, here and now
     output_dir: Path | None = None  # used by this script

@@ -23,6 +23,7 @@ from harness.process import Worker, start
 from harness.report import cpu_name, flops, summary, table
 
 from ft import config
+from ft.config import Amount, Count
 from ft.errors import UserError
 from ft.files import write_json
 from ft.models import embedded
@@ -59,14 +60,14 @@ class Config:
     # data
     data: Path = Path("../shared/data/mtnt/MTNT")  # MTNT's folder, or Dolly's
     dataset: Literal["mtnt", "dolly"] = "mtnt"  # what lies there
-    max_length: int = 1024  # tokens; longer rows are dropped
+    max_length: Count = 1024  # tokens; longer rows are dropped
     # training
     model_name_or_path: str = "embedded"  # "embedded" or a local Hugging Face folder
     batch_size: int = 8  # examples per optimizer step
     steps: int = 6  # the first one warms up and is not timed
-    learning_rate: float = 2e-4
+    learning_rate: Amount = 2e-4
     lora_r: int = 16
-    lora_alpha: int = 16
+    lora_alpha: Count = 16
     # run
     peers: tuple[str, ...] = tuple(PEERS)  # the first is what the others are compared with
     threads: int = 2

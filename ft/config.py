@@ -1,6 +1,7 @@
 """The options of a recipe: a frozen dataclass, a YAML file over it, the command line over both."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -8,13 +9,13 @@ import reprlib
 import shutil
 import sys
 import textwrap
+import tokenize
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ft.comments import of_fields
 from ft.errors import UserError, exit_cleanly, nearest
 
 ALIASES = {  # each counts where the class has that field and none of the alias's own name
@@ -27,13 +28,9 @@ ALIASES = {  # each counts where the class has that field and none of the alias'
     "lora_rank": "lora_r",
     "target_modules": "lora_target_modules",
 }
-ABOVE_ZERO = (  # with less than that there is nothing to do, whatever the recipe
-    *("learning_rate", "lora_alpha", "max_length", "max_new_tokens", "num_train_epochs"),
-    *("max_steps", "max_minutes", "eval_steps", "save_steps", "logging_steps", "watch_steps"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "valid_tokens"),
-    *("extra_rows", "valid_rows", "test_rows", "watch_rows", "eval_limit"),
-    *("prompts", "rounds", "chains", "pictures"),
-)
+# of a field with less than which there is nothing to do
+Count = Annotated[int, "above 0"]
+Amount = Annotated[float, "above 0"]
 _ADVICE = {int: " (digits only, as in 1000)", float: " (finite)", str: " (put it in quotes)"}
 _C = TypeVar("_C")
 _Words = Sequence[str] | None
@@ -46,7 +43,7 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
     """Build ``cls`` from ``argv`` (default: the command line) and the YAML files of ``--config``.
 
     Fields are int, float, str, bool, Path, Literal, tuple[str, ...] or a union, with a default; in
-    an optional one the words none and null mean None. A later flag or file wins over an earlier.
+    an optional one the words none and null mean None. A ``Count`` or ``Amount`` must be above 0. A later flag or file wins over an earlier.
     A method ``check`` of the class may return or yield what is wrong with well-typed values.
     ``--help`` prints ``doc`` and the options and exits. Raises one UserError with every mistake.
     """
@@ -54,7 +51,7 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
     if "-h" in words or "--help" in words:
         print(_help(cls, doc))
         raise SystemExit(0)
-    options, values, mistakes = _options(cls), {}, []
+    options, counts, values, mistakes = _options(cls), above_zero(cls), {}, []
     presets = getattr(cls, "PRESETS", {})
     for where, label, value, is_flag in _read_flags(words, options, presets, mistakes):
         dashes = "--" if is_flag else ""
@@ -72,7 +69,7 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
             advice = next((_ADVICE[k] for k in _alternatives(kind) if k in _ADVICE), "")
             mistakes.append(f"{where}: {label}: got {got}, expected {_describe(kind)}{advice}")
             continue
-        if name in ABOVE_ZERO and values[name] is not None and values[name] <= 0:
+        if name in counts and values[name] is not None and values[name] <= 0:
             unset = " or none" * (types.NoneType in _alternatives(kind))
             mistakes.append(f"{where}: {label}: got {values[name]}, must be above 0{unset}")
     if not mistakes:
@@ -99,7 +96,7 @@ def to_yaml(config: Any) -> str:
     """The options as YAML that ``parse`` reads back equal, with the comments of the class."""
     from yaml import safe_dump
 
-    comments, lines = of_fields(type(config)), []
+    comments, lines = _comments(type(config)), []
     for name, value in to_dict(config).items():
         heading, comment = comments.get(name, ("", ""))
         lines += ["", f"# {heading}"] if heading else []
@@ -107,6 +104,19 @@ def to_yaml(config: Any) -> str:
         shown = safe_dump([value], default_flow_style=True, allow_unicode=clean, width=math.inf)
         lines.append(f"{name}: {shown[1:-2]}" + (f"  # {comment}" if comment else ""))
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def pick(config: Any, function: Callable) -> dict[str, Any]:
+    """The options that are parameters of ``function``, by name, to call it with."""
+    wanted = inspect.signature(function).parameters
+    names = [field.name for field in dataclasses.fields(config) if field.name in wanted]
+    return {name: getattr(config, name) for name in names}
+
+
+def above_zero(cls: Any) -> set[str]:
+    """The fields that are a ``Count`` or an ``Amount``, or none."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {n for n, kind in hints.items() if {Count, Amount} & set(_alternatives(kind))}
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
@@ -120,6 +130,22 @@ def _options(cls: Any) -> _Options:
     hints = get_type_hints(cls)
     fields = {f.name: (f.name, hints[f.name]) for f in dataclasses.fields(cls)}
     return {alias: fields[name] for alias, name in ALIASES.items() if name in fields} | fields
+
+
+def _comments(cls: type) -> dict[str, tuple[str, str]]:
+    """Field -> the comment above it, a heading, and the comment beside it, read from the source."""
+    found, name, heading = {"": ("", "")}, "", ""
+    with suppress(OSError):  # a class made without a file has no comments
+        source = textwrap.dedent(inspect.getsource(cls)).splitlines(keepends=True)
+        for token in tokenize.generate_tokens(iter(source).__next__):
+            text, column = token.string.lstrip("# "), token.start[1]
+            if token.type == tokenize.NAME and column == 4:  # a field; or def, which is no field
+                name, heading, found[text] = text, "", (heading, "")
+            elif token.type == tokenize.COMMENT and column == 4:
+                heading = f"{heading} {text}".strip()
+            elif token.type == tokenize.COMMENT:
+                found[name] = (found[name][0], f"{found[name][1]} {text}".strip())
+    return found
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -233,7 +259,7 @@ def _describe(kind: Any) -> str:
 
 def _help(cls: Any, doc: str | None) -> str:
     """The recipe's docstring, then its options under the headings of the class."""
-    comments, options = of_fields(cls), _options(cls)
+    comments, options = _comments(cls), _options(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     flags = {n: f"  --{'[no-]' * (bool in _alternatives(options[n][1]))}{n}  " for n in names}
     column = max(map(len, flags.values()))

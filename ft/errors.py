@@ -1,11 +1,16 @@
-"""One clear error for a user's mistake: what came, what is allowed, what to do."""
+"""One clear error for a user's mistake, the Hub's included: what came, what is allowed, what to do."""
 
 import contextlib
 import difflib
 import errno
+import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+LOG_IN = "`hf auth login`, or HF_TOKEN"
+SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|Bearer [^\s'\"]+")
 
 
 class UserError(ValueError):
@@ -16,6 +21,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` with the closest of ``allowed``, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """UserError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choice = ", ".join(map(repr, allowed))
+        raise UserError(
+            f"{name} is {value!r}; it must be one of {choice}.{nearest(value, allowed)}"
+        )
 
 
 @contextlib.contextmanager
@@ -44,3 +58,55 @@ def exit_cleanly() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str, *, committing: bool = False, otherwise: str = "") -> Iterator[None]:
+    """Turn what the Hub's client raises about ``repo`` into a ``UserError``, without the token.
+
+    ``committing`` adds what became of the commit; ``otherwise`` is what can be done without the
+    Hub, said where it cannot be reached. A full disk passes through, for ``exit_cleanly``.
+    """
+    from huggingface_hub import errors
+
+    http_error: Any = errors.HfHubHTTPError.__mro__[1]  # of httpx, or of httpx2 in later versions
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, http_error) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ and isinstance(cause, RuntimeError | errors.LocalEntryNotFoundError):
+            cause = cause.__cause__
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        page = f"https://huggingface.co/{repo}"
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            what = f"the Hub may not be asked for {repo!r} while HF_HUB_OFFLINE is set: unset it"
+        elif isinstance(cause, errors.GatedRepoError):
+            what = f"{repo!r} is gated: accept its licence at {page}, then log in ({LOG_IN})"
+        elif isinstance(cause, errors.RevisionNotFoundError):
+            what = f"{repo!r} has no such branch, tag or commit"
+        elif isinstance(cause, errors.RepositoryNotFoundError):
+            what = (
+                f"the Hub has no model {repo!r}, or it is private: check the spelling; for a "
+                f"private or gated one log in ({LOG_IN})"
+            )
+        elif status == 401:
+            what = f"the Hub refuses your token (401) for {repo!r}: log in again ({LOG_IN})"
+        elif status == 403:
+            what = f"this token may not do that with {repo!r} (403): use one with write permission"
+        elif status:
+            what = f"the Hub answered {status} for {repo!r}"
+        elif isinstance(cause, http_error):
+            what = f"no connection to the Hub ({type(cause).__name__}): check the network"
+        else:
+            what = f"{repo!r}: {' '.join(str(cause).split()) or type(cause).__name__}"
+        if committing:
+            unknown = isinstance(cause, http_error) and not status  # the answer may have got lost
+            state = "all was committed or nothing" if unknown else "nothing was committed"
+            what += f"; {state}, run the same command again"
+        if otherwise and (not status or status >= 500):
+            what += f". {otherwise}"
+        raise UserError(SECRET.sub("***", what)) from None

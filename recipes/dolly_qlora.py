@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.data import instructions
 from ft.runs import folder
 from ft.score import instructions as answers
@@ -60,7 +61,7 @@ class Config:
 
     # Adapter
     lora_r: int = 16  # rank of the update
-    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
     lora_target_modules: tuple[str, ...] = (
         "auto",
@@ -74,28 +75,28 @@ class Config:
     template: str = "dolly"  # book, dolly, alpaca, plain, a YAML file; chat: turns of an -it model
     drop_duplicates: bool = False  # also training rows that ask what a held-out row asks
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 1024  # tokens of a whole example
+    max_length: Count = 1024  # tokens of a whole example
     length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
-    valid_rows: int = 100  # held-out rows whose loss is watched
-    test_rows: int = 100  # held-out rows that are answered at the end, before and after
+    valid_rows: Count = 100  # held-out rows whose loss is watched
+    test_rows: Count = 100  # held-out rows that are answered at the end, before and after
 
     # Optimisation
-    learning_rate: float = 2e-4  # at the top of the schedule
+    learning_rate: Amount = 2e-4  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: float = 0.03  # share of the steps until the top
     optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw
-    num_train_epochs: float = 1.0  # passes over the training rows
-    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
-    per_device_train_batch_size: int = 8  # examples, not rows, in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    num_train_epochs: Amount = 1.0  # passes over the training rows
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 8  # examples, not rows, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool = True  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/dolly_qlora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 50  # optimizer steps between validations, each with a checkpoint
-    max_new_tokens: int = 256  # of an answer at the end
+    eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    max_new_tokens: Count = 256  # of an answer at the end
     seed: int = 42  # of held-out rows, adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)

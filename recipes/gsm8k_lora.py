@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.data import gsm8k
 from ft.runs import folder
 from ft.score import reasoning
@@ -41,7 +42,7 @@ class Config:
 
     # Adapter
     lora_r: int = 16  # rank of the update
-    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
     lora_target_modules: tuple[str, ...] = (
         "auto",
@@ -51,30 +52,30 @@ class Config:
     # Data
     data: str = gsm8k.GSM8K  # a folder with train.jsonl and test.jsonl, or a dataset of the Hub
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 512  # tokens of a whole example
+    max_length: Count = 512  # tokens of a whole example
     length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
-    valid_rows: int = 100  # training questions held out, whose loss is watched
+    valid_rows: Count = 100  # training questions held out, whose loss is watched
 
     # Optimisation
-    learning_rate: float = 3e-4  # at the top of the schedule
+    learning_rate: Amount = 3e-4  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.05  # share of the steps until the top
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    num_train_epochs: float = 0.1  # passes over the training questions
-    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
-    per_device_train_batch_size: int = 8  # examples, not rows, in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    num_train_epochs: Amount = 0.1  # passes over the training questions
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 8  # examples, not rows, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/gsm8k_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
-    eval_limit: int | None = 25  # questions of the test split to solve at the end; none: all
-    chains: int = 4  # drawn for each of them; `ft eval` draws 16
+    eval_steps: Count = 20  # optimizer steps between validations, each with a checkpoint
+    eval_limit: Count | None = 25  # questions of the test split to solve at the end; none: all
+    chains: Count = 4  # drawn for each of them; `ft eval` draws 16
     temperature: float = reasoning.TEMPERATURE  # that they are drawn at
-    max_new_tokens: int = 200  # of a chain; 1 of 50 worked answers is longer
+    max_new_tokens: Count = 200  # of a chain; 1 of 50 worked answers is longer
     seed: int = 42  # of held-out questions, adapter, order and chains
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)

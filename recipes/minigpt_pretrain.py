@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ft import config, machine
+from ft.config import Amount, Count
 from ft.data import corpus, shards
 from ft.data.rows import Rows
 from ft.errors import UserError
@@ -46,7 +47,7 @@ class Config:
     intermediate_size: int | None = None  # of the feed-forward; none: 4 times, modern 8/3 times
     num_hidden_layers: int = 4  # blocks
     num_attention_heads: int = 4  # of width / heads each
-    max_length: int = 256  # tokens of a window, and positions of the model
+    max_length: Count = 256  # tokens of a window, and positions of the model
     dropout: float = 0.0  # of attention weights and of what each half of a block adds
 
     # Text
@@ -63,22 +64,22 @@ class Config:
     shuffle_buffer: int = 2048  # windows that are shuffled at a time
     token_cache: Path | None = None  # folder for ids tokenised once and mapped into memory
     workers: int = 1  # processes that tokenise, for each process that trains
-    valid_tokens: int = 2**15  # of the validation text
+    valid_tokens: Count = 2**15  # of the validation text
 
     # Optimisation
     optim: Literal["adamw", "muon"] = "adamw"  # muon: of the blocks' matrices; AdamW of the rest
-    learning_rate: float = 2e-3  # at the top of the schedule
+    learning_rate: Amount = 2e-3  # at the top of the schedule
     lr_scheduler_type: pretraining.Schedule = "cosine"  # after the warm-up, to 0
     warmup_steps: int = 100  # optimizer steps until the top
     weight_decay: float = 0.1  # of matrices; embeddings, norms and biases never decay
     adam_beta2: float = 0.95  # of AdamW
     max_grad_norm: float = 1.0  # longer gradients are scaled down to it
-    max_steps: int = 10**6  # optimizer steps at most
-    max_minutes: float | None = (
+    max_steps: Count = 10**6  # optimizer steps at most
+    max_minutes: Amount | None = (
         5.0  # of training steps at most, validation not counted; none: no limit, and going on is exact
     )
-    per_device_train_batch_size: int = 16  # windows, in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    per_device_train_batch_size: Count = 16  # windows, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     precision: Literal["auto", "fp32", "bf16"] = (
         "auto"  # of products; auto: bf16 where the hardware has it
     )
@@ -88,9 +89,9 @@ class Config:
     output_dir: Path = Path("runs/minigpt")  # model, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    logging_steps: int = 10  # optimizer steps that one line of metrics.jsonl is the mean of
-    eval_steps: int = 100  # optimizer steps between validations
-    save_steps: int = 200  # optimizer steps between checkpoints
+    logging_steps: Count = 10  # optimizer steps that one line of metrics.jsonl is the mean of
+    eval_steps: Count = 100  # optimizer steps between validations
+    save_steps: Count = 200  # optimizer steps between checkpoints
     seed: int = 42  # of weights, order, dropout and samples
     prompt: str = "This function"  # continued at every validation
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.rewards import guards, pairs, preference
 from ft.runs import folder, opened
 from ft.score import evaluate
@@ -53,37 +54,37 @@ class Config:
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
-    max_length: int = 512  # tokens of a whole example
+    max_length: Count = 512  # tokens of a whole example
 
     # Pairs
     reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
     pairs: str | None = None  # a table of source, chosen, rejected; none: draw them
-    prompts: int = 1000  # lines that translations are drawn of; fewer where their time is over
+    prompts: Count = 1000  # lines that translations are drawn of; fewer where their time is over
     n: int = 8  # translations of each
-    max_new_tokens: int = 80  # of a translation
+    max_new_tokens: Count = 80  # of a translation
     margin: float = 0.1  # reward (chrF: 0 to 1) that the two of a pair must be apart
     draw_share: float = 0.45  # of the time that goes into drawing
 
     # Learning
-    learning_rate: float = 5e-5  # constant
+    learning_rate: Amount = 5e-5  # constant
     beta: float = 0.1  # how strongly the start holds the model
-    per_device_train_batch_size: int = 8  # pairs of an optimizer step
-    num_train_epochs: float = 1.0  # passes over the pairs
-    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 8  # pairs of an optimizer step
+    num_train_epochs: Amount = 1.0  # passes over the pairs
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
 
     # Guards: where one is passed the run ends
     max_kl: float = 0.5  # nats a token from the start
     min_distinct: float = 0.6  # distinct-2, as a share of the start's
     max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
-    watch_rows: int = 32  # lines whose translations are looked at
-    watch_steps: int = 20  # optimizer steps between two looks
+    watch_rows: Count = 32  # lines whose translations are looked at
+    watch_steps: Count = 20  # optimizer steps between two looks
 
     # Run
     output_dir: Path = Path("runs/mtnt_dpo")  # adapter, card, pairs and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
-    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
-    valid_rows: int = 50  # rows of the validation split whose loss is watched
-    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    max_minutes: Amount | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: Count = 50  # rows of the validation split whose loss is watched
+    eval_limit: Count = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
     def check(self) -> Iterator[str]:

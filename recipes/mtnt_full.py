@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.generate import answers
 from ft.runs import folder
 from ft.score import evaluate
@@ -38,37 +39,37 @@ class Config:
     model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 where all train
     lora_r: int = 0  # rank of an adapter on all linear layers; 0: all parameters train
-    lora_alpha: float = 32  # the adapter's update is scaled by alpha / r
+    lora_alpha: Amount = 32  # the adapter's update is scaled by alpha / r
 
     # Data
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
     reading: Literal["text", "tfds"] = "text"  # tfds: as CSV with quotes, which merges lines
     second_bos: bool = False  # before the translation too, and supervised
-    max_length: int = 512  # tokens of a whole example; longer ones are dropped
+    max_length: Count = 512  # tokens of a whole example; longer ones are dropped
     shuffle: bool = True  # by seed
 
     # Optimisation
     optim: str = "adamw"  # adamw, sgd, adamw_8bit or paged_adamw_8bit
-    learning_rate: float = 2e-5  # at the top of the schedule
+    learning_rate: Amount = 2e-5  # at the top of the schedule
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.05  # share of the steps until the top
     weight_decay: float = 0.0  # of matrices; embeddings and norms never decay
     adam_beta2: float = 0.999  # of AdamW
     max_grad_norm: float = 1.0  # longer gradients are scaled down to it; 0: they are not
-    max_steps: int = 200  # optimizer steps
-    per_device_train_batch_size: int = 16  # examples, in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    max_steps: Count = 200  # optimizer steps
+    per_device_train_batch_size: Count = 16  # examples, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/mtnt_full")  # model, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 20  # optimizer steps between validations
+    eval_steps: Count = 20  # optimizer steps between validations
     eval_mean: Literal["tokens", "rows"] = "tokens"  # rows: the mean of each row's mean
-    valid_rows: int = 100  # first rows of the validation split that fit, whose loss is watched
-    save_steps: int = 500  # optimizer steps between checkpoints
+    valid_rows: Count = 100  # first rows of the validation split that fit, whose loss is watched
+    save_steps: Count = 500  # optimizer steps between checkpoints
     seed: int = 42  # of order and adapter
 
     PRESETS: ClassVar = {

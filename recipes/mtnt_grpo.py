@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.rewards import guards
 from ft.runs import folder, opened
 from ft.score import evaluate
@@ -53,32 +54,32 @@ class Config:
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
-    max_length: int = 512  # tokens of a whole example
+    max_length: Count = 512  # tokens of a whole example
 
     # Learning
     reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
     method: Literal["grpo", "rloo"] = "grpo"  # what a reward is compared with: see above
-    prompts: int = 8  # lines of a step
+    prompts: Count = 8  # lines of a step
     n: int = 4  # translations of each
-    max_new_tokens: int = 80  # of a translation
-    learning_rate: float = 1e-4  # constant
+    max_new_tokens: Count = 80  # of a translation
+    learning_rate: Amount = 1e-4  # constant
     beta: float = 0.0  # weight of the KL to the start; above 0 a step takes a third longer
-    per_device_train_batch_size: int = 16  # translations in one forward
-    max_steps: int | None = None  # optimizer steps; none: until the time is over
+    per_device_train_batch_size: Count = 16  # translations in one forward
+    max_steps: Count | None = None  # optimizer steps; none: until the time is over
 
     # Guards: where one is passed the run ends
     max_kl: float = 0.5  # nats a token from the start
     min_distinct: float = 0.6  # distinct-2, as a share of the start's
     max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
-    watch_rows: int = 32  # lines whose translations are looked at
-    watch_steps: int = 10  # optimizer steps between two looks
+    watch_rows: Count = 32  # lines whose translations are looked at
+    watch_steps: Count = 10  # optimizer steps between two looks
 
     # Run
     output_dir: Path = Path("runs/mtnt_grpo")  # adapter, card and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
-    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
-    valid_rows: int = 50  # rows of the validation split whose loss is watched
-    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    max_minutes: Amount | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: Count = 50  # rows of the validation split whose loss is watched
+    eval_limit: Count = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
     def check(self) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.runs import folder
 from ft.score import evaluate
 from ft.text import prompts, tokens
@@ -34,7 +35,7 @@ class Config:
 
     # Adapter
     lora_r: int = 16  # rank of the update
-    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_target_modules: tuple[str, ...] = (
         "auto",
     )  # auto: all linear layers of the language model
@@ -45,29 +46,29 @@ class Config:
     extra_data: str | None = (
         None  # more training pairs: FILE.jsonl, NAME.en:NAME.fr, folder, Hub id
     )
-    extra_rows: int | None = None  # how many of them, drawn by seed; none: all
+    extra_rows: Count | None = None  # how many of them, drawn by seed; none: all
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
     normalize_punctuation: bool = (
         True  # French quotes and apostrophes of training targets as MTNT's
     )
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 512  # tokens of a whole example; longer ones are left out and counted
+    max_length: Count = 512  # tokens of a whole example; longer ones are left out and counted
 
     # Optimisation
-    learning_rate: float = 3e-4  # after the warm-up; then it falls to 0 in a line
+    learning_rate: Amount = 3e-4  # after the warm-up; then it falls to 0 in a line
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    num_train_epochs: float = 3.0  # passes over the training pairs
-    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
-    per_device_train_batch_size: int = 8  # examples, not rows, in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    num_train_epochs: Amount = 3.0  # passes over the training pairs
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 8  # examples, not rows, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
     # Run
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 20  # optimizer steps between validations, each with a checkpoint
-    eval_limit: int | None = None  # lines of valid to watch and of test to score; none: 40 and all
+    eval_steps: Count = 20  # optimizer steps between validations, each with a checkpoint
+    eval_limit: Count | None = None  # lines of valid to watch, of test to score; none: 40 and all
     seed: int = 42  # of adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)

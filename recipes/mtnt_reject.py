@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, data, machine
+from ft.config import Amount, Count
 from ft.rewards import guards, preference
 from ft.runs import folder, opened
 from ft.score import evaluate
@@ -52,35 +53,35 @@ class Config:
     data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
-    max_length: int = 512  # tokens of a whole example
+    max_length: Count = 512  # tokens of a whole example
 
     # Drawing
     reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
-    rounds: int = 3  # times that answers are drawn and learnt
-    prompts: int = 400  # lines of a round; fewer where its time is over
+    rounds: Count = 3  # times that answers are drawn and learnt
+    prompts: Count = 400  # lines of a round; fewer where its time is over
     n: int = 8  # translations of each
-    max_new_tokens: int = 80  # of a translation
+    max_new_tokens: Count = 80  # of a translation
     cutoff: float | None = None  # keep all with this reward (chrF: 0 to 1); none: each line's best
     draw_share: float = 0.7  # of a round's time that goes into drawing
 
     # Learning
-    learning_rate: float = 1e-4  # constant
-    per_device_train_batch_size: int = 8  # examples of an optimizer step
+    learning_rate: Amount = 1e-4  # constant
+    per_device_train_batch_size: Count = 8  # examples of an optimizer step
 
     # Guards: where one is passed the run ends
     max_kl: float = 0.5  # nats a token from the start
     min_distinct: float = 0.6  # distinct-2, as a share of the start's
     max_drift: float = 1.5  # times that answers may be longer or shorter than the start's
-    watch_rows: int = 32  # lines whose translations are looked at
+    watch_rows: Count = 32  # lines whose translations are looked at
     min_kept: float = 0.1  # share of a round's lines of which a translation is kept
 
     # Run
     output_dir: Path = Path("runs/mtnt_reject")  # adapter, card, rounds and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`: go on after the last whole round
-    max_minutes: float | None = 20.0  # of drawing and learning; none: no bound
-    valid_rows: int = 50  # rows of the validation split whose loss is watched
-    eval_limit: int = 200  # rows of the validation split that are translated before and after
+    max_minutes: Amount | None = 20.0  # of drawing and learning; none: no bound
+    valid_rows: Count = 50  # rows of the validation split whose loss is watched
+    eval_limit: Count = 200  # rows of the validation split that are translated before and after
     seed: int = 0  # of lines, draws and order
 
     def check(self) -> Iterator[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft import config, machine
+from ft.config import Amount, Count
 from ft.data import image_rows
 from ft.data.rows import Rows
 from ft.runs import folder
@@ -43,7 +44,7 @@ class Config:
 
     # What is trained
     lora_r: int | None = None  # rank of the update; 0: all parameters. None: 16; 0 of tiny-vision
-    lora_alpha: float = 32  # the update is scaled by alpha / r
+    lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
     lora_target_modules: tuple[str, ...] = (
         "auto",
@@ -52,26 +53,26 @@ class Config:
 
     # Data
     data: str = image_rows.DRAWN  # a jsonl, json, csv or parquet file, or `pictures`, drawn here
-    pictures: int = 8000  # how many are drawn to train on
+    pictures: Count = 8000  # how many are drawn to train on
     template: str = "chat"  # how a prompt is put: turns of an -it model, plain, …, a YAML file
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
-    max_length: int = 1024  # tokens of a whole example, those of its images included
+    max_length: Count = 1024  # tokens of a whole example, those of its images included
     length_policy: Literal["drop", "error"] = "drop"  # what happens to a longer one
-    valid_rows: int = 100  # held-out rows whose loss is watched
-    test_rows: int = 300  # held-out rows that are answered at the end
+    valid_rows: Count = 100  # held-out rows whose loss is watched
+    test_rows: Count = 300  # held-out rows that are answered at the end
 
     # Optimisation
-    learning_rate: float | None = (
+    learning_rate: Amount | None = (
         None  # at the top of the schedule. None: 2e-4; 2e-3 of tiny-vision
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1  # share of the steps until the top
     adam_beta2: float = 0.98  # decay of AdamW's mean of squares: few steps need a short memory
     optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw
-    num_train_epochs: float = 1.0  # passes over the training rows
-    max_steps: int | None = None  # optimizer steps; overrides num_train_epochs
-    per_device_train_batch_size: int = 16  # examples in each process
-    gradient_accumulation_steps: int = 1  # batches in one optimizer step
+    num_train_epochs: Amount = 1.0  # passes over the training rows
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 16  # examples in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     # recompute activations: less memory, a third slower. None: not of tiny-vision
     gradient_checkpointing: bool | None = None
 
@@ -79,8 +80,8 @@ class Config:
     output_dir: Path = Path("runs/vision_lora")  # adapter or model, card, curves and record
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: int = 50  # optimizer steps between validations, each with a checkpoint
-    max_new_tokens: int = 64  # of an answer at the end
+    eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    max_new_tokens: Count = 64  # of an answer at the end
     seed: int = 42  # of pictures, held-out rows, adapter and order
     report_to: str = "none"  # tensorboard, trackio or wandb
 

@@ -39,8 +39,8 @@ TURNS = {
     "ft.text.tokens": {"ft.kernels.recurrent"},
     "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
 }
-MAY_IMPORT |= {"memory": set(), "hub_errors": set(), "comments": set(), "minigpt_config": set()}
-FREE |= {"memory", "hub_errors", "comments", "minigpt_config"}
+MAY_IMPORT |= {"memory": set(), "minigpt_config": set()}
+FREE |= {"memory", "minigpt_config"}
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
 HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyarrow"}
 # subclasses of TRL's and transformers' classes, imported where they are needed

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ft.config import ALIASES, differences, parse, to_dict, to_yaml
+from ft.config import ALIASES, Amount, Count, differences, parse, pick, to_dict, to_yaml
 from ft.errors import UserError
 
 
@@ -37,8 +37,8 @@ class Config:
 
     # Training,
     # in optimizer steps
-    learning_rate: float = 2e-4
-    max_steps: int | None = None  # overrides num_train_epochs
+    learning_rate: Amount = 2e-4
+    max_steps: Count | None = None  # overrides num_train_epochs
     dropout: float | None = None
     packing: bool = True  # several examples in a row
     tf32: bool | None = None
@@ -446,6 +446,15 @@ def test_differences() -> None:
         "new: (absent) -> 'x'",
     ]
     assert differences(a, dict(a)) == []
+
+
+def test_picked_are_the_options_that_a_function_takes() -> None:
+    def train(model, *, learning_rate, max_steps=None, autocast=False): ...
+
+    config = Config(learning_rate=1e-3, max_steps=7)
+    assert pick(config, train) == {"learning_rate": 1e-3, "max_steps": 7}
+    assert pick(config, lambda: None) == {}
+    assert Config(**pick(config, Config)) == config
 
 
 # Presets

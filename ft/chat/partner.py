@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ft.chat.conversation import Conversation
-from ft.errors import UserError
+from ft.errors import UserError, hub_errors
 from ft.text.template import Template
 
 if TYPE_CHECKING:
@@ -132,7 +132,6 @@ def load(
 
 def is_run(name: str) -> bool:
     """Whether a name is that of a run, and not of a model: an adapter, or a folder with a record."""
-    from ft.hub_errors import one_line
     from ft.models import sources
     from ft.runs.folder import RECORD
 
@@ -144,7 +143,7 @@ def is_run(name: str) -> bool:
     repo = str(sources.resolve(name))
     from huggingface_hub import snapshot_download
 
-    with one_line(repo, otherwise=f"There is no folder {name} here."):
+    with hub_errors(repo, otherwise=f"There is no folder {name} here."):
         return (Path(snapshot_download(repo, allow_patterns=[RECORD])) / RECORD).is_file()
 
 

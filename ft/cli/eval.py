@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ft.errors import UserError
+from ft.errors import UserError, one_of
 
 LONGEST = 256  # tokens of an answer
 CHAINS = 16  # of thought for a question
@@ -182,7 +182,6 @@ def _rows(run: Any, data: str | None, split: str) -> Any:
     from ft.data.instructions import instructions as open_instructions
     from ft.data.instructions import splits
     from ft.data.mtnt import mtnt
-    from ft.data.rows import one_of
 
     s = run.settings
     one_of("split", split, ("train", "valid", "test"))

@@ -8,10 +8,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ft import hub_errors
-from ft.data.rows import one_of
 from ft.data.shards import Shard
-from ft.errors import UserError, nearest
+from ft.errors import UserError, hub_errors, nearest, one_of
 
 PIECE = 2**14  # bytes of a document that are handed on at once
 ROW = 2**28  # bytes of a row of jsonl, which must be read whole
@@ -157,7 +155,7 @@ def _jsonl(shard: Shard, place: Place, bad: BadRows) -> Iterator[Record]:
 
 
 def _hub(shard: Shard, place: Place, _: BadRows) -> Iterator[Record]:
-    with hub_errors.one_line(shard.name.removeprefix("hub:")):
+    with hub_errors(shard.name.removeprefix("hub:")):
         for row, record in enumerate(shard.rows.skip(place.row), place.row):
             yield Place(0, row), record, Place(0, row + 1)
 

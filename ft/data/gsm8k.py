@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Row, Rows, checked, fault, one_of
+from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
-from ft.errors import UserError
+from ft.errors import UserError, one_of
 from ft.score.rewards import final_number
 
 GSM8K = "openai/gsm8k/main"

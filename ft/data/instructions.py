@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Row, Rows, checked, duplicates, fault, one_of, overlap
+from ft.data.rows import Row, Rows, checked, duplicates, fault, overlap
 from ft.data.tables import read_table
-from ft.errors import UserError
+from ft.errors import UserError, one_of
 from ft.text.template import fault_of
 
 DOLLY = "databricks/databricks-dolly-15k"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
-from ft.errors import UserError, nearest
+from ft.errors import UserError, nearest, one_of
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
 """A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
@@ -202,15 +202,6 @@ def require(columns: Iterable[str], there: Iterable[str], origin: str) -> None:
                 f"{origin} has no column {column!r}; its columns are "
                 f"{', '.join(map(repr, there))}.{nearest(column, there)}"
             )
-
-
-def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    """UserError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        choice = ", ".join(map(repr, allowed))
-        raise UserError(
-            f"{name} is {value!r}; it must be one of {choice}.{nearest(value, allowed)}"
-        )
 
 
 def read(file: Path) -> bytes:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ft import hub_errors
 from ft.data import builtin_text
-from ft.errors import UserError, nearest
+from ft.errors import UserError, hub_errors, nearest
 
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".lines": "lines"}
 PLACES, SAMPLE = 8, 2**16  # where a file is hashed, and how many bytes at each place
@@ -161,7 +160,7 @@ def _hub(name: str, part: str) -> list[Shard]:
     import datasets
     from huggingface_hub import HfApi
 
-    with hub_errors.one_line(repo):
+    with hub_errors(repo):
         revision = HfApi().dataset_info(repo, revision=revision).sha or ""
         rows: Any = datasets.load_dataset(
             repo, configuration, split=wanted or "train", streaming=True, revision=revision

@@ -7,8 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from ft.errors import UserError, nearest
-from ft.hub_errors import one_line
+from ft.errors import UserError, hub_errors, nearest
 
 EMBEDDED = "google/gemma-3-270m"  # the Hub id of the model that `embedded` is
 _TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
@@ -61,7 +60,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         from huggingface_hub import snapshot_download
 
         patterns = _TEXTS + ["*.safetensors"] * weights
-        with one_line(source, otherwise=_OFFLINE):
+        with hub_errors(source, otherwise=_OFFLINE):
             source = _checked(Path(snapshot_download(source, allow_patterns=patterns)), name)
     if weights and not any(source.glob("*.safetensors")):
         raise UserError(

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ft.errors import UserError
+from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import new_dir
-from ft.hub_errors import LOG_IN, SECRET, one_line
 from ft.runs.card import card, read
 from ft.runs.card_example import HERE
 
@@ -51,7 +50,7 @@ def push(
     _check_secrets(run_folder, token)
     readme = read(run_folder / "README.md", str) or card(run_folder)
     api = _api(token)
-    with one_line(repo):
+    with hub_errors(repo):
         repo = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
         url = f"{api.endpoint}/{repo}"
         try:
@@ -74,7 +73,7 @@ def push(
     for name in FILES:
         if name != "README.md" and (run_folder / name).is_file():
             files.append(CommitOperationAdd(name, run_folder / name))
-    with one_line(repo, committing=True):
+    with hub_errors(repo, committing=True):
         commit = api.create_commit(repo, files, commit_message=message, revision=revision)
     done = f"pushed {len(files)} files: {commit.commit_url}"
     print("no file has changed: no new commit" if commit.oid == before else done)
@@ -100,7 +99,7 @@ def pull(
     _check_name(name, "is neither a folder here nor ")
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: name another one")
-    with one_line(name):
+    with hub_errors(name):
         api = _api(token.strip() if token else None)
         found = Path(api.snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
     _check_whole(found, name)
