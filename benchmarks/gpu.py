@@ -28,11 +28,10 @@ from harness.process import Worker, start
 from harness.random_model import shape_of
 from harness.report import cpu_name
 
-from ft import config
+from ft import config, machine
 from ft.config import Amount, Count
 from ft.errors import UserError
 from ft.files import write_json
-from ft.models import speed
 from ft.plan import layers as blocks
 
 TOLERANCE = 0.05  # relative difference of the first loss and gradient norm, computed in bf16
@@ -127,12 +126,12 @@ def main(c: Config) -> None:
     if len(peers) < len(c.peers):
         print(f"unsloth is left out: {c.unsloth_python} does not have it", file=sys.stderr)
     device = torch.device(c.device)
-    peak = speed.matrix_peak(device, torch.bfloat16)
+    peak = machine.matrix_peak(device, torch.bfloat16)
     rows: list[dict[str, Any]] = []
     for shape in c.shape:
         with tempfile.TemporaryDirectory(prefix="ft-gpu-") as folder:
             rows += train(c, shape, peers, Path(folder))
-    peak = max(peak, speed.matrix_peak(device, torch.bfloat16))
+    peak = max(peak, machine.matrix_peak(device, torch.bfloat16))
     for row in rows:
         if "flops_per_s" in row:
             row["mfu"] = row["flops_per_s"] / peak

@@ -31,10 +31,9 @@ from harness.interleaved import measure
 from harness.random_model import build, save_tokenizer, shape_of
 from harness.report import cpu_name
 
-from ft import config
+from ft import config, machine
 from ft.errors import UserError
 from ft.files import write_json
-from ft.models import speed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +90,7 @@ def main(c: Config) -> None:
         "device": torch.cuda.get_device_name() if c.device == "cuda" else cpu_name(),
         "torch": torch.__version__,
         "options": config.to_dict(c),
-        "bf16_peak_tflops": speed.matrix_peak(device, torch.bfloat16) / 1e12,
+        "bf16_peak_tflops": machine.matrix_peak(device, torch.bfloat16) / 1e12,
         "copy_gb_per_s": bandwidth(device) / 1e9,
     }
     with tempfile.TemporaryDirectory(prefix="ft-gpu-") as folder:

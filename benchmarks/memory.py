@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ft import config, memory
+from ft import config, machine
 from ft.config import Count
 from ft.files import write_json
 from ft.plan import peak
@@ -109,9 +109,9 @@ def measure(case: Case) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from ft import machine, models, train
+    from ft import models, train
     from ft.kernels import cross_entropy
-    from ft.models import full, lora, precision
+    from ft.models import full, lora
     from ft.runs import folder
 
     warnings.filterwarnings("ignore")
@@ -127,7 +127,7 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": model_name,
             "gradient_accumulation_steps": 1,
         }
-        bf16 = precision.machine().bf16
+        bf16 = machine.here().bf16
         planned = fit.of(settings, bf16=bf16, supervised=0.5)
         automatic = case.precision == "auto"
         base = models.load(model_name, precision="fp32" if automatic else case.precision)
@@ -142,7 +142,7 @@ def measure(case: Case) -> dict[str, Any]:
         class Watch(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 nonlocal peak
-                peak = memory.measured()
+                peak = machine.peak_memory()
 
         generator = torch.Generator().manual_seed(0)
         size = (2 * case.per_device_train_batch_size, case.max_length)

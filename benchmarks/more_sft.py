@@ -31,7 +31,7 @@ def main() -> None:
     place = {"overwrite": c.overwrite_output_dir, "resume": None}
     folder.check_folder(c.output_dir, **place)
     splits, t = recipe.rows(c), recipe.template(c)
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
@@ -66,7 +66,7 @@ def main() -> None:
     policy.save(model, tokenizer, r)
     r.note(training=asdict(trained))
     folder.finish(r)
-    folder.say(
+    machine.say(
         f"{trained.steps} steps, validation loss {trained.start_loss:.3f} -> {trained.eval_loss:.3f}"
     )
 

@@ -113,14 +113,13 @@ def load_all(name: str, c: Config) -> tuple[dict[str, Any], Any]:
     """For each side the model with the same adapter, whose B is not zero; and the tokenizer."""
     import torch
 
-    from ft import models
+    from ft import machine, models
     from ft.kernels import cross_entropy, nf4
     from ft.models import lora
-    from ft.models import precision as hardware
 
     if c.compute == "float32":
-        here = dataclasses.replace(hardware.machine(), bf16=False)
-        hardware.machine = lambda: here
+        here = dataclasses.replace(machine.here(), bf16=False)
+        machine.here = lambda: here
     install, found, base = nf4.install, {}, None
     for side, precision in SIDES.items():
         nf4.install = install if side == "ft" else lambda model: None  # bitsandbytes' own layers

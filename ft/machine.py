@@ -1,15 +1,152 @@
-"""Where a run happens: package versions, hardware, threads, seed, the commit of the code."""
+"""This machine and this process: device, cores, memory, matrix rate, seed, versions, and who prints."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device of this process and what it computes fast."""
+
+    device: str  # "cpu", "mps" or "cuda:<local rank>"
+    bf16: bool  # bfloat16 matrix products run in hardware
+    nf4: bool  # bitsandbytes can quantise here
+    name: str  # for people
+    int8: bool = False  # PyTorch multiplies by bytes with vectors
+
+
+def is_main() -> bool:
+    """Whether this process writes: the first of those that ``accelerate launch`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str = "") -> None:
+    """Print on the main process."""
+    if is_main():
+        print(text, flush=True)
+
+
+def here() -> Machine:
+    """Look at this machine; with several processes on GPUs, each gets the one of its local rank."""
+    import torch
+
+    nf4 = importlib.util.find_spec("bitsandbytes") is not None
+    if torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Machine(f"cuda:{index}", bf16, nf4, torch.cuda.get_device_name(index))
+    if torch.backends.mps.is_available():
+        return Machine("mps", torch.backends.mps.is_macos_or_newer(14, 0), False, "Apple GPU")
+    bf16 = cpu_bf16()
+    name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
+    return Machine("cpu", bool(bf16), nf4, name, cpu_int8())
+
+
+def cpu_bf16() -> str:
+    """What this processor multiplies bfloat16 with; nothing where it only emulates that."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():  # `ft plan` asks without torch
+        able = set(info.read_text().split())
+    else:
+        import torch
+
+        able = {name for name, has in torch.cpu.get_capabilities().items() if has}
+    return next((name for name in ("amx_bf16", "avx512_bf16") if name in able), "")
+
+
+def cpu_int8() -> bool:
+    """Whether PyTorch multiplies by bytes with this processor's vectors (AVX2 or AVX512)."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def free_memory() -> tuple[int, str]:
+    """Bytes free for one process on the device that it trains on, and the device's name."""
+    import torch
+
+    on = here()
+    if on.device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[0], on.name
+    return free_ram(), on.name
+
+
+def free_ram() -> int:
+    """Bytes of this machine's memory that are free for one of its local processes."""
+    import psutil
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().available // processes
+
+
+def peak_memory() -> int:
+    """The most bytes so far: of the GPU's allocator, or of this process."""
+    gpu = peak_gpu_memory()
+    return peak_ram() if gpu is None else gpu
+
+
+def peak_ram() -> int:
+    """The most bytes that this process has held so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_gpu_memory() -> int | None:
+    """The most bytes that PyTorch has allocated on its GPU so far; none without torch or a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_allocated()
+
+
+_seen: dict[Any, float] = {}
+
+
+def matrix_peak(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.2) -> float:
+    """FLOP/s of a large matrix product on ``device`` in ``dtype``, the best of a few tries.
+
+    On a GPU it is measured once in a process; on a CPU at each call, and the best so far counts, as other
+    programs may be using it.
+    """
+
+    import torch
+
+    key = (str(device), dtype)
+    if device.type == "cuda" and key in _seen:
+        return _seen[key]
+    n = 1024 if device.type == "cpu" else 8192
+    generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the run
+    small = torch.randn(n, 64, generator=generator, device=device).to(dtype)
+    a, b = small.repeat(1, n // 64), small.repeat(1, n // 64).T.contiguous()
+    best, end = _seen.get(key, 0.0), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+        if time.perf_counter() >= end:
+            break
+    _seen[key] = best
+    return best
 
 
 def versions() -> dict[str, str]:

@@ -1,12 +1,12 @@
 """What full-parameter training takes in memory, from a model's configuration, before any weight is read."""
 
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ft import machine
 from ft.errors import UserError
-from ft.models import full, precision
+from ft.models import full
 from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
@@ -53,19 +53,6 @@ def full_training(config: Any, *, optim: str, precision: str) -> Need:
     return Need(total, total * width, (trained + head) * width, int(trained * states))
 
 
-def free() -> tuple[int, str]:
-    """Bytes free for one process on the device that it trains on, and the device's name."""
-    import torch
-
-    on = precision.machine()
-    if on.device.startswith("cuda"):
-        return torch.cuda.mem_get_info()[0], on.name
-    import psutil
-
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return psutil.virtual_memory().available // processes, on.name
-
-
 def check(config: Any, *, optim: str, precision: str) -> str:
     """The estimate as a line. Raises ``UserError`` with it where the training will not fit.
 
@@ -75,7 +62,7 @@ def check(config: Any, *, optim: str, precision: str) -> str:
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     processes = int(os.environ.get("WORLD_SIZE", "1")) if sharded else 1
     least = need.weights + (need.gradients + need.states) // processes
-    room, where = free()
+    room, where = machine.free_memory()
     if least > room:
         ways = ["--optim sgd, which keeps no states"] * bool(need.states)
         ways += ["--precision bf16, which halves all"] * (precision != "bf16")
@@ -85,14 +72,3 @@ def check(config: Any, *, optim: str, precision: str) -> str:
             f"{room / GIB:.1f} GiB free. Use {', or '.join(ways)}."
         )
     return f"memory: {need}; {room / GIB:.1f} GiB are free"
-
-
-def measured() -> int:
-    """The most bytes so far: of the GPU's allocator, or of this process."""
-    import resource
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

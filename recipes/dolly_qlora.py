@@ -129,13 +129,13 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits = rows(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
     twice, shared = (
         data.duplicates(splits["train"]),
         data.overlap(splits["train"], splits["valid"], splits["test"]),
     )
     if twice or shared:
-        folder.say(
+        machine.say(
             f"note: {len(twice)} training rows are there twice, {len(shared)} ask what a held-out row "
             "asks; --drop-duplicates leaves them out"
         )
@@ -148,11 +148,11 @@ def main(c: Config) -> None:
     from ft.score import evaluate
     from ft.train import optim
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     t = template(c, base.tokenizer)
     if (
         t.name != "chat" or not base.tokenizer.chat_template
@@ -169,19 +169,19 @@ def main(c: Config) -> None:
         use_dora=c.lora_variant == "dora",
     )
     cross_entropy.install(model.get_base_model())
-    folder.say(lora.summary(model))
+    machine.say(lora.summary(model))
 
     encoded = {}
     for split, found in splits.items():
         encoded[split] = tokens.encode_rows(
             found, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
         )
-        folder.say(f"{split}: {encoded[split].summary(c.max_length)}")
+        machine.say(f"{split}: {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    folder.say("first example, supervised tokens marked:")
-    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    machine.say("first example, supervised tokens marked:")
+    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    folder.say(f"memory that this needs:\n{plan}")
+    machine.say(f"memory that this needs:\n{plan}")
     r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
@@ -227,16 +227,16 @@ def main(c: Config) -> None:
         packing=packing,
         max_new_tokens=c.max_new_tokens,
     )
-    folder.say(answers.table(result))
+    machine.say(answers.table(result))
     r.note(evaluation={"test": result})
     r.write("samples.txt", answers.samples(result))
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter, card and curves: {r.folder}")
-    folder.say(f"try it: ft chat {r.folder}")
-    if c.push_to_hub and folder.is_main():
-        folder.say(hub.push(r.folder, c.push_to_hub))
+    machine.say(f"\nadapter, card and curves: {r.folder}")
+    machine.say(f"try it: ft chat {r.folder}")
+    if c.push_to_hub and machine.is_main():
+        machine.say(hub.push(r.folder, c.push_to_hub))
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
     if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
-        folder.say(f"note: {len(shared)} training questions also stand in valid or test")
+        machine.say(f"note: {len(shared)} training questions also stand in valid or test")
 
     from ft import models, train
     from ft.kernels import cross_entropy
@@ -114,11 +114,11 @@ def main(c: Config) -> None:
     from ft.runs import curves, hub
     from ft.score import evaluate
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     # so that every program asks as we trained
     base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
     machine.seed_everything(c.seed)
@@ -132,19 +132,19 @@ def main(c: Config) -> None:
         use_dora=c.lora_variant == "dora",
     )
     cross_entropy.install(model.get_base_model())
-    folder.say(lora.summary(model))
+    machine.say(lora.summary(model))
 
     encoded = {}
     for split, found in splits.items():
         encoded[split] = tokens.encode_rows(
             found, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
         )
-        folder.say(f"{split}: {encoded[split].summary(c.max_length)}")
+        machine.say(f"{split}: {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    folder.say("first example, supervised tokens marked:")
-    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    machine.say("first example, supervised tokens marked:")
+    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    folder.say(f"memory that this needs:\n{plan}")
+    machine.say(f"memory that this needs:\n{plan}")
     r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
@@ -192,17 +192,17 @@ def main(c: Config) -> None:
         seed=c.seed,
         max_new_tokens=c.max_new_tokens,
     )
-    folder.say(reasoning.table(result))
+    machine.say(reasoning.table(result))
     r.note(evaluation={"test": result})
     r.write("samples.txt", reasoning.samples(result))
     curves.accuracy(result, r.folder / "accuracy.png")
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter, card and curves: {r.folder}")
-    folder.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
-    if c.push_to_hub and folder.is_main():
-        folder.say(hub.push(r.folder, c.push_to_hub))
+    machine.say(f"\nadapter, card and curves: {r.folder}")
+    machine.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
+    if c.push_to_hub and machine.is_main():
+        machine.say(hub.push(r.folder, c.push_to_hub))
 
 
 if __name__ == "__main__":

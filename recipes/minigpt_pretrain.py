@@ -148,14 +148,13 @@ def main(c: Config) -> None:
 
     from ft import minigpt
     from ft.generate import answers, samplers
-    from ft.models import precision
     from ft.runs import curves, hub
 
-    folder.say(machine.use_all_cores())
-    on, gpu = precision.machine(), torch.cuda.is_available()
+    machine.say(machine.use_all_cores())
+    on, gpu = machine.here(), torch.cuda.is_available()
     able = on.bf16 and (gpu or on.device == "cpu")
     half = c.precision == "bf16" or (c.precision == "auto" and able)
-    folder.say(f"products in {'bf16' if half else 'fp32'} on {on.name}")
+    machine.say(f"products in {'bf16' if half else 'fp32'} on {on.name}")
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
     with accelerator.local_main_process_first():
         tokenizer = load_tokenizer(c)
@@ -169,7 +168,7 @@ def main(c: Config) -> None:
 
     set_seed(c.seed)
     model = minigpt.MiniGPTForCausalLM(shape(c, tokenizer)).to(accelerator.device)
-    folder.say(f"{c.style}, {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
+    machine.say(f"{c.style}, {model.num_parameters():,} parameters, {len(tokenizer):,} pieces")
     options: Any = {"learning_rate": c.learning_rate, "weight_decay": c.weight_decay}
     options |= {"betas": (0.9, c.adam_beta2)}
     muon = c.optim == "muon"
@@ -199,7 +198,7 @@ def main(c: Config) -> None:
         windows.load_state_dict(done["windows"][accelerator.process_index])
         r.begin()
         r.rewind(done["step"])
-        folder.say(f"resumed after step {done['step']}")
+        machine.say(f"resumed after step {done['step']}")
     r.note(
         model={
             "style": c.style,
@@ -237,7 +236,7 @@ def main(c: Config) -> None:
         r.log({"step": meter.step, **asdict(found), "sample": c.prompt + answer.text})
         meter.bar.clear()
         at = f"STEP {meter.step} training loss: {meter.mean:.4f} -" if meter.step else "Start,"
-        folder.say(f"{at} {found}\n  {c.prompt}{answer.text}")
+        machine.say(f"{at} {found}\n  {c.prompt}{answer.text}")
         return asdict(found)
 
     def save() -> None:
@@ -288,7 +287,7 @@ def main(c: Config) -> None:
             if keep:
                 save()
     if meter.signal is not None:
-        folder.say(f"stopped by {signal.Signals(meter.signal).name}; go on with --resume last")
+        machine.say(f"stopped by {signal.Signals(meter.signal).name}; go on with --resume last")
         raise SystemExit(128 + meter.signal)
 
     if accelerator.is_main_process:
@@ -303,7 +302,7 @@ def main(c: Config) -> None:
     curves.learning_rate(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nmodel, card and curves: {r.folder}")
+    machine.say(f"\nmodel, card and curves: {r.folder}")
 
 
 def load_tokenizer(c: Config) -> Any:

@@ -124,18 +124,18 @@ def main(c: Config) -> None:
     splits, t = rows(c), template(c)
     given = pairs.read(c.pairs) if c.pairs else None
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft.models import lora
     from ft.rewards import learning, policy, reward_model
     from ft.runs import hub
 
     learning.require_trl()
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     reward = reward_model.named(c.reward, tokenizer)
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
@@ -167,11 +167,11 @@ def main(c: Config) -> None:
     before, start = judge(), look()
     references = [row["target"] for row in splits["valid"]]
     chrf = evaluate.corpus_chrf(before.translations, references)
-    folder.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
 
     begun = time.perf_counter()
     if given:
-        folder.say(f"{len(given):,} pairs, {given.origin}")
+        machine.say(f"{len(given):,} pairs, {given.origin}")
         found_pairs = pairs.encode(given, t, tokenizer)
         r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
     else:
@@ -190,7 +190,7 @@ def main(c: Config) -> None:
         shown = (json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
         r.write("pairs.jsonl", "".join(shown))
         mean, best = preference.mean(scored), preference.mean(scored, best=True)
-        folder.say(
+        machine.say(
             f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
             f"the best of {c.n} {100 * best:.1f}"
         )
@@ -199,7 +199,7 @@ def main(c: Config) -> None:
     def watch(step: int) -> None:
         now = look()
         r.log({"step": step} | dataclasses.asdict(now))
-        folder.say(f"STEP {step}: {now}")
+        machine.say(f"STEP {step}: {now}")
         bounds.check(now, start, f"after step {step}")
         policy.save(model, tokenizer, r)
 
@@ -220,12 +220,12 @@ def main(c: Config) -> None:
     seconds = time.perf_counter() - begun
     r.note(training=dataclasses.asdict(learnt) | {"seconds_with_drawing": seconds})
     result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    folder.say(evaluate.table(result, "valid"))
+    machine.say(evaluate.table(result, "valid"))
     r.note(evaluation={"valid": result})
     r.write("samples.txt", evaluate.samples(result))
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
+    machine.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
 
 
 if __name__ == "__main__":

@@ -118,18 +118,18 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft.models import lora
     from ft.rewards import learning, policy, reward_model
     from ft.runs import hub
 
     learning.require_trl()
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     reward = reward_model.named(c.reward, tokenizer)
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
@@ -161,12 +161,12 @@ def main(c: Config) -> None:
     before, start = judge(), look()
     references = [row["target"] for row in splits["valid"]]
     chrf = evaluate.corpus_chrf(before.translations, references)
-    folder.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
 
     def watch(step: int) -> None:
         now = look()
         r.log({"step": step} | dataclasses.asdict(now))
-        folder.say(f"STEP {step}: {now}")
+        machine.say(f"STEP {step}: {now}")
         bounds.check(now, start, f"after step {step}")
         policy.save(model, tokenizer, r)
 
@@ -191,12 +191,12 @@ def main(c: Config) -> None:
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=seconds)
     r.note(training=dataclasses.asdict(learnt))
     result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    folder.say(evaluate.table(result, "valid"))
+    machine.say(evaluate.table(result, "valid"))
     r.note(evaluation={"valid": result})
     r.write("samples.txt", evaluate.samples(result))
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")
+    machine.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
     if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
-        folder.say(f"note: {len(shared)} training sources also stand in valid or test")
+        machine.say(f"note: {len(shared)} training sources also stand in valid or test")
 
     from ft import models, train
     from ft.kernels import cross_entropy
@@ -113,11 +113,11 @@ def main(c: Config) -> None:
     from ft.plan import settings
     from ft.runs import curves, hub
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     machine.seed_everything(c.seed)
     model = lora.attach(
         base,
@@ -128,19 +128,19 @@ def main(c: Config) -> None:
         use_dora=c.lora_variant == "dora",
     )
     cross_entropy.install(model.get_base_model())
-    folder.say(lora.summary(model))
+    machine.say(lora.summary(model))
 
     def encode(split: str) -> tokens.Encoded:
         encoded = tokens.encode_rows(splits[split], t, base.tokenizer, max_length=c.max_length)
-        folder.say(f"{split}: {encoded.summary(c.max_length)}")
+        machine.say(f"{split}: {encoded.summary(c.max_length)}")
         return encoded
 
     encoded = {split: encode(split) for split in splits}
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    folder.say("first example, supervised tokens marked:")
-    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    machine.say("first example, supervised tokens marked:")
+    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    folder.say(f"memory that this needs:\n{plan}")
+    machine.say(f"memory that this needs:\n{plan}")
     r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
@@ -185,16 +185,16 @@ def main(c: Config) -> None:
         ask={"source": "Hello, my name is Morgane."},
         packing=packing,
     )
-    folder.say(evaluate.table(result))
+    machine.say(evaluate.table(result))
     r.note(evaluation={"test": result})
     r.write("samples.txt", evaluate.samples(result))
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter, card and curves: {r.folder}")
-    folder.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
-    if c.push_to_hub and folder.is_main():
-        folder.say(hub.push(r.folder, c.push_to_hub))
+    machine.say(f"\nadapter, card and curves: {r.folder}")
+    machine.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    if c.push_to_hub and machine.is_main():
+        machine.say(hub.push(r.folder, c.push_to_hub))
 
 
 if __name__ == "__main__":

@@ -142,24 +142,23 @@ def main(c: Config) -> None:
     from ft import memory, models, train
     from ft.kernels import cross_entropy
     from ft.models import full, lora
-    from ft.models import precision as hardware
     from ft.plan import settings
     from ft.runs import curves, hub
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
-    autocast = not c.lora_r and c.precision == "auto" and hardware.machine().bf16
+    autocast = not c.lora_r and c.precision == "auto" and machine.here().bf16
     if not c.lora_r and precision != "nf4":
         shape = models.load_config(c.model_name_or_path)
-        folder.say(memory.check(shape, optim=c.optim, precision=precision))
+        machine.say(memory.check(shape, optim=c.optim, precision=precision))
     base = models.load(
         c.model_name_or_path,
         precision=precision,
         max_length=c.max_length,
         text_only=bool(c.lora_r),
     )
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     machine.seed_everything(c.seed)
     if c.lora_r:
         model = lora.attach(base, r=c.lora_r, alpha=c.lora_alpha, dropout=0.0)
@@ -167,17 +166,17 @@ def main(c: Config) -> None:
     else:
         model = full.attach(base)
         cross_entropy.install(model)
-    folder.say(lora.summary(model) if c.lora_r else full.summary(model))
+    machine.say(lora.summary(model) if c.lora_r else full.summary(model))
 
     encoded = {split: encode(c, base.tokenizer, found) for split, found in splits.items()}
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-        folder.say(f"      {encoded[split].summary(c.max_length)}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"      {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    folder.say("first example, supervised tokens marked:")
-    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    machine.say("first example, supervised tokens marked:")
+    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    folder.say(f"memory that this needs:\n{plan}")
+    machine.say(f"memory that this needs:\n{plan}")
     r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
@@ -233,9 +232,9 @@ def main(c: Config) -> None:
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
-    folder.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    folder.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    machine.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
+    machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    machine.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft import train
     from ft.models import lora
@@ -129,11 +129,11 @@ def main(c: Config) -> None:
     from ft.rewards.rounds import Round, Rounds
     from ft.runs import hub
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
     model, tokenizer = base.model, base.tokenizer
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     reward = reward_model.named(c.reward, tokenizer)
     encoded = {
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
@@ -166,7 +166,7 @@ def main(c: Config) -> None:
         before, start = judge(), look()
     references = [row["target"] for row in splits["valid"]]
     chrf = evaluate.corpus_chrf(before.translations, references)
-    folder.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
     if state.done:
         policy.replace_adapter(model, state.folder(state.done[-1].number))
     for number in range(len(state.done) + 1, c.rounds + 1):
@@ -223,12 +223,12 @@ def main(c: Config) -> None:
 
     r.note(training={"steps": sum(each.steps for each in state.done), "seconds": state.seconds})
     result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    folder.say(evaluate.table(result, "valid"))
+    machine.say(evaluate.table(result, "valid"))
     r.note(evaluation={"valid": result})
     r.write("samples.txt", evaluate.samples(result))
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
+    machine.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
 
 
 if __name__ == "__main__":

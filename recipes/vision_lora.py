@@ -120,7 +120,7 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits = rows(c)
     for split, found in splits.items():
-        folder.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft import models, train
     from ft.kernels import cross_entropy
@@ -130,13 +130,13 @@ def main(c: Config) -> None:
     from ft.score import evaluate, images
     from ft.train import optim
 
-    folder.say(machine.use_all_cores())
+    machine.say(machine.use_all_cores())
     see = vision.reader(c.model_name_or_path)
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
     base = models.load(
         c.model_name_or_path, precision=precision, max_length=c.max_length, text_only=False
     )
-    folder.say("\n".join(base.notes))
+    machine.say("\n".join(base.notes))
     t = template(c, base.tokenizer)
     if t.name != "chat" or not base.tokenizer.chat_template:
         base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
@@ -151,23 +151,23 @@ def main(c: Config) -> None:
             vision=bool(c.train_vision),
         )
         cross_entropy.install(model.get_base_model())
-        folder.say(lora.summary(model))
+        machine.say(lora.summary(model))
     else:
         model = full.attach(base, vision=bool(c.train_vision))
         cross_entropy.install(model)
-        folder.say(full.summary(model))
+        machine.say(full.summary(model))
 
     encoded = {}
     for split, found in splits.items():
         encoded[split] = vision.encode(
             found, t, base.tokenizer, see, max_length=c.max_length, policy=c.length_policy
         )
-        folder.say(f"{split}: {encoded[split].summary(c.max_length)}")
+        machine.say(f"{split}: {encoded[split].summary(c.max_length)}")
     first = encoded["train"].examples[: c.per_device_train_batch_size]
-    folder.say("first example, supervised tokens marked:")
-    folder.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    machine.say("first example, supervised tokens marked:")
+    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    folder.say(f"memory that this needs:\n{plan}")
+    machine.say(f"memory that this needs:\n{plan}")
     r = folder.start(
         c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
     )
@@ -210,19 +210,19 @@ def main(c: Config) -> None:
         fingerprint=folder.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
-    if folder.is_main():
+    if machine.is_main():
         see.processor.save_pretrained(r.folder)
     result = images.before_after(
         model, base.tokenizer, t, see, splits["test"], max_new_tokens=c.max_new_tokens
     )
-    folder.say(images.table(result))
+    machine.say(images.table(result))
     r.note(evaluation={"test": result})
     r.write("samples.txt", images.samples(result))
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
-    folder.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    folder.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
+    machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
+    machine.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ MAY_IMPORT = {  # each row also its own package
 # imports that turn round with the merges still to come
 TURNS = {
     "ft.data.gsm8k": {"ft.score.rewards"},
-    "ft.memory": {"ft.models.full", "ft.models.precision", "ft.train.optim"},
+    "ft.memory": {"ft.machine", "ft.models.full", "ft.train.optim"},
     "ft.models.vision": {"ft.generate.draft"},
     "ft.models.description": {"ft.runs.card_header"},
     "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.cross_entropy", "ft.kernels.fused_head"},

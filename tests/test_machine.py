@@ -1,9 +1,12 @@
-"""What a run sets of the process that it runs in."""
+"""What a run finds and sets of the machine and the process that it runs in."""
 
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from ft import machine
 
 GROWTH = """
 import torch
@@ -32,3 +35,42 @@ def test_rows_of_ever_new_lengths_do_not_fill_the_memory():
         [sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 120  # MiB; 227 with the caches as they are
+
+
+def test_this_machine_is_described() -> None:
+    here = machine.here()
+    assert here.name
+    assert here.device.startswith("cuda") == torch.cuda.is_available()
+    if here.device == "cpu":
+        able = torch.cpu.get_capabilities()
+        assert here.bf16 == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def test_free_memory_is_shared_by_local_processes(monkeypatch):
+    monkeypatch.setattr(machine, "here", lambda: machine.Machine("cpu", False, False, "a CPU"))
+    alone, name = machine.free_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert name == "a CPU"
+    assert machine.free_memory()[0] == pytest.approx(alone / 4, rel=0.2)
+
+
+def test_the_matrix_rate_is_positive_and_leaves_the_seed_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert machine.matrix_peak(torch.device("cpu"), torch.float32, seconds=0.01) > 1e8
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_peak_is_of_this_process_and_only_grows():
+    before, there = machine.peak_ram(), torch.cuda.is_available()
+    assert 2**20 < before <= machine.peak_ram()
+    assert (machine.peak_gpu_memory() is None) == (not there)
+    assert machine.peak_memory() == machine.peak_gpu_memory() if there else machine.peak_ram()
+
+
+def test_only_the_first_process_speaks(monkeypatch, capsys):
+    machine.say("one")
+    monkeypatch.setenv("RANK", "1")
+    machine.say("two")
+    assert capsys.readouterr().out == "one\n"

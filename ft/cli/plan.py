@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ft import machine
 from ft.errors import UserError, nearest
 from ft.plan import devices
 from ft.plan import settings as fit
@@ -63,11 +64,11 @@ def command(
     if asked:
         room = size_of(asked, "--gpu" if gpu else "--fit")
     else:
-        room = devices.DEVICES[device][0] * GIB if device in devices.DEVICES else available()
+        room = devices.DEVICES[device][0] * GIB if device in devices.DEVICES else machine.free_ram()
     where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
     options = {
         "device": where,
-        "bf16": where == "cuda" or devices.cpu_has_bf16(),
+        "bf16": where == "cuda" or bool(machine.cpu_bf16()),
         "processes": processes,
         "sharded": sharded,
     }
@@ -133,10 +134,3 @@ def size_of(text: str, flag: str) -> int:
     if not found or not float(found[1]):
         raise UserError(f"{flag} {text}: not a size of memory; write it as 24GB or 900MB")
     return int(float(found[1]) * (GIB if found[2].upper() == "G" else MIB))
-
-
-def available() -> int:
-    """Bytes free on this machine."""
-    import psutil
-
-    return psutil.virtual_memory().available

@@ -118,13 +118,14 @@ def describe(model: Any, precision: str | None = None) -> list[Part]:
     import torch
     from transformers.quantizers.quantizers_utils import should_convert_module
 
+    from ft import machine
     from ft.models import precision as hardware
     from ft.models.load import UNQUANTIZED
 
     stored = str(model.config.dtype or "float32").removeprefix("torch.")
     compute, quantised = stored, set()
     if precision is not None:
-        choice = hardware.choose_precision(precision, hardware.machine())
+        choice = hardware.choose_precision(precision, machine.here())
         compute = choice.compute
         if choice.precision == "nf4":
             quantised = {

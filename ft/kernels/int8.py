@@ -14,13 +14,6 @@ WIDTH = 16  # the kernel for few rows reads a weight's rows by so many, and beyo
 PIECE = 2**20  # weights at a time, which stay in the processor's cache
 
 
-def available() -> bool:
-    """Whether PyTorch multiplies by bytes with this processor's vectors (AVX2 or AVX512)."""
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
-
 def install(model: Any) -> None:
     """Replace a model's linear layers, its head among them, by ``int8`` ones. Its embedding stays."""
     import torch

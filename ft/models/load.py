@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft import machine
 from ft.errors import UserError, nearest
 from ft.kernels import attention as by_example
 from ft.kernels import fused, fused_layers, int8, nf4, recurrent
@@ -94,7 +95,7 @@ def load(
     # on a CPU it would open every run with advice to install a kernel package
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     notes = unsloth_backend.prepare() if backend == "unsloth" else []
-    on = hardware.machine()
+    on = machine.here()
     choice = hardware.choose_precision(precision, on)
     config = load_config(name)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,11 +1,10 @@
-"""Choose device, precision and attention for a model on this machine, each with its reason."""
+"""Choose precision and attention for a model on a machine, each with its reason."""
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 from ft.errors import UserError, nearest
-from ft.kernels import int8
+from ft.machine import Machine
 
 PRECISIONS = ("auto", "fp32", "bf16", "nf4", "int8")
 ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2")
@@ -15,41 +14,12 @@ ROOMY = 0.6  # share of a GPU's free memory that weights may take where they nee
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The device of this process and what it computes fast."""
-
-    device: str  # "cpu", "mps" or "cuda:<local rank>"
-    bf16: bool  # bfloat16 matrix products run in hardware
-    nf4: bool  # bitsandbytes can quantise here
-    name: str  # for people
-    int8: bool = False  # PyTorch multiplies by bytes with vectors
-
-
-@dataclass(frozen=True)
 class Choice:
     """How to store the weights and compute with them."""
 
     precision: str  # "fp32", "bf16", "nf4" or "int8"
     compute: str  # "float32" or "bfloat16": activations, embeddings, norms
     reason: str
-
-
-def machine() -> Machine:
-    """Look at this machine; with several processes on GPUs, each gets the one of its local rank."""
-    import torch
-
-    nf4 = importlib.util.find_spec("bitsandbytes") is not None
-    if torch.cuda.is_available():
-        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-        torch.cuda.set_device(index)
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Machine(f"cuda:{index}", bf16, nf4, torch.cuda.get_device_name(index))
-    if torch.backends.mps.is_available():
-        return Machine("mps", torch.backends.mps.is_macos_or_newer(14, 0), False, "Apple GPU")
-    able = torch.cpu.get_capabilities()
-    bf16 = next((n for n in ("amx_bf16", "avx512_bf16") if able.get(n)), "")
-    name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
-    return Machine("cpu", bool(bf16), nf4, name, int8.available())
 
 
 def choose_precision(precision: str, on: Machine) -> Choice:

@@ -1,9 +1,6 @@
-"""FLOPs of a training step, and the matrix rate that this device reaches at best."""
+"""FLOPs of a training step."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 Count = tuple[float, float]  # FLOPs per token of the trunk, FLOPs per supervised token of the head
 
@@ -30,36 +27,3 @@ def training_flops(model: Any) -> Count:
             )
     assert seen_head is not None, "the model has no head"
     return trunk, float(seen_head * head.in_features * head.out_features)
-
-
-_seen: dict[Any, float] = {}
-
-
-def matrix_peak(device: "torch.device", dtype: "torch.dtype", seconds: float = 0.2) -> float:
-    """FLOP/s of a large matrix product on ``device`` in ``dtype``, the best of a few tries.
-
-    On a GPU it is measured once in a process; on a CPU at each call, and the best so far counts, as other
-    programs may be using it.
-    """
-    import time
-
-    import torch
-
-    key = (str(device), dtype)
-    if device.type == "cuda" and key in _seen:
-        return _seen[key]
-    n = 1024 if device.type == "cpu" else 8192
-    generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the run
-    small = torch.randn(n, 64, generator=generator, device=device).to(dtype)
-    a, b = small.repeat(1, n // 64), small.repeat(1, n // 64).T.contiguous()
-    best, end = _seen.get(key, 0.0), time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-        if time.perf_counter() >= end:
-            break
-    _seen[key] = best
-    return best

@@ -1,9 +1,9 @@
 """How fast a step is: the rates of some GPUs, or of this CPU as measured, and the share that is reached."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from ft.machine import matrix_peak
 from ft.plan.peak import Plan
 
 UTILISATION = 0.4  # share of a device's rate that training is assumed to reach
@@ -44,8 +44,6 @@ def cpu_rate(plan: Plan) -> float:
     """FLOP/s of this CPU's matrix products in the precision of the plan, measured in a moment."""
     import torch
 
-    from ft.models.speed import matrix_peak
-
     dtype = torch.bfloat16 if plan.product == 2 else torch.float32
     return matrix_peak(torch.device("cpu"), dtype, seconds=0.1)
 
@@ -62,10 +60,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16, as ``ft.models.precision`` finds with torch."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags

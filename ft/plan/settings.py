@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ft import machine
 from ft.errors import UserError, nearest
-from ft.models import precision
 from ft.plan import layers, peak, shapes, tower
 from ft.plan.peak import GIB, Plan
 from ft.train.optim import choose
@@ -104,7 +104,7 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     return of(
         {**settings, **known},
         device="cuda" if base.model.device.type == "cuda" else "cpu",
-        bf16=precision.machine().bf16,
+        bf16=machine.here().bf16,
         lengths=lengths,
         supervised=encoded.supervised / sum(lengths),
         processes=int(os.environ.get("WORLD_SIZE", "1")),

@@ -10,6 +10,7 @@ from typing import Any
 from ft.config import differences
 from ft.errors import UserError
 from ft.files import write_json, write_text
+from ft.machine import say
 from ft.rewards.guards import Vitals
 from ft.rewards.preference import Scored
 from ft.runs import folder as run
@@ -84,7 +85,7 @@ class Rounds:
         self.run.note(rounds=[asdict(each) for each in self.done])
         self.run.write(REPORT, report(self.done))
         self.run.log({"step": found.number, "reward": found.reward, "kl": found.vitals.kl})
-        run.say(f"ROUND {line(found)}")
+        say(f"ROUND {line(found)}")
 
     @property
     def seconds(self) -> float:

@@ -18,7 +18,8 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
-from ft.runs.folder import Run, is_main
+from ft.machine import is_main
+from ft.runs.folder import Run
 from ft.score import logprobs
 from ft.text.template import Template
 from ft.train import optim

@@ -14,7 +14,7 @@ from typing import Any
 from ft import __version__
 from ft.errors import UserError
 from ft.files import sampled_hash, sha256, sync_dir, write_json, write_text
-from ft.machine import git_commit, hardware, versions
+from ft.machine import git_commit, hardware, is_main, peak_gpu_memory, peak_ram, versions
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 # settings that do not decide what is learnt, so that a resumed run may change them
@@ -22,17 +22,6 @@ MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
     *("save_steps", "eval_steps"),
 }
-
-
-def is_main() -> bool:
-    """Whether this process writes: the first of those that ``accelerate launch`` started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(text: str = "") -> None:
-    """Print on the main process."""
-    if is_main():
-        print(text, flush=True)
 
 
 class Run:
@@ -164,16 +153,9 @@ def adopt(run: Run, made: Path) -> None:
 
 def finish(run: Run) -> None:
     """Note the time and the peak memory of this process and its GPU."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
-    values: dict[str, Any] = {
-        "finished": _now(),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        values["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    values: dict[str, Any] = {"finished": _now(), "peak_memory_bytes": peak_ram()}
+    if (gpu := peak_gpu_memory()) is not None:
+        values["peak_gpu_memory_bytes"] = gpu
     run.note(**values)
 
 

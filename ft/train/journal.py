@@ -10,9 +10,11 @@ import torch
 from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
+from ft import machine
 from ft.kernels import lora_linear
+from ft.machine import is_main, say
 from ft.models import speed
-from ft.runs.folder import Run, is_main, say
+from ft.runs.folder import Run
 
 
 class Journal(TrainerCallback):
@@ -144,7 +146,7 @@ class Journal(TrainerCallback):
 
     def _validate(self, state: Any) -> None:
         # the best rate seen so far: another program may be using the processor at any one time
-        rate = speed.matrix_peak(self.trainer.args.device, self.dtype)
+        rate = machine.matrix_peak(self.trainer.args.device, self.dtype)
         self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
         self.eval_loss = self.validate()
         self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})

@@ -6,9 +6,10 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ft import machine
 from ft.errors import UserError
-from ft.models import speed
-from ft.runs.folder import Run, is_main
+from ft.machine import is_main
+from ft.runs.folder import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ class Meter:
 
         half = self.accelerator.mixed_precision == "bf16"
         dtype = torch.bfloat16 if half else torch.float32
-        rate = speed.matrix_peak(self.accelerator.device, dtype)
+        rate = machine.matrix_peak(self.accelerator.device, dtype)
         self.peak = max(self.peak, rate * self.accelerator.num_processes)
 
     def begin(self) -> None:

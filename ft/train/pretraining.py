@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ft import files
 from ft.data import shards, tokenizer
 from ft.errors import UserError
+from ft.machine import say
 from ft.runs import checkpoints
-from ft.runs import folder as run
 from ft.score import logits
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def make_tokenizer(sources: Sequence[str], *, vocab_size: int, **reading: Any) -
     content = [shards.hashes(shards.find(sources)), vocab_size, reading]
     folder = files.cache_dir() / "tokenizers" / digest(content)[:16]
     if not folder.exists():
-        run.say(tokenizer.train(sources, folder, vocab_size=vocab_size, **reading))
+        say(tokenizer.train(sources, folder, vocab_size=vocab_size, **reading))
     return load_tokenizer(folder)
 
 

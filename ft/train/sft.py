@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ft import memory
 from ft.errors import UserError
-from ft.machine import prepare_sharding, processes
+from ft.machine import peak_memory, prepare_sharding, processes, say
 from ft.runs import checkpoints
-from ft.runs.folder import Run, adopt, say
+from ft.runs.folder import Run, adopt
 from ft.text.tokens import Example
 from ft.train import graphs
 from ft.train.optim import Name
@@ -183,7 +182,7 @@ def sft(
     trainer.accelerator.wait_for_everyone()
     (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
     adopt(run, made)
-    summary = journal.summary() | {"peak_memory_bytes": memory.measured()}
+    summary = journal.summary() | {"peak_memory_bytes": peak_memory()}
     return Trained(trainer.state.global_step, wall, **summary)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ft import __main__ as cli
+from ft import machine
 from ft.cli import plan
 from ft.config import to_dict
 from ft.errors import UserError
@@ -149,7 +150,7 @@ def test_it_takes_under_three_seconds_and_no_torch():
 
 
 def test_this_machine_is_planned_for_and_measured(capsys, monkeypatch):
-    monkeypatch.setattr(plan, "available", lambda: 32 * GIB)
+    monkeypatch.setattr(machine, "free_ram", lambda: 32 * GIB)
     monkeypatch.setattr(devices, "cpu_rate", lambda _: 1e12)
     said = run(capsys, RECIPE)
     assert "peak of the process" in said

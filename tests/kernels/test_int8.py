@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from ft import models
+from ft import machine, models
 from ft.errors import UserError
 from ft.generate import answers
 from ft.kernels import int8
+from ft.machine import Machine
 from ft.models import lora, precision
 from ft.runs import divergence
 
-needs_vectors = pytest.mark.skipif(not int8.available(), reason="no AVX2 on this CPU")
+needs_vectors = pytest.mark.skipif(not machine.cpu_int8(), reason="no AVX2 on this CPU")
 
 
 def layer(out: int = 96, into: int = 64, bias: bool = False) -> torch.nn.Linear:
@@ -98,6 +99,6 @@ def test_training_is_refused(folder):
 
 def test_it_needs_a_processor_with_vectors():
     for device in ("cpu", "cuda:0", "mps"):
-        machine = precision.Machine(device, True, True, "something else")
+        machine = Machine(device, True, True, "something else")
         with pytest.raises(UserError, match="int8 needs a CPU with AVX2 .* this is something else"):
             precision.choose_precision("int8", machine)

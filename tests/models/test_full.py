@@ -3,9 +3,9 @@
 import pytest
 from support import tiny
 
-from ft import memory, models
+from ft import machine, memory, models
 from ft.errors import UserError
-from ft.models import full, precision
+from ft.models import full
 from ft.train import optim
 
 
@@ -57,7 +57,7 @@ def test_less_is_needed_by_sgd_8_bits_and_bf16():
 
 def test_what_will_not_fit_is_refused_with_the_estimate(monkeypatch):
     config = tiny.config("gemma", hidden_size=2048, intermediate_size=16384, num_hidden_layers=18)
-    monkeypatch.setattr(memory, "free", lambda: (16 * memory.GIB, "a GPU"))
+    monkeypatch.setattr(machine, "free_memory", lambda: (16 * memory.GIB, "a GPU"))
     said = r"optim=adamw will not fit: [\d,]+ parameters need 27.1 GiB \(weights 6.8, .* a GPU has 16.0"
     with pytest.raises(UserError, match=said) as error:
         memory.check(config, optim="adamw", precision="fp32")
@@ -69,16 +69,6 @@ def test_what_will_not_fit_is_refused_with_the_estimate(monkeypatch):
 
 
 def test_the_ways_out_are_those_that_are_left(monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda: (10, "a GPU"))
+    monkeypatch.setattr(machine, "free_memory", lambda: (10, "a GPU"))
     with pytest.raises(UserError, match="free. Use --lora-r 16, which"):
         memory.check(tiny.config("gemma"), optim="sgd", precision="bf16")
-
-
-def test_free_memory_is_shared_by_local_processes(monkeypatch):
-    monkeypatch.setattr(
-        precision, "machine", lambda: precision.Machine("cpu", False, False, "a CPU")
-    )
-    alone, name = memory.free()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert name == "a CPU"
-    assert memory.free()[0] == pytest.approx(alone / 4, rel=0.2)

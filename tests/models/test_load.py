@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft import models
+from ft import machine, models
 from ft.errors import UserError
 from ft.kernels import nf4
 from ft.models import precision
@@ -121,7 +121,7 @@ def test_nf4_on_a_cpu_computes_with_its_quantised_weights(kind: str, folder: Fol
     assert any("q_proj" in name for name in in_4_bits)
     assert not any(part in name for name in in_4_bits for part in ("lm_head", "embed_tokens"))
     assert not any(part in name for name in in_4_bits for part in (".altup.", "router", "tower"))
-    choice = precision.choose_precision("nf4", precision.machine())
+    choice = precision.choose_precision("nf4", machine.here())
     assert weights[next(n for n in weights if "embed_tokens" in n)].dtype == getattr(
         torch, choice.compute
     )

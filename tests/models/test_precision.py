@@ -3,7 +3,8 @@
 import pytest
 
 from ft.errors import UserError
-from ft.models.precision import Machine, choose_attention, choose_precision, machine
+from ft.machine import Machine
+from ft.models.precision import choose_attention, choose_precision
 
 AMPERE = Machine("cuda:0", True, True, "NVIDIA A100")
 TURING = Machine("cuda:0", False, True, "Tesla T4")
@@ -51,17 +52,6 @@ def test_reasons_name_what_matters() -> None:
 def test_impossible_precisions_are_refused(on: Machine, asked: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose_precision(asked, on)
-
-
-def test_this_machine_is_described() -> None:
-    import torch
-
-    here = machine()
-    assert here.name
-    assert here.device.startswith("cuda") == torch.cuda.is_available()
-    if here.device == "cpu":
-        able = torch.cpu.get_capabilities()
-        assert here.bf16 == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 @pytest.mark.parametrize("on", [AMPERE, OLD_CPU])

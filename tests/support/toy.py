@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from ft import train
 from ft.errors import exit_cleanly
 from ft.kernels import cross_entropy
-from ft.machine import seed_everything, use_all_cores
+from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
 from ft.runs import folder
 from ft.score import evaluate
@@ -38,7 +38,7 @@ class Interrupt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **_) -> None:
-        if state.global_step == self.step and folder.is_main():
+        if state.global_step == self.step and is_main():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
