@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ft import config, machine, train
 from ft.errors import UserError, exit_cleanly
+from ft.kernels import recurrent
 from ft.models import lora
 from ft.rewards import policy
 from ft.runs import folder, opened
@@ -45,7 +46,7 @@ def main() -> None:
     folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
-    packing, pad = tokens.packs_exactly(base.model), tokenizer.pad_token_id
+    packing, pad = recurrent.packs_exactly(base.model), tokenizer.pad_token_id
     valid = encoded["valid"].examples[: c.valid_rows]
     trained = train.sft(
         model,

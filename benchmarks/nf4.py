@@ -154,7 +154,8 @@ def rows_of(task: str, c: Config, tokenizer: Any) -> list[dict[str, Any]]:
     """The packed rows of one step."""
     import torch
 
-    from ft.text.tokens import encode, layout
+    from ft.text.batches import layout
+    from ft.text.tokens import encode
 
     if task == "wide":
         ids = torch.randint(3, WIDE["vocab_size"], (1, 411), generator=torch.Generator())

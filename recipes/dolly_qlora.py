@@ -141,7 +141,7 @@ def main(c: Config) -> None:
         )
 
     from ft import models, train
-    from ft.kernels import cross_entropy
+    from ft.kernels import cross_entropy, recurrent
     from ft.models import lora
     from ft.plan import settings
     from ft.runs import curves, hub
@@ -191,7 +191,7 @@ def main(c: Config) -> None:
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    packing = tokens.packs_exactly(base.model)
+    packing = recurrent.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,

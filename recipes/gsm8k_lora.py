@@ -108,7 +108,7 @@ def main(c: Config) -> None:
         machine.say(f"note: {len(shared)} training questions also stand in valid or test")
 
     from ft import models, train
-    from ft.kernels import cross_entropy
+    from ft.kernels import cross_entropy, recurrent
     from ft.models import lora
     from ft.plan import settings
     from ft.runs import curves, hub
@@ -154,7 +154,7 @@ def main(c: Config) -> None:
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    packing = tokens.packs_exactly(base.model)
+    packing = recurrent.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,

@@ -126,6 +126,7 @@ def main(c: Config) -> None:
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
+    from ft.kernels import recurrent
     from ft.models import lora
     from ft.rewards import learning, policy, reward_model
     from ft.runs import hub
@@ -151,7 +152,7 @@ def main(c: Config) -> None:
     folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
-    packing = tokens.packs_exactly(base.model)
+    packing = recurrent.packs_exactly(base.model)
     valid = encoded["valid"].examples[: c.valid_rows]
 
     def judge() -> evaluate.Judged:

@@ -123,7 +123,7 @@ def main(c: Config) -> None:
     splits, t = rows(c), template(c)
 
     from ft import memory, models, train
-    from ft.kernels import cross_entropy
+    from ft.kernels import cross_entropy, recurrent
     from ft.models import full, lora
     from ft.plan import settings
     from ft.runs import curves, hub
@@ -169,7 +169,7 @@ def main(c: Config) -> None:
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    packing = tokens.packs_exactly(base.model)
+    packing = recurrent.packs_exactly(base.model)
     pad = base.tokenizer.pad_token_id
     watched = encoded["valid"].examples[: c.valid_rows]
 

@@ -124,6 +124,7 @@ def main(c: Config) -> None:
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft import train
+    from ft.kernels import recurrent
     from ft.models import lora
     from ft.rewards import policy, reward_model
     from ft.rewards.rounds import Round, Rounds
@@ -150,7 +151,7 @@ def main(c: Config) -> None:
         settings.pop(name)
     state = Rounds(r, folder.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
 
-    packing, pad = tokens.packs_exactly(base.model), tokenizer.pad_token_id
+    packing, pad = recurrent.packs_exactly(base.model), tokenizer.pad_token_id
     valid = encoded["valid"].examples[: c.valid_rows]
 
     def judge() -> evaluate.Judged:

@@ -15,7 +15,7 @@ FREE = {"errors", "files"}  # what any file may import
 MAY_IMPORT = {  # each row also its own package
     "config": set(),
     "machine": set(),
-    "text": set(),
+    "text": {"machine"},  # what it says
     "data": {"text", "machine"},
     "kernels": {"text"},
     "minigpt": {"text", "kernels"},
@@ -35,8 +35,7 @@ TURNS = {
     "ft.memory": {"ft.machine", "ft.models.full", "ft.train.optim"},
     "ft.models.vision": {"ft.generate.draft"},
     "ft.models.description": {"ft.runs.card_header"},
-    "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.cross_entropy", "ft.kernels.fused_head"},
-    "ft.text.tokens": {"ft.kernels.recurrent"},
+    "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.fused_head"},
     "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
 }
 MAY_IMPORT |= {"memory": set(), "minigpt_config": set()}

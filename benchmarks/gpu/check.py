@@ -57,15 +57,15 @@ def env() -> None:
     say("imports:", ", ".join(taken))
     if not GPU:
         return
-    from ft.models import precision, speed
+    from ft import machine
 
     p = torch.cuda.get_device_properties(0)
     say(
         f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}"
     )
-    say(precision.machine())
+    say(machine.here())
     start = time.perf_counter()
-    peak = speed.matrix_peak(torch.device("cuda", 0), torch.bfloat16)
+    peak = machine.matrix_peak(torch.device("cuda", 0), torch.bfloat16)
     say(
         f"best bf16 product {peak / 1e12:.0f} TFLOP/s, measured in {time.perf_counter() - start:.2f} s"
     )

@@ -35,7 +35,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     from ft.kernels import cross_entropy
     from ft.models import load, lora
     from ft.score import evaluate
-    from ft.text import tokens
+    from ft.text import batches
     from ft.train import graphs
 
     torch.set_num_threads(8 if GPU else 1)
@@ -49,7 +49,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.05)
     model.train()
     half = base.model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
-    row = graphs.row_inputs(tokens.packed_row(rows), 8)
+    row = graphs.row_inputs(batches.packed_row(rows), 8)
     share = {"share": torch.tensor(1 / len(row["targets"]))}
     total, lines = torch.zeros((), device=device), []
 

@@ -105,10 +105,10 @@ def inputs_of(name: str, vocabulary: int, filled: bool) -> tuple[dict[str, Any],
     """A row of 8 examples on the device, its tokens and how many of them are supervised."""
     import torch
 
-    from ft.text import tokens
+    from ft.text import batches
     from ft.train import graphs
 
-    row = graphs.row_inputs(tokens.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
+    row = graphs.row_inputs(batches.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
     n, s = row["input_ids"].shape[1], len(row["targets"])
     row = graphs.padded(row) if filled else row
     given = {k: v.to(DEV) if hasattr(v, "to") else v for k, v in row.items()}
@@ -170,11 +170,12 @@ def step() -> None:
     import torch
     from harness.random_model import shape_of
 
+    from ft import machine
     from ft.kernels import cross_entropy
-    from ft.models import load, lora, speed
+    from ft.models import load, lora
 
     place, vocabulary = prepared(SHAPE), shape_of(SHAPE).vocab_size
-    peak = speed.matrix_peak(torch.device(DEV), torch.bfloat16)
+    peak = machine.matrix_peak(torch.device(DEV), torch.bfloat16)
     say(f"{SHAPE}: best bf16 product {peak / 1e12:.1f} TFLOP/s")
     for precision in ("nf4", "bf16"):
         first: dict[str, tuple[float, float]] = {}

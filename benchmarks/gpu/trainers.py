@@ -60,14 +60,14 @@ def steps() -> None:
     from harness.process import Worker
     from harness.random_model import shape_of
 
-    from ft.models import speed
+    from ft import machine
 
     place, vocabulary = prepared(SHAPE), shape_of(SHAPE).vocab_size
     full = int(os.environ.get("FULL", "0"))  # tokens of one row a step, in place of the data sets
     names = [n for n in os.environ.get("PEERS", ",".join(PEERS)).split(",") if n in PEERS]
     if not (ROOT / ".gpu/unsloth").exists():
         names = [n for n in names if n != "unsloth"]
-    peak = speed.matrix_peak(torch.device(DEV), torch.bfloat16)
+    peak = machine.matrix_peak(torch.device(DEV), torch.bfloat16)
     if GPU:
         torch.cuda.empty_cache()
 

@@ -107,6 +107,7 @@ def _split(
     n: int | None,
     reward: str | None,
 ) -> dict[str, Any]:
+    from ft.kernels import recurrent
     from ft.rewards import reward_model
     from ft.runs import opened
     from ft.score import evaluate, instructions, reasoning
@@ -128,7 +129,7 @@ def _split(
         seed_parity=run.settings.get("second_bos", False),
     )
     common: dict[str, Any] = {
-        "packing": tokens.packs_exactly(model),
+        "packing": recurrent.packs_exactly(model),
         "max_new_tokens": max_new_tokens or LONGEST,
         "base": opened.load(run, precision, tuned=False)[0] if run.whole else None,
     }

@@ -1,21 +1,16 @@
 """Cross-entropy from hidden states: supervised positions only, gradient formed in forward, soft caps honoured."""
 
 import functools
-import itertools
 import types
 from typing import TYPE_CHECKING, Any
 
 from ft.kernels import attention, fused, fused_head
+from ft.text.batches import PIECE, tiles
 from ft.text.tokens import IGNORE
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-
-TILE = (
-    2**25
-)  # logits held at once (128 MiB in fp32, at most half as much again) of any number of rows
-PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
 
 
 def cross_entropy(
@@ -173,16 +168,6 @@ def _function() -> Any:
             )
 
     return TiledCrossEntropy
-
-
-def tiles(n: int, vocabulary: int) -> list[slice]:
-    """Slices of ``n`` rows whose logits are held at once, one empty slice for none.
-
-    They are of one size: products of few rows are slow.
-    """
-    count = max(1, round(n / max(1, TILE // vocabulary)))
-    bounds = [n * i // count for i in range(count + 1)]
-    return [slice(*pair) for pair in itertools.pairwise(bounds)]
 
 
 def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001, ANN202

@@ -40,6 +40,17 @@ def installed(model: Any) -> bool:
     return any(isinstance(module, _classes().Trunk) for module in model.modules())
 
 
+def packs_exactly(model: Any) -> bool:
+    """Whether packed rows give the loss of separate examples.
+
+    transformers' RecurrentGemma looks across the border of two examples; ``models.load`` mends it. The
+    mask of Unsloth's Gemma 2 does not keep examples apart.
+    """
+    if getattr(model, "by_unsloth", False):
+        return False
+    return model.config.model_type != "recurrent_gemma" or installed(model)
+
+
 def convolve(
     x: "Tensor", before: "Tensor", layer: "nn.Conv1d", positions: "Tensor"
 ) -> tuple["Tensor", "Tensor"]:

@@ -11,7 +11,7 @@ from ft.errors import UserError
 from ft.generate.draft import ImagePrompt
 from ft.models.load import load_config, load_errors
 from ft.models.sources import fetch
-from ft.text import tokens
+from ft.text import batches, tokens
 from ft.text.template import Template
 from ft.text.tokens import Encoded, Example
 
@@ -206,7 +206,7 @@ def batch(examples: Sequence[Example], see: Reader, pad: int) -> dict[str, "Tens
     No positions, from which the attention would take a row to be causal, and no mask: images come
     before the text that sees them, and padding after all of it. An example may have no image.
     """
-    made = tokens.padded_batch(examples, pad)
+    made = batches.padded_batch(examples, pad)
     del made["position_ids"]
     made[see.types] = (made["input_ids"] == see.token).long()
     paths: list[Any] = [path for example in examples for path in example.get(FILES) or ()]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from ft.kernels import fused_head
 from ft.kernels.attention import QUERIES, ROW
-from ft.kernels.cross_entropy import PIECE, tiles
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
 from ft.plan.known_shapes import Shape
+from ft.text.batches import PIECE, tiles
 from ft.train.optim import STATE_BYTES
 
 BLOCK, GROUP = 64, 256  # bitsandbytes: weights with one scale, scales with one scale of their own

@@ -9,7 +9,7 @@ from ft.plan import layers as blocks
 from ft.plan import parts
 from ft.plan.autograd import Mode
 from ft.plan.known_shapes import Shape
-from ft.text import tokens
+from ft.text import batches
 
 GIB = 2**30
 MIB = 2**20
@@ -103,9 +103,9 @@ def plan_of(
     besides is not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
-    row = row_length or (8192 if device == "cuda" else 512)
+    row = row_length or batches.row_length(device)
     longest = sorted(lengths, reverse=True)[:batch] if lengths else [max_length] * batch
-    passes = [[longest[i] for i in part] for part in tokens.pack(longest, row)]
+    passes = [[longest[i] for i in part] for part in batches.pack(longest, row)]
     seen = max(passes, key=sum) if packing else [longest[0]] * batch
     mode = Mode(
         full=lora_r == 0,

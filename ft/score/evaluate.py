@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
 from ft.generate.answers import greedy
+from ft.text.batches import layout, pack
 from ft.text.prompts import Template
-from ft.text.tokens import IGNORE, Example, layout, pack
+from ft.text.tokens import IGNORE, Example
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

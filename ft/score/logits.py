@@ -8,6 +8,7 @@ from ft.errors import UserError, nearest
 from ft.kernels import cross_entropy
 from ft.score import activations
 from ft.score.activations import Intercept
+from ft.text import batches
 from ft.text.tokens import IGNORE
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _head(model: Any) -> Callable[["Tensor"], "Tensor"]:
 
 def _tiles(model: Any, count: int) -> list[slice]:
     """``count`` positions in tiles whose logits may exist at once; one empty tile for none."""
-    size = max(1, cross_entropy.TILE // model.config.get_text_config().vocab_size)
+    size = max(1, batches.TILE // model.config.get_text_config().vocab_size)
     return [slice(first, first + size) for first in range(0, max(count, 1), size)]
 
 

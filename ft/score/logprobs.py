@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ft.kernels import attention, cross_entropy
-from ft.text.tokens import IGNORE, Example, pack, packed_row
+from ft.text.batches import pack, packed_row, row_length
+from ft.text.tokens import IGNORE, Example
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROW = {"cpu": 512, "cuda": 8192}  # tokens of a packed row: a CPU is busy with that, a GPU is not
 
 
 def of_examples(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
@@ -25,7 +24,7 @@ def of_examples(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
     trunk = model.get_decoder()
     found: dict[int, Tensor] = {}
     lengths = [len(example["input_ids"]) for example in examples]
-    for row in pack(lengths, ROW.get(device.type, 512)):
+    for row in pack(lengths, row_length(device.type)):
         chosen = [examples[i] for i in row]
         piece = {key: value.to(device) for key, value in packed_row(chosen).items()}
         labels, options = piece.pop("labels"), dict[str, Any]()

@@ -1,19 +1,15 @@
-"""Token ids and labels: encode, mask, length policy, packing, collating, and a view of the mask."""
+"""Token ids and labels: encode, mask, length policy, and a view of the mask."""
 
-import bisect
 import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ft.errors import UserError
-from ft.kernels import recurrent
+from ft.machine import say
 from ft.text.template import Pair, Template
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IGNORE = (
     -100
@@ -49,6 +45,30 @@ class Encoded:
         if self.truncated:
             text += f"; {self.truncated:,} lost their ending (cut at {max_length} tokens)"
         return text
+
+
+def encode_splits(
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    template: Template,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    policy: Policy = "drop",
+    seed_parity: bool = False,
+) -> dict[str, Encoded]:
+    """``encode_rows`` of each split, which is said in a line."""
+    encoded = {}
+    for split, rows in splits.items():
+        encoded[split] = encode_rows(
+            rows,
+            template,
+            tokenizer,
+            max_length=max_length,
+            policy=policy,
+            seed_parity=seed_parity,
+        )
+        say(f"{split}: {encoded[split].summary(max_length)}")
+    return encoded
 
 
 def encode_rows(
@@ -207,78 +227,6 @@ def _control_token(row: Mapping[str, Any], control: re.Pattern[str]) -> str:
     return ""
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: indices of ``lengths`` in rows of at most ``capacity`` tokens.
-
-    A length over the capacity gets a row of its own. Each index occurs once.
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = bisect.bisect_left(room, (lengths[index], -1))
-        if at < len(room):
-            left, row = room.pop(at)
-        else:
-            left, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        bisect.insort(room, (left - lengths[index], row))
-    return rows
-
-
-def packed_row(examples: Sequence[Example]) -> dict[str, "Tensor"]:
-    """Examples laid end to end in one row: ``input_ids``, ``position_ids``, ``labels``, each [1, T].
-
-    Positions restart with each example and there is no 2-D mask: from these two facts transformers
-    derives attention that keeps examples apart. Labels stand at their token, as Hugging Face has
-    them, and the first of each example is masked, since the token before it is another example's.
-    """
-    import torch
-
-    ids = [i for e in examples for i in e["input_ids"]]
-    labels = [i for e in examples for i in (IGNORE, *e["labels"][1:])]
-    positions = [i for e in examples for i in range(len(e["input_ids"]))]
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "labels": torch.tensor([labels]),
-    }
-
-
-def padded_batch(examples: Sequence[Example], pad: int) -> dict[str, "Tensor"]:
-    """Examples padded on the right to the longest: the same keys as ``packed_row``, each [B, T].
-
-    No mask is needed: a causal model's real positions never see what stands to their right.
-    """
-    import torch
-
-    width = max(len(e["input_ids"]) for e in examples)
-
-    def fill(key: str, value: int) -> "Tensor":
-        return torch.tensor([e[key] + [value] * (width - len(e[key])) for e in examples])
-
-    labels = fill("labels", IGNORE)
-    labels[:, 0] = IGNORE
-    return {
-        "input_ids": fill("input_ids", pad),
-        "position_ids": torch.arange(width).expand(len(examples), width).contiguous(),
-        "labels": labels,
-    }
-
-
-def layout(
-    examples: Sequence[Example], *, packing: bool, capacity: int, pad: int
-) -> list[dict[str, "Tensor"]]:
-    """One batch as the pieces that run through the model one after the other.
-
-    Packed: rows of at most ``capacity`` tokens without any padding. Otherwise one padded batch.
-    """
-    if not packing:
-        return [padded_batch(examples, pad)]
-    rows = pack([len(e["input_ids"]) for e in examples], capacity)
-    return [packed_row([examples[i] for i in row]) for row in rows]
-
-
 def show(example: Example, tokenizer: Any, *, colour: bool) -> str:
     """The example as text with the supervised tokens green, or in ``⟦ ⟧`` without colour."""
     before, after = ("\x1b[32m", "\x1b[0m") if colour else ("⟦", "⟧")
@@ -306,14 +254,3 @@ def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
         f"  {label:>9} tokens {count:>7,} {'█' * round(width * count / most)}"
         for label, count in bars
     )
-
-
-def packs_exactly(model: Any) -> bool:
-    """Whether packed rows give the loss of separate examples.
-
-    transformers' RecurrentGemma looks across the border of two examples; ``models.load`` mends it. The
-    mask of Unsloth's Gemma 2 does not keep examples apart.
-    """
-    if getattr(model, "by_unsloth", False):
-        return False
-    return model.config.model_type != "recurrent_gemma" or recurrent.installed(model)

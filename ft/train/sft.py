@@ -11,6 +11,7 @@ from ft.errors import UserError
 from ft.machine import peak_memory, prepare_sharding, processes, say
 from ft.runs import checkpoints
 from ft.runs.folder import Run, adopt
+from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import graphs
 from ft.train.optim import Name
@@ -94,7 +95,7 @@ def sft(
 
     prepare_sharding()
     fingerprint = (fingerprint or {}) | processes()
-    row_length = row_length or (8192 if torch.cuda.is_available() else 512)
+    row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
         run.begin()

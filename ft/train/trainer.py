@@ -20,11 +20,11 @@ from ft import machine
 from ft.errors import UserError
 from ft.files import sync_dir, write_json
 from ft.kernels import cross_entropy
+from ft.machine import say
 from ft.runs.checkpoints import STATE
 from ft.runs.checkpoints import complete as checkpoints
-from ft.runs.folder import say
-from ft.text.order import Order, blank, is_blank
-from ft.text.tokens import IGNORE, Example, layout
+from ft.text.batches import Order, blank, is_blank, layout
+from ft.text.tokens import IGNORE, Example
 from ft.train import graphs, optim
 
 RETRY = "Try a lower --learning-rate or --precision fp32."

@@ -5,7 +5,7 @@ import torch
 from support import tiny
 
 from ft.kernels import attention, cross_entropy
-from ft.text import tokens
+from ft.text import batches, tokens
 from ft.train import graphs
 
 KINDS = [k for k in tiny.KINDS if k != "gemma2"]
@@ -34,7 +34,7 @@ def test_a_packed_row_has_the_loss_and_gradient_of_the_block_mask(kind):
             attention.install(model)
         assert attention.installed(model) is by_example
         model.zero_grad()
-        value = model(**tokens.packed_row(ROW))["loss"]
+        value = model(**batches.packed_row(ROW))["loss"]
         value.backward()
         found.append((value.detach(), weight.grad.clone()))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
@@ -93,14 +93,14 @@ def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
     monkeypatch.setattr(attention, "QUERIES", queries)
     model = tiny.build("gemma2")
     cross_entropy.install(model)
-    given = graphs.row_inputs(tokens.packed_row(ROW), 8)
+    given = graphs.row_inputs(batches.packed_row(ROW), 8)
     given.pop("example_lengths" if not known else "example_offsets")
     found = []
     for tiled in (False, True):
         if tiled:
             attention.install(model)
         model.zero_grad()
-        value = model(**given)["loss"] if tiled else model(**tokens.packed_row(ROW))["loss"]
+        value = model(**given)["loss"] if tiled else model(**batches.packed_row(ROW))["loss"]
         value.backward()
         found.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
     assert model.config._attn_implementation == attention.CAPPED
@@ -135,7 +135,7 @@ def test_a_flash_kernel_is_not_taken_where_there_is_none():
 
 def test_a_padded_batch_is_no_packed_row():
     assert attention.examples_of(torch.arange(5).expand(3, 5)) is None
-    assert attention.examples_of(tokens.packed_row(ROW)["position_ids"]) == [5, 23, 1, 12, 9]
+    assert attention.examples_of(batches.packed_row(ROW)["position_ids"]) == [5, 23, 1, 12, 9]
 
 
 def test_a_merged_or_saved_model_does_not_ask_for_it(tmp_path):

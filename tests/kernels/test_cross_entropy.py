@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import tiny
 
-from ft.kernels import cross_entropy
-from ft.text import tokens
+from ft.kernels import cross_entropy, recurrent
+from ft.text import batches, tokens
 
 
 def reference(hidden, weight, targets, softcap):
@@ -20,7 +20,7 @@ def reference(hidden, weight, targets, softcap):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize(("tile", "piece"), [(2**25, 4096), (100, 25), (200, 7), (1, 1)])
 def test_value_and_gradients_equal_full_logits(softcap, tile, piece, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "TILE", tile)
+    monkeypatch.setattr(batches, "TILE", tile)
     monkeypatch.setattr(cross_entropy, "PIECE", piece)
     torch.manual_seed(0)
     hidden = torch.randn(17, 8, dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_the_logits_of_a_tile_are_gone_when_the_next_are_made(monkeypatch):
         return found
 
     monkeypatch.setattr(cross_entropy, "_logits", logits)
-    monkeypatch.setattr(cross_entropy, "TILE", 100)
+    monkeypatch.setattr(batches, "TILE", 100)
     monkeypatch.setattr(cross_entropy, "PIECE", 25)
     hidden = torch.randn(7, 4, requires_grad=True)
     cross_entropy.cross_entropy(hidden, torch.randn(50, 4), torch.arange(7))
@@ -107,7 +107,7 @@ EXAMPLES = [example(n, n) for n in (5, 23, 12, 9)]
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_every_generation_answers_with_the_loss_of_its_own_logits(kind):
     model = tiny.build(kind)
-    batch = tokens.padded_batch([EXAMPLES[1]], 0)
+    batch = batches.padded_batch([EXAMPLES[1]], 0)
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"]).logits[0, :-1].float()
         labels = batch["labels"][0, 1:]
@@ -116,8 +116,8 @@ def test_every_generation_answers_with_the_loss_of_its_own_logits(kind):
         torch.testing.assert_close(model(**batch)["loss"], expected, rtol=1e-6, atol=1e-5)
 
 
-def summed(model, batches):
-    return sum(model(**batch)["loss"] for batch in batches)
+def summed(model, rows):
+    return sum(model(**batch)["loss"] for batch in rows)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -131,14 +131,14 @@ def test_packed_and_padded_equal_one_by_one(kind):
         if ".layers.0." in name and p.dim() == 2 and "tower" not in name
     )
     layouts = {
-        "alone": [tokens.packed_row([e]) for e in EXAMPLES],
-        "padded": tokens.layout(EXAMPLES, packing=False, capacity=64, pad=0),
-        "packed": tokens.layout(EXAMPLES, packing=True, capacity=64, pad=0),
+        "alone": [batches.packed_row([e]) for e in EXAMPLES],
+        "padded": batches.layout(EXAMPLES, packing=False, capacity=64, pad=0),
+        "packed": batches.layout(EXAMPLES, packing=True, capacity=64, pad=0),
     }
     found = {}
-    for name, batches in layouts.items():
+    for name, rows in layouts.items():
         model.zero_grad()
-        value = summed(model, batches)
+        value = summed(model, rows)
         value.backward()
         found[name] = (value.detach(), weight.grad.clone())
     for name in layouts:
@@ -153,9 +153,9 @@ def test_packed_equals_one_by_one_with_each_attention(attention):
     model.set_attn_implementation(attention)
     cross_entropy.install(model)
     with torch.no_grad():
-        alone = summed(model, [tokens.packed_row([e]) for e in EXAMPLES])
+        alone = summed(model, [batches.packed_row([e]) for e in EXAMPLES])
         torch.testing.assert_close(
-            summed(model, [tokens.packed_row(EXAMPLES)]), alone, rtol=1e-6, atol=0
+            summed(model, [batches.packed_row(EXAMPLES)]), alone, rtol=1e-6, atol=0
         )
 
 
@@ -163,7 +163,7 @@ def test_a_two_dimensional_mask_would_let_examples_see_each_other():
     """Why rows carry none: this is the fault that ``packed_row`` avoids."""
     model = tiny.build("gemma3_text")
     cross_entropy.install(model)
-    row = tokens.packed_row(EXAMPLES)
+    row = batches.packed_row(EXAMPLES)
     assert "attention_mask" not in row
     with torch.no_grad():
         right = summed(model, [row])
@@ -173,18 +173,18 @@ def test_a_two_dimensional_mask_would_let_examples_see_each_other():
 
 def test_transformers_recurrent_gemma_would_leak():
     model = tiny.build("recurrent_gemma", plain=True)
-    assert not tokens.packs_exactly(model)
-    assert tokens.packs_exactly(tiny.build("recurrent_gemma"))
+    assert not recurrent.packs_exactly(model)
+    assert recurrent.packs_exactly(tiny.build("recurrent_gemma"))
     cross_entropy.install(model)
     with torch.no_grad():
-        alone = summed(model, [tokens.packed_row([e]) for e in EXAMPLES])
-        packed = summed(model, [tokens.packed_row(EXAMPLES)])
+        alone = summed(model, [batches.packed_row([e]) for e in EXAMPLES])
+        packed = summed(model, [batches.packed_row(EXAMPLES)])
         assert abs(packed - alone) > 1e-5 * alone
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_without_gradients_it_also_counts_the_most_likely_tokens(softcap, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "TILE", 2 * 50)  # two rows a tile
+    monkeypatch.setattr(batches, "TILE", 2 * 50)  # two rows a tile
     monkeypatch.setattr(cross_entropy, "PIECE", 20)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2, 9, 4), torch.randn(50, 4)

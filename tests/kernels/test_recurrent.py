@@ -13,7 +13,7 @@ from transformers import DynamicCache, RecurrentGemmaConfig, RecurrentGemmaForCa
 
 from ft.generate import decoding
 from ft.kernels import attention, cross_entropy, recurrent
-from ft.text import tokens
+from ft.text import batches
 
 EXPECTED = json.loads((Path(golden.__file__).parent / "recurrent.json").read_text())
 TOTAL = sum(golden.DOCUMENTS)
@@ -104,9 +104,9 @@ def test_packed_examples_have_the_loss_of_single_ones(attn):
     ids = torch.randint(6, 300, (sum(lengths),), generator=torch.Generator().manual_seed(0))
     examples = [{"input_ids": e.tolist(), "labels": e.tolist()} for e in ids.split(lengths)]
     with torch.no_grad():
-        alone = torch.stack([model(**tokens.packed_row([e]))["loss"] for e in examples])
-        packed = model(**tokens.packed_row(examples))["loss"]
-        padded = model(**tokens.padded_batch(examples, pad=0))["loss"]
+        alone = torch.stack([model(**batches.packed_row([e]))["loss"] for e in examples])
+        packed = model(**batches.packed_row(examples))["loss"]
+        padded = model(**batches.padded_batch(examples, pad=0))["loss"]
     torch.testing.assert_close(packed, alone.sum(), rtol=1e-6, atol=0)
     torch.testing.assert_close(padded, alone.sum(), rtol=1e-6, atol=0)
 
@@ -173,7 +173,7 @@ def test_gradient_checkpointing_changes_nothing():
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         ids = [2, *range(10, 40)]
-        model(**tokens.packed_row([{"input_ids": ids, "labels": ids}] * 2))["loss"].backward()
+        model(**batches.packed_row([{"input_ids": ids, "labels": ids}] * 2))["loss"].backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0, msg=name)

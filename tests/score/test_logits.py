@@ -12,9 +12,9 @@ from support import tiny
 
 from ft import models
 from ft.errors import UserError
-from ft.kernels import cross_entropy
 from ft.models import lora
 from ft.score import logits as score
+from ft.text import batches
 from ft.text.tokens import IGNORE
 
 GOLDEN = json.loads((Path(make_score.__file__).parent / "score.json").read_text())
@@ -208,7 +208,7 @@ def test_no_more_logits_than_a_tile_exist_at_once(
     expected = score.score(model, ids, mode="loss")
     gradient = torch.autograd.grad(expected.sum(), model.get_input_embeddings().weight)[0]
     whole = score.top(model, ids, k=4)
-    monkeypatch.setattr(cross_entropy, "TILE", 7 * tiny.VOCABULARY)
+    monkeypatch.setattr(batches, "TILE", 7 * tiny.VOCABULARY)
     model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: sizes.append(output.numel())
     )
@@ -221,7 +221,7 @@ def test_no_more_logits_than_a_tile_exist_at_once(
     torch.testing.assert_close(tiled.logprobs, whole.logprobs)
     assert torch.equal(tiled.ids, whole.ids)
     assert len(sizes) > 10
-    assert max(sizes) == cross_entropy.TILE
+    assert max(sizes) == batches.TILE
 
 
 def test_the_top_tokens_and_targets_are_those_of_the_logits() -> None:

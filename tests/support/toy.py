@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ft import train
 from ft.errors import exit_cleanly
-from ft.kernels import cross_entropy
+from ft.kernels import cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
 from ft.runs import folder
@@ -92,7 +92,7 @@ def go(
     base = tiny.build(kind)
     cross_entropy.install(base)
     model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
-    packing = not padded and tokens.packs_exactly(model)
+    packing = not padded and recurrent.packs_exactly(model)
     valid = examples(6, seed=1)
     trained = train.sft(
         model,

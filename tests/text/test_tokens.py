@@ -4,8 +4,6 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support import tiny
 
 from ft import data
@@ -122,73 +120,6 @@ def test_a_control_token_in_the_data_is_named_with_its_row():
         encode([PAIR, {"prompt": "a <bos> b", "completion": "c"}])
 
 
-@given(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 100))
-def test_packing_keeps_each_example_once_and_within_the_row(lengths, capacity):
-    rows = tokens.pack(lengths, capacity)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    for row in rows:
-        assert sum(lengths[i] for i in row) <= capacity or len(row) == 1
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
-def test_best_fit_decreasing_is_within_its_proven_bound(lengths):
-    rows = tokens.pack(lengths, 50)
-    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 50) * 2
-    assert len(rows) >= -(-sum(lengths) // 50)
-    if len(rows) > 1:  # no two rows could have been one
-        sizes = sorted(sum(lengths[i] for i in row) for row in rows)
-        assert sizes[0] + sizes[1] > 50
-
-
-EXAMPLES = [
-    {"input_ids": [2, 5, 6, 1], "labels": [-100, -100, 6, 1]},
-    {"input_ids": [2, 7, 1], "labels": [2, 7, 1]},
-]
-
-
-def test_a_packed_row_restarts_positions_and_masks_each_first_label():
-    row = {key: value.tolist() for key, value in tokens.packed_row(EXAMPLES).items()}
-    # fmt: off
-    assert row == {
-        "input_ids":    [[2,    5,    6, 1, 2,    7, 1]],
-        "position_ids": [[0,    1,    2, 3, 0,    1, 2]],
-        "labels":       [[-100, -100, 6, 1, -100, 7, 1]],
-    }
-    # fmt: on
-
-
-def test_a_padded_batch_has_the_same_keys_and_no_mask():
-    batch = {key: value.tolist() for key, value in tokens.padded_batch(EXAMPLES, 0).items()}
-    assert batch == {
-        "input_ids": [[2, 5, 6, 1], [2, 7, 1, 0]],
-        "position_ids": [[0, 1, 2, 3], [0, 1, 2, 3]],
-        "labels": [[-100, -100, 6, 1], [-100, 7, 1, -100]],
-    }
-
-
-def test_packed_layout_has_no_padding_and_padded_layout_one_batch():
-    packed = tokens.layout(EXAMPLES, packing=True, capacity=5, pad=0)
-    assert sorted(row["input_ids"].shape[1] for row in packed) == [3, 4]
-    assert len(tokens.layout(EXAMPLES, packing=False, capacity=5, pad=0)) == 1
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("kind", ["mtnt", "dolly"])
-def test_less_than_one_percent_of_real_batches_is_padding(kind, shared):
-    if kind == "mtnt":
-        rows = data.mtnt("train", "en-fr", shared / "data" / "mtnt")
-        lengths = [len(r["source"] + r["target"]) // 4 + 10 for r in rows]
-    else:
-        lines = (shared / "data/dolly/databricks-dolly-15k.jsonl").read_text().splitlines()
-        lengths = [len("".join(json.loads(line).values())) // 4 for line in lines]
-    lengths = [n for n in lengths if n <= 1024]
-    for start in range(0, len(lengths), 8):
-        batch = [{"input_ids": [5] * n, "labels": [5] * n} for n in lengths[start : start + 8]]
-        rows = tokens.layout(batch, packing=True, capacity=1024, pad=0)
-        run = sum(row["input_ids"].numel() for row in rows)
-        assert run == sum(len(e["input_ids"]) for e in batch)
-
-
 def test_the_view_marks_what_is_supervised():
     (example,) = encode([PAIR]).examples
     shown = tokens.show(example, tiny.tokenizer(), colour=False)
@@ -277,3 +208,19 @@ def test_a_long_conversation_is_cut_or_dropped_or_named():
     assert cut.truncated == 1
     with pytest.raises(UserError, match="1 of 2 rows have more than max_length"):
         encode("error", limit)
+
+
+def test_splits_are_encoded_alike_and_each_is_said(capsys):
+    t = Template(name="t", prompt="{source} ", completion="{target}")
+    splits = {
+        "train": [{"source": "a", "target": "b"}] * 2,
+        "valid": [{"source": "c", "target": "d"}],
+    }
+    found = tokens.encode_splits(splits, t, tiny.tokenizer(), max_length=100)
+    alone = {
+        name: tokens.encode_rows(rows, t, tiny.tokenizer(), max_length=100)
+        for name, rows in splits.items()
+    }
+    assert found == alone
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"{name}: {encoded.summary(100)}" for name, encoded in alone.items()]

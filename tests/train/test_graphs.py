@@ -10,7 +10,7 @@ from ft.kernels import attention
 from ft.kernels import cross_entropy as loss
 from ft.models import lora
 from ft.runs import folder as run
-from ft.text import tokens
+from ft.text import batches, tokens
 from ft.train import graphs
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
@@ -54,7 +54,7 @@ def _fresh(monkeypatch):
 
 
 def inputs(examples: list, filled: bool = True) -> dict:
-    found = graphs.row_inputs(tokens.packed_row(examples), 8)
+    found = graphs.row_inputs(batches.packed_row(examples), 8)
     found = graphs.padded(found) if filled else found
     return found | {"share": torch.tensor(1 / 50)}
 

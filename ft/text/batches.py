@@ -1,0 +1,151 @@
+"""How examples lie in rows: their order, packing, padding, and the tiles that their logits are formed in."""
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ft.text.tokens import IGNORE, Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE = 2**25  # logits held at once, of any number of rows: 128 MiB in fp32, at most half more
+PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
+
+
+class Order:
+    """A permutation of the examples for each ``epoch``; without ``shuffle``, the order of the data.
+
+    With ``group`` examples to an optimizer step, examples of like length come together (as in
+    transformers' group_by_length): each stretch of 50 steps is sorted, longest first. It ends with
+    blanks, index ``len(lengths)``, up to a multiple of ``multiple``, the batch of all processes:
+    Accelerate would fill the last one with examples from the beginning.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        seed: int,
+        group: int | None = None,
+        shuffle: bool = True,
+        multiple: int = 1,
+    ) -> None:
+        self.lengths, self.seed, self.group, self.epoch = lengths, seed, group, 0
+        self.shuffle, self.blanks = shuffle, -len(lengths) % multiple
+
+    def __len__(self) -> int:
+        return len(self.lengths) + self.blanks
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([*self._examples(), *[len(self.lengths)] * self.blanks])
+
+    def _examples(self) -> Sequence[int]:
+        import torch
+
+        if not self.shuffle:
+            return range(len(self.lengths))
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.group is None:
+            return order
+        stretch = 50 * self.group
+        parts = [order[i : i + stretch] for i in range(0, len(order), stretch)]
+        return [i for part in parts for i in sorted(part, key=lambda j: -self.lengths[j])]
+
+
+def blank(pad: int) -> Example:
+    """An example that teaches nothing, for a process that has none left in an epoch's last step."""
+    return {"input_ids": [pad] * 2, "labels": [IGNORE] * 2}
+
+
+def is_blank(example: Example) -> bool:
+    """Whether nothing of the example is supervised."""
+    return set(example["labels"]) == {IGNORE}
+
+
+def row_length(device: str) -> int:
+    """Tokens of a packed row: a CPU is busy with 512, a GPU (``cuda``) is not."""
+    return 8192 if device == "cuda" else 512
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: indices of ``lengths`` in rows of at most ``capacity`` tokens.
+
+    A length over the capacity gets a row of its own. Each index occurs once.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(room, (lengths[index], -1))
+        if at < len(room):
+            left, row = room.pop(at)
+        else:
+            left, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(room, (left - lengths[index], row))
+    return rows
+
+
+def packed_row(examples: Sequence[Example]) -> dict[str, "Tensor"]:
+    """Examples laid end to end in one row: ``input_ids``, ``position_ids``, ``labels``, each [1, T].
+
+    Positions restart with each example and there is no 2-D mask: from these two facts transformers
+    derives attention that keeps examples apart. Labels stand at their token, as Hugging Face has
+    them, and the first of each example is masked, since the token before it is another example's.
+    """
+    import torch
+
+    ids = [i for e in examples for i in e["input_ids"]]
+    labels = [i for e in examples for i in (IGNORE, *e["labels"][1:])]
+    positions = [i for e in examples for i in range(len(e["input_ids"]))]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "labels": torch.tensor([labels]),
+    }
+
+
+def padded_batch(examples: Sequence[Example], pad: int) -> dict[str, "Tensor"]:
+    """Examples padded on the right to the longest: the same keys as ``packed_row``, each [B, T].
+
+    No mask is needed: a causal model's real positions never see what stands to their right.
+    """
+    import torch
+
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def fill(key: str, value: int) -> "Tensor":
+        return torch.tensor([e[key] + [value] * (width - len(e[key])) for e in examples])
+
+    labels = fill("labels", IGNORE)
+    labels[:, 0] = IGNORE
+    return {
+        "input_ids": fill("input_ids", pad),
+        "position_ids": torch.arange(width).expand(len(examples), width).contiguous(),
+        "labels": labels,
+    }
+
+
+def layout(
+    examples: Sequence[Example], *, packing: bool, capacity: int, pad: int
+) -> list[dict[str, "Tensor"]]:
+    """One batch as the pieces that run through the model one after the other.
+
+    Packed: rows of at most ``capacity`` tokens without any padding. Otherwise one padded batch.
+    """
+    if not packing:
+        return [padded_batch(examples, pad)]
+    rows = pack([len(e["input_ids"]) for e in examples], capacity)
+    return [packed_row([examples[i] for i in row]) for row in rows]
+
+
+def tiles(n: int, vocabulary: int) -> list[slice]:
+    """Slices of ``n`` rows whose logits are held at once, one empty slice for none.
+
+    They are of one size: products of few rows are slow.
+    """
+    count = max(1, round(n / max(1, TILE // vocabulary)))
+    bounds = [n * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
