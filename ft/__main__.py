@@ -43,7 +43,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "serve": ("cli.serve", "Serve a run over HTTP, as OpenAI's clients expect it."),
     "plan": ("cli.plan", "Memory and time of a run, before anything is loaded or downloaded."),
     "reward": ("cli.reward", "Train a reward model on pairs of a better and a worse answer."),
-    "tokenizer": ("data.tokenizer", "Train a tokenizer on a corpus."),
+    "tokenizer": ("cli.tokenizer", "Train a tokenizer on a corpus."),
     "generate": ("cli.generate", "Write on from a prompt, by any sampler."),
     "score": ("cli.score", "Show how likely a model finds a text, token by token."),
     "samplers": ("cli.samplers", "Draw what each sampler keeps of a model's next tokens."),

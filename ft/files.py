@@ -65,6 +65,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The records of JSON lines; one that a kill cut short is left out."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
 @contextlib.contextmanager
 def new_dir(path: Path) -> Iterator[Path]:
     """Fill a folder beside ``path`` and rename it into place when the block ends without error.

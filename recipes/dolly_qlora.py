@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Literal
 
 from ft import config, data, machine
 from ft.config import Amount, Count
-from ft.data import instructions
+from ft.data.instructions import DOLLY
+from ft.data.instructions import splits as drawn
 from ft.runs import folder
 from ft.score import instructions as answers
 from ft.text import chat_template, prompts, tokens
@@ -69,7 +70,7 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    data: str = instructions.DOLLY  # a file, a folder with one .jsonl, or a dataset of the Hub
+    data: str = DOLLY  # a file, a folder with one .jsonl, or a dataset of the Hub
     categories: tuple[str, ...] = ()  # only these categories of Dolly; none: all
     no_context: bool = False  # only rows without a text to read
     template: str = "dolly"  # book, dolly, alpaca, plain, a YAML file; chat: turns of an -it model
@@ -104,7 +105,7 @@ class Config:
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""
-    splits = instructions.splits(
+    splits = drawn(
         c.data,
         categories=c.categories,
         no_context=c.no_context,

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 from ft import config, machine
 from ft.config import Amount, Count
 from ft.data import corpus, shards
+from ft.data import tokenizer as tokenizers
 from ft.data.rows import Rows
 from ft.errors import UserError
 from ft.runs import checkpoints, folder
@@ -119,7 +120,7 @@ class Config:
 
 def sources(c: Config) -> dict[str, list[str]]:
     """What to train on, and what to validate on."""
-    train, valid = (c.data, c.valid_data) if c.valid_data else corpus.split(c.data)
+    train, valid = (c.data, c.valid_data) if c.valid_data else shards.split(c.data)
     return {"train": list(train), "valid": list(valid)}
 
 
@@ -308,9 +309,9 @@ def main(c: Config) -> None:
 def load_tokenizer(c: Config) -> Any:
     """The tokenizer that is named, or one made of the training text."""
     if c.tokenizer != "train":
-        return pretraining.load_tokenizer(c.tokenizer)
+        return tokenizers.load(c.tokenizer)
     reading: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
-    return pretraining.make_tokenizer(sources(c)["train"], vocab_size=c.vocab_size, **reading)
+    return tokenizers.make(sources(c)["train"], vocab_size=c.vocab_size, **reading)
 
 
 def shape(c: Config, tokenizer: Any) -> Any:

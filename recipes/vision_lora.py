@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from ft import config, machine
 from ft.config import Amount, Count
-from ft.data import image_rows
+from ft.data import images as image_rows
 from ft.data.rows import Rows
 from ft.runs import folder
 from ft.text import chat_template, prompts, tokens

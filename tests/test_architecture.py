@@ -31,12 +31,11 @@ MAY_IMPORT = {  # each row also its own package
 }
 # imports that turn round with the merges still to come
 TURNS = {
-    "ft.data.gsm8k": {"ft.score.rewards"},
     "ft.memory": {"ft.machine", "ft.models.full", "ft.train.optim"},
     "ft.models.vision": {"ft.generate.draft"},
     "ft.models.description": {"ft.runs.card_header"},
     "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.fused_head"},
-    "ft.train.pretraining": {"ft.data.shards", "ft.data.tokenizer", "ft.score.logits"},
+    "ft.train.pretraining": {"ft.score.logits"},
 }
 MAY_IMPORT |= {"memory": set(), "minigpt_config": set()}
 FREE |= {"memory", "minigpt_config"}

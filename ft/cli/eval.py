@@ -158,7 +158,7 @@ def _seen(
     max_new_tokens: int | None,
 ) -> dict[str, Any]:
     """Answers about images: of a split of the run's data, or of all rows of other data."""
-    from ft.data import image_rows
+    from ft.data import images as image_rows
     from ft.models import vision
     from ft.runs import opened
     from ft.score import images

@@ -1,22 +1,18 @@
-"""Text to pretrain on: windows of tokens to train with, fixed ones to validate with, and what identifies them."""
+"""Text to pretrain on: windows of tokens to train with, and fixed ones to validate with."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft.data import shards, token_cache
-from ft.data.shards import Shard, split
+from ft.data import shards
+from ft.data.shards import Shard
 from ft.data.token_stream import Reader, backend, identity, separator
-from ft.data.windows import Cached, Streamed, Windows, require_same
+from ft.data.windows import Cached, Streamed, Windows, cached_ids
 from ft.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["check_vocabulary", "fingerprint", "require_same", "split", "validation", "windows"]
-
-PADDING = 128  # rows that an embedding may have beyond its tokenizer's entries, for round sizes
 
 
 def windows(
@@ -58,7 +54,7 @@ def windows(
     if cache is None:
         made: Windows = Streamed(found, tokenizer, settings, workers=workers, epochs=epochs)
     else:
-        ids = token_cache.open_or_write(cache, found, tokenizer, content, workers)
+        ids = cached_ids(cache, found, tokenizer, content, workers)
         made = Cached(ids, settings, epochs=epochs)
     if state is not None:
         made.load_state_dict(state)
@@ -114,19 +110,6 @@ def _bytes(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     return sizes
 
 
-def fingerprint(
-    sources: Sequence[str],
-    tokenizer: Any,
-    *,
-    length: int,
-    text_field: str = "text",
-    on_bad_row: str = "error",
-) -> dict[str, Any]:
-    """What decides the windows but for their order, to compare with ``require_same``."""
-    found = shards.find(sources)
-    return {**_content(found, tokenizer, text_field, on_bad_row), "length": length}
-
-
 def _content(
     found: list[Shard], tokenizer: Any, text_field: str, on_bad_row: str
 ) -> dict[str, Any]:
@@ -137,12 +120,3 @@ def _content(
         "text_field": text_field,
         "on_bad_row": on_bad_row,
     }
-
-
-def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
-    """UserError unless a model's ``vocab_size`` is that of the tokenizer, or a little more for roundness."""
-    if not len(tokenizer) <= vocab_size < len(tokenizer) + PADDING:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer):,} entries and the model {vocab_size:,}: they do not "
-            "belong together. Take the tokenizer that lies beside the model, or train both anew."
-        )

@@ -3,11 +3,11 @@
 import contextlib
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ft.data.rows import json_object
 from ft.data.shards import Shard
 from ft.errors import UserError, hub_errors, nearest, one_of
 
@@ -143,15 +143,11 @@ def _jsonl(shard: Shard, place: Place, bad: BadRows) -> Iterator[Record]:
             text = bad.decode(data, where, start.offset).removeprefix(MARK * (start.offset == 0))
             if not text.strip():
                 continue
-            try:
-                value = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
-                bad.found(where, f"broken JSON: {error}".replace("line 1 ", ""))
-                continue
+            value = json_object(text)
             if isinstance(value, dict):
                 yield start, value, Place(offset, row)
             else:
-                bad.found(where, f"not a JSON object but {type(value).__name__}")
+                bad.found(where, value)
 
 
 def _hub(shard: Shard, place: Place, _: BadRows) -> Iterator[Record]:

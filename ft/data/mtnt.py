@@ -11,14 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ft.data.instructions import dolly, instructions
-from ft.data.rows import Record, Rows, checked, digest, duplicates, lines_of, overlap, read
-from ft.data.tables import open_pairs, pairs, parallel
+from ft.data.rows import Record, Rows, checked, digest, lines_of, read
 from ft.errors import UserError, one_of
 from ft.files import cache_dir, write_bytes
-
-__all__ = ["Rows", "dolly", "duplicates", "instructions", "mtnt", "normalize_punctuation"]
-__all__ += ["open_pairs", "overlap", "pairs", "parallel"]
 
 SPLITS = ("train", "valid", "test")
 PAIRS = ("en-fr", "fr-en", "en-ja", "ja-en")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -97,6 +98,21 @@ class Rows(Sequence[Row]):
         return Rows(self.rows[:n], origin, digest(f"{self.sha256} {n}".encode()), self.skipped)
 
 
+def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
+    """Lines for people: the rows of each split and their origin, and what of the first stands twice.
+
+    ``advice`` follows that note.
+    """
+    lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
+    train, *others = splits.values()
+    twice, shared = len(duplicates(train)), len(overlap(train, *others))
+    if twice or shared:
+        lines.append(
+            f"note: {twice} training rows are there twice, {shared} ask what a held-out row asks{advice}"
+        )
+    return "\n".join(lines)
+
+
 def overlap(train: Rows, *others: Rows) -> list[int]:
     """Indices of ``train`` rows that ask, but for case and spaces, what a row of another split asks."""
     known = {_plain(asked(row)) for rows in others for row in rows}
@@ -109,7 +125,7 @@ def duplicates(rows: Rows) -> list[int]:
     found = []
     for i, row in enumerate(rows):
         turns = [m["content"] for m in row.get("messages", ())]
-        fields = [row[name] for name in sorted(row.keys() - {"category", "messages"})]
+        fields = [str(row[name]) for name in sorted(row.keys() - {"category", "messages", "where"})]
         key = tuple(map(_plain, turns + fields))
         found += [i] * (key in seen)
         seen.add(key)
@@ -117,7 +133,10 @@ def duplicates(rows: Rows) -> list[int]:
 
 
 def asked(row: Row) -> str:
-    """What a row asks: its source, its instruction and context, or the first user's message."""
+    """What a row asks: its source, its instruction and context, its prompt with the paths of its images,
+    or the first user's message."""
+    if "images" in row:
+        return " ".join([*row["images"], row["prompt"]])
     if "messages" in row:
         return next(m["content"] for m in row["messages"] if m["role"] == "user")
     return row["source"] if "source" in row else f"{row['instruction']}\n{row.get('context', '')}"
@@ -202,6 +221,20 @@ def require(columns: Iterable[str], there: Iterable[str], origin: str) -> None:
                 f"{origin} has no column {column!r}; its columns are "
                 f"{', '.join(map(repr, there))}.{nearest(column, there)}"
             )
+
+
+def json_object(text: str) -> dict[str, Any] | str:
+    """A row of JSON lines, or why it is none."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return f"broken JSON: {error}".replace("line 1 ", "")
+    return an_object(value)
+
+
+def an_object(value: Any) -> dict[str, Any] | str:
+    """A JSON value that should be a row, or why it is none."""
+    return value if isinstance(value, dict) else f"not a JSON object but {type(value).__name__}"
 
 
 def read(file: Path) -> bytes:

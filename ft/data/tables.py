@@ -9,7 +9,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Record, Rows, checked, digest, lines_of, read, require
+from ft.data.rows import (
+    Record,
+    Rows,
+    an_object,
+    checked,
+    digest,
+    json_object,
+    lines_of,
+    read,
+    require,
+)
 from ft.errors import UserError
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -138,10 +148,7 @@ def _jsonl(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:
         if number in bad:
             yield number, bad[number]
         elif line.strip():
-            try:
-                yield number, _object(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield number, f"broken JSON: {error}".replace("line 1 ", "")
+            yield number, json_object(line)
 
 
 def _json(data: bytes, origin: str) -> Iterable[Record]:
@@ -151,11 +158,7 @@ def _json(data: bytes, origin: str) -> Iterable[Record]:
         raise UserError(f"{origin} holds broken JSON: {error}") from None
     if not isinstance(value, list):
         raise UserError(f"{origin} holds one {type(value).__name__}; wanted is a list of objects")
-    return enumerate(map(_object, value), 1)
-
-
-def _object(value: Any) -> dict[str, Any] | str:
-    return value if isinstance(value, dict) else f"not a JSON object but {type(value).__name__}"
+    return enumerate(map(an_object, value), 1)
 
 
 def _csv(lines: list[str], bad: dict[int, str], origin: str) -> Iterator[Record]:

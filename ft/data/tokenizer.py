@@ -1,7 +1,7 @@
 """Train a SentencePiece tokenizer on a corpus, and save it as a fast Hugging Face tokenizer with identical ids."""
 
-import argparse
 import io
+import json
 import re
 import sys
 import time
@@ -11,8 +11,10 @@ from typing import Any
 
 from ft import files
 from ft.data import shards
+from ft.data.rows import digest
 from ft.data.token_stream import Reader
 from ft.errors import UserError
+from ft.machine import say
 
 END = "<|endoftext|>"
 COMPARED = 2_000_000  # characters of the corpus whose ids are compared after training
@@ -156,40 +158,20 @@ def fast(proto: bytes) -> Any:
     )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``ft tokenizer``."""
-    parser.add_argument("action", choices=["train"], help="train a new one")
-    parser.add_argument(
-        "corpus",
-        nargs="+",
-        help="files (.txt, .jsonl, .lines, also .gz and .zst), folders, globs, hub:owner/name, builtin",
-    )
-    parser.add_argument("--vocab-size", type=int, default=8000, help="pieces (default 8000)")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--text-field", default="text", help="of jsonl; several as a+b")
-    parser.add_argument("--on-bad-row", default="error", help="error, skip or replace")
-    parser.add_argument(
-        "--limit", type=int, default=100_000_000, help="characters to learn from (default 100 M)"
-    )
+def make(sources: Sequence[str], *, vocab_size: int, **reading: Any) -> Any:
+    """A tokenizer of a corpus, from the cache where the same was made before."""
+    content = [shards.hashes(shards.find(sources)), vocab_size, reading]
+    folder = files.cache_dir() / "tokenizers" / digest(json.dumps(content).encode())[:16]
+    if not folder.exists():
+        say(train(sources, folder, vocab_size=vocab_size, **reading))
+    return load(folder)
 
 
-def command(
-    action: str,
-    corpus: list[str],
-    vocab_size: int,
-    out: Path,
-    text_field: str,
-    on_bad_row: str,
-    limit: int,
-) -> None:
-    """``ft tokenizer train``."""
-    print(
-        train(
-            corpus,
-            out,
-            vocab_size=vocab_size,
-            limit=limit,
-            text_field=text_field,
-            on_bad_row=on_bad_row,
-        )
-    )
+def load(name: str | Path) -> Any:
+    """The tokenizer of a folder or of the Hub. Raises ``UserError`` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer {name}: {' '.join(str(error).split())}") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.data import images
-from ft.data.image_rows import MARKER
+from ft.data.images import MARKER
 from ft.errors import UserError
 from ft.generate.draft import ImagePrompt
 from ft.models.load import load_config, load_errors
@@ -161,7 +161,7 @@ def encode(
     max_length: int,
     policy: tokens.Policy = "drop",
 ) -> Encoded:
-    """``tokens.encode`` of rows as ``image_rows.read`` gives them; each example has its ``FILES`` besides.
+    """``tokens.encode`` of rows as ``data.images.read`` gives them; each example has its ``FILES`` besides.
 
     Image tokens are never cut: they stand before the completion, and an example that would lose its
     completion is dropped. Raises ``UserError`` for a row whose images alone fill ``max_length``, a control

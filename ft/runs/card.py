@@ -1,6 +1,5 @@
 """The model card of a run, written from the files of its folder alone."""
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
+from ft.files import json_lines
 from ft.runs import card_example
 from ft.runs.card_header import METRICS, header, hub_name, license_of, title, trained_whole
 
@@ -22,7 +22,7 @@ def card(run_folder: Path) -> str:
     """
     run = read(run_folder / "run.json", json.loads) or {}
     config = read(run_folder / "config.yaml", str.strip) or ""
-    metrics = read(run_folder / "metrics.jsonl", _json_lines) or []
+    metrics = read(run_folder / "metrics.jsonl", json_lines) or []
     model, data = run.get("model", {}), run.get("data", {})
     base, evaluations = hub_name(model), run.get("evaluation", {})
     samples = [row for found in evaluations.values() for row in found.get("samples", [])[:10]]
@@ -59,14 +59,6 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _json_lines(text: str) -> list[dict[str, Any]]:
-    found = []
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a kill cut this line short
-            found.append(json.loads(line))
-    return found
 
 
 def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, str]]) -> str:

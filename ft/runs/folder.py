@@ -1,6 +1,5 @@
 """The run folder: resolved config, versions, hashes, metrics, samples; written by the main process only."""
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 from ft import __version__
 from ft.errors import UserError
-from ft.files import sampled_hash, sha256, sync_dir, write_json, write_text
+from ft.files import json_lines, sampled_hash, sha256, sync_dir, write_json, write_text
 from ft.machine import git_commit, hardware, is_main, peak_gpu_memory, peak_ram, versions
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
@@ -172,11 +171,7 @@ def read(folder: str | Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; one that a kill cut short is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+    return json_lines(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def check_folder(folder: Path, *, overwrite: bool = False, resume: str | None = None) -> None:

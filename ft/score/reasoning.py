@@ -5,13 +5,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ft.data.gsm8k import final_number
 from ft.data.rows import Row
 from ft.errors import UserError
 from ft.generate.draft import Answer
 from ft.generate.samplers import TopK
 from ft.score import instructions
 from ft.score.evaluate import likelihood
-from ft.score.rewards import Reward, final_number
+from ft.score.rewards import Reward
 from ft.score.voting import CHOICES, Chain, accuracy, majority, shown, sizes, tally
 from ft.text.template import Template
 from ft.text.tokens import Example, prompt_ids

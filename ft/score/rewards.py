@@ -4,15 +4,13 @@ import functools
 import math
 import numbers
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
+from ft.data.gsm8k import final_number
 from ft.errors import UserError, nearest
 
-_LONGEST = 100  # characters of a number; a model that has lost itself writes longer ones
 _GRAM = 10  # characters of a piece of text that a loop repeats; a sentence hardly does
 
 
@@ -110,61 +108,6 @@ def same_number(text: str, reference: str) -> float:
     if wanted is None:
         raise UserError(f"the reference {_short(reference)} holds no final number")
     return float(final_number(text) == wanted)
-
-
-_MARK = re.compile(r"answer\s*:|####|\\boxed\s*\{", re.IGNORECASE)
-_WHOLE = r"\d{1,3}(?:[, _'’\u00a0\u202f]\d{3})+(?!\d)|\d+"
-_NUMBER = re.compile(
-    rf"(?P<sign>-)?\s*(?:\$|€|£)?\s*(?P<negative>-)?"
-    rf"(?:(?:(?P<whole>\d+)\s+)?(?P<top>{_WHOLE})\s*/\s*(?P<bottom>{_WHOLE})"
-    rf"|(?P<digits>{_WHOLE})?(?P<rest>\.\d+|,\d{{1,2}}(?!\d))(?:[eE](?P<power>[+-]?\d{{1,2}})(?!\d))?"
-    rf"|(?P<plain>{_WHOLE})(?:[eE](?P<exponent>[+-]?\d{{1,2}})(?!\d))?)"
-)
-_LATEX = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-
-
-def final_number(text: str, *, anywhere: bool = False) -> Fraction | None:
-    """The number behind the last ``ANSWER:``, ``####`` or LaTeX box; none where there is no such.
-
-    Thousands separators, currencies, units, per cent signs, fractions (``3/4``, ``1 1/2``, ``½``,
-    ``\\frac``), decimal commas and bold type are read over; of ``12 * 12 = 144`` the last side counts.
-    With ``anywhere``, a text without a mark answers with its last number.
-    """
-    text = unicodedata.normalize("NFKC", re.sub("([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r" \1", text))
-    for written, meant in (("⁄", "/"), ("−", "-"), ("{,}", ","), ("\\$", "$"), ("*", " * ")):
-        text = text.replace(written, meant)
-    text = _LATEX.sub(r" \1/\2", text)
-    marks = list(_MARK.finditer(text))
-    if marks:
-        lines = text[marks[-1].end() :].strip(" *\n\t").splitlines()
-        found = _NUMBER.search(lines[0].rpartition("=")[2] if lines else "")
-    elif anywhere:
-        found = next(iter([*_NUMBER.finditer(text)][::-1]), None)
-    else:
-        found = None
-    return _value(found) if found else None
-
-
-def _value(found: re.Match[str]) -> Fraction | None:
-    if len(found.group()) > _LONGEST:
-        return None
-    part = found.groupdict()
-    negative = part["sign"] or part["negative"]
-
-    def whole(digits: str | None) -> int:
-        return int(re.sub(r"\D", "", digits)) if digits else 0
-
-    if part["bottom"]:
-        if not (bottom := whole(part["bottom"])):
-            return None
-        value = whole(part["whole"]) + Fraction(whole(part["top"]), bottom)
-    elif part["rest"]:
-        digits = part["rest"][1:]
-        value = whole(part["digits"]) + Fraction(int(digits), 10 ** len(digits))
-        value *= Fraction(10) ** int(part["power"] or 0)
-    else:
-        value = Fraction(whole(part["plain"])) * Fraction(10) ** int(part["exponent"] or 0)
-    return -value if negative else value
 
 
 def matches(text: str, pattern: str) -> float:

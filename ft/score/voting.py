@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from ft.score.rewards import final_number
+from ft.data.gsm8k import final_number
 
 
 @dataclass(frozen=True)

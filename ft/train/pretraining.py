@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft import files
-from ft.data import shards, tokenizer
-from ft.errors import UserError
-from ft.machine import say
 from ft.runs import checkpoints
 from ft.score import logits
 
@@ -28,25 +25,6 @@ MODEL, OPTIMIZER, DONE = "model.safetensors", "optimizer.safetensors", "done.jso
 def digest(value: Any) -> str:
     """A hash of JSON values."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder or of the Hub. Raises ``UserError`` where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer {name}: {' '.join(str(error).split())}") from None
-
-
-def make_tokenizer(sources: Sequence[str], *, vocab_size: int, **reading: Any) -> Any:
-    """A tokenizer of a corpus, from the cache where the same was made before."""
-    content = [shards.hashes(shards.find(sources)), vocab_size, reading]
-    folder = files.cache_dir() / "tokenizers" / digest(content)[:16]
-    if not folder.exists():
-        say(tokenizer.train(sources, folder, vocab_size=vocab_size, **reading))
-    return load_tokenizer(folder)
 
 
 def rate(

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import tiny
 
-from ft.data import builtin_text, corpus, documents, shards
+from ft.data import corpus, documents, shards
 from ft.data.documents import BadRows, Place, read
 from ft.data.shards import Shard
+from ft.data.windows import require_same
 from ft.errors import UserError
 
 
@@ -220,7 +221,7 @@ def test_a_row_of_json_beyond_all_measure_is_a_bad_row(tmp_path, monkeypatch):
 def test_every_twentieth_document_is_held_out(tmp_path):
     rows = "".join(json.dumps({"text": f"{i}"}) + "\n" for i in range(45))
     source = write(tmp_path / "a.jsonl", rows)
-    train, valid = corpus.split([source])
+    train, valid = shards.split([source])
     assert texts(*valid) == ["10", "30"]
     assert sorted(texts(*train) + texts(*valid)) == sorted(texts(source))
 
@@ -228,7 +229,7 @@ def test_every_twentieth_document_is_held_out(tmp_path):
 def test_of_a_plain_text_pieces_are_held_out(tmp_path):
     words = " ".join(f"{i:07}" for i in range(50_000))  # 400 KB
     source = write(tmp_path / "a.txt", words)
-    train, valid = corpus.split([source])
+    train, valid = shards.split([source])
     held_out = texts(*valid)
     assert len(held_out) == 1  # a document of its own, and the text ends before it
     assert len(texts(*train)) == 2
@@ -240,10 +241,10 @@ def test_of_a_plain_text_pieces_are_held_out(tmp_path):
 def test_a_folder_that_names_its_splits_is_taken_at_its_word(tmp_path):
     for name in ("train-0.txt", "train.1.txt", "valid.txt", "test.txt"):
         write(tmp_path / name, name)
-    train, valid = corpus.split([str(tmp_path)])
+    train, valid = shards.split([str(tmp_path)])
     assert (texts(*train), texts(*valid)) == (["train-0.txt", "train.1.txt"], ["valid.txt"])
     write(tmp_path / "train.2.txt", "One.\\nTwo.")
-    train, valid = corpus.split([f"lines:{tmp_path}"])
+    train, valid = shards.split([f"lines:{tmp_path}"])
     assert texts(*train) == ["train-0.txt", "train.1.txt", "One.\nTwo."]
     assert valid == [f"lines:{tmp_path}/valid.txt"]
 
@@ -289,16 +290,20 @@ def test_a_corpus_of_bad_rows_alone(tmp_path):
 # What identifies a corpus, and what fits it
 
 
-def test_the_fingerprint_sees_content_and_names_what_differs(tmp_path):
+def test_the_settings_see_content_and_names_what_differs(tmp_path):
     sources = [write(tmp_path / "a.txt", "one"), write(tmp_path / "b.txt", "two")]
     tokenizer = tiny.tokenizer()
-    before = json.loads(json.dumps(corpus.fingerprint(sources, tokenizer, length=8)))
-    corpus.require_same(before, corpus.fingerprint(sources, tokenizer, length=8))
+
+    def settings(sources: list[str], length: int = 8) -> dict:
+        options = {"length": length, "shuffle_buffer": 0, "seed": 0, "workers": 0}
+        return corpus.windows(sources, tokenizer, **options).settings
+
+    before = json.loads(json.dumps(settings(sources)))
+    require_same(before, settings(sources))
 
     def differs(said: str, sources: list[str] = sources, **change) -> None:
-        options = {"length": 8, **change}
         with pytest.raises(UserError, match=said):
-            corpus.require_same(before, corpus.fingerprint(sources, tokenizer, **options))
+            require_same(before, settings(sources, **change))
 
     differs("length was 8, is 9", length=9)
     differs("b.txt is missing; c.txt is new", [sources[0], write(tmp_path / "c.txt", "three")])
@@ -308,15 +313,6 @@ def test_the_fingerprint_sees_content_and_names_what_differs(tmp_path):
     write(tmp_path / "b.txt", "two")
     tokenizer.add_tokens(["<new>"])
     differs("tokenizer was '[0-9a-f]+', is '[0-9a-f]+'")
-
-
-def test_a_vocabulary_must_be_the_models():
-    tokenizer = tiny.tokenizer()
-    for rows in (len(tokenizer), len(tokenizer) + 63):
-        corpus.check_vocabulary(tokenizer, rows)
-    for rows in (len(tokenizer) - 1, len(tokenizer) + 128):
-        with pytest.raises(UserError, match=f"has {len(tokenizer)} entries and the model {rows}"):
-            corpus.check_vocabulary(tokenizer, rows)
 
 
 def test_a_tokenizer_without_separator_or_without_speed(tmp_path):
@@ -383,4 +379,4 @@ def test_python_brings_text_along():
     assert len(lines) == len(set(lines))
     assert any(line.startswith("Return the ") and line.endswith(".") for line in lines)
     assert not any(">>>" in line or "  " in line for line in lines)
-    assert shards.find(["builtin"])[0].name == str(builtin_text.path())
+    assert shards.find(["builtin"])[0].name == str(shards.builtin())

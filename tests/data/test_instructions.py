@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
-from ft.data import instructions
+from ft.data.instructions import dolly as open_dolly
+from ft.data.instructions import instructions
+from ft.data.instructions import splits as drawn
 from ft.data.rows import Rows, asked, duplicates, overlap
 from ft.errors import UserError
 from ft.text import prompts, tokens
@@ -53,7 +55,7 @@ def dolly(n=30):
     ],
 )
 def test_every_format_of_users_data(record, row, tmp_path):
-    assert instructions.instructions(jsonl(tmp_path, record)).rows == [row]
+    assert instructions(jsonl(tmp_path, record)).rows == [row]
 
 
 @pytest.mark.parametrize(
@@ -79,40 +81,40 @@ def test_every_format_of_users_data(record, row, tmp_path):
 def test_a_bad_row_is_named_with_file_and_number(record, message, tmp_path):
     file = jsonl(tmp_path, PLAIN, record)
     with pytest.raises(UserError, match=rf"rows\.jsonl:2: .*{message}"):
-        instructions.instructions(file)
-    assert instructions.instructions(file, on_bad_row="skip").skipped == 1
+        instructions(file)
+    assert instructions(file, on_bad_row="skip").skipped == 1
 
 
 def test_dolly_by_category_and_without_context(tmp_path):
     file = jsonl(tmp_path, *dolly())
-    rows = instructions.dolly(tmp_path, categories=("open_qa",), no_context=True)
+    rows = open_dolly(tmp_path, categories=("open_qa",), no_context=True)
     assert {row["category"] for row in rows} == {"open_qa"}
     assert not any(row["context"] for row in rows)
     assert "of open_qa, without context" in rows.origin
-    assert rows.sha256 != instructions.dolly(file).sha256
+    assert rows.sha256 != open_dolly(file).sha256
 
 
 def test_an_unknown_category_is_named(tmp_path):
     with pytest.raises(UserError, match="'open_q'.*'closed_qa', 'open_qa'.*Did you mean"):
-        instructions.dolly(jsonl(tmp_path, *dolly()), categories=("open_q",))
+        open_dolly(jsonl(tmp_path, *dolly()), categories=("open_q",))
     with pytest.raises(UserError, match="no column 'category'"):
-        instructions.dolly(jsonl(tmp_path, PLAIN), categories=("open_qa",))
+        open_dolly(jsonl(tmp_path, PLAIN), categories=("open_qa",))
 
 
 def test_nothing_without_context_is_said(tmp_path):
     with pytest.raises(UserError, match="no row of .* is left: without context"):
-        instructions.dolly(jsonl(tmp_path, PLAIN | {"context": "x"}), no_context=True)
+        open_dolly(jsonl(tmp_path, PLAIN | {"context": "x"}), no_context=True)
 
 
 def test_a_folder_must_hold_one_file(tmp_path):
     with pytest.raises(UserError, match="holds 0 .jsonl files"):
-        instructions.dolly(tmp_path)
+        open_dolly(tmp_path)
 
 
 def test_splits_are_drawn_by_seed_and_share_no_row(tmp_path):
     options = {"valid_rows": 4, "test_rows": 3}
     file = jsonl(tmp_path, *dolly())
-    one, again, other = (instructions.splits(file, **options, seed=s) for s in (1, 1, 2))
+    one, again, other = (drawn(file, **options, seed=s) for s in (1, 1, 2))
     assert [len(one[s]) for s in ("train", "valid", "test")] == [23, 4, 3]
     assert one == again
     assert one["test"].rows != other["test"].rows
@@ -123,9 +125,9 @@ def test_splits_are_drawn_by_seed_and_share_no_row(tmp_path):
 def test_duplicates_and_overlap_are_left_out_on_request(tmp_path):
     rows = [*dolly(), dolly()[0] | {"response": "A0 "}]  # the case and spaces of one row differ
     file = jsonl(tmp_path, *rows)
-    found = instructions.dolly(file)
+    found = open_dolly(file)
     assert duplicates(found) == [30]
-    splits = instructions.splits(file, valid_rows=8, test_rows=8, seed=1, drop_duplicates=True)
+    splits = drawn(file, valid_rows=8, test_rows=8, seed=1, drop_duplicates=True)
     assert sum(map(len, splits.values())) < 30
     assert overlap(splits["train"], splits["valid"], splits["test"]) == []
     assert all(duplicates(rows) == [] for rows in splits.values())
@@ -134,7 +136,7 @@ def test_duplicates_and_overlap_are_left_out_on_request(tmp_path):
 
 def test_rows_that_cannot_be_held_out(tmp_path):
     with pytest.raises(UserError, match="30 rows are to be held out of the 30"):
-        instructions.splits(jsonl(tmp_path, *dolly()), valid_rows=20, test_rows=10, seed=0)
+        drawn(jsonl(tmp_path, *dolly()), valid_rows=20, test_rows=10, seed=0)
 
 
 def test_what_a_conversation_asks_is_its_first_question():
@@ -188,7 +190,7 @@ def test_the_mask_of_every_row_of_dolly(name, shared):
 
     tokenizer = models.load_tokenizer("embedded")
     template = prompts.by_name(name, tokenizer)
-    rows = instructions.dolly(shared / "data" / "dolly")
+    rows = open_dolly(shared / "data" / "dolly")
     encoded = tokens.encode_rows(rows, template, tokenizer, max_length=10**6)
     assert len(encoded.examples) == len(rows) == 15_014
     end = tokenizer.convert_tokens_to_ids(template.end) if template.end else tokenizer.eos_token_id
@@ -213,7 +215,7 @@ def test_chat_has_the_ids_of_apply_chat_template_on_dolly(shared):
 
     tokenizer = models.load_tokenizer("embedded")
     template = prompts.by_name("chat", tokenizer)
-    rows = instructions.dolly(shared / "data" / "dolly").sample(1000, seed=0)
+    rows = open_dolly(shared / "data" / "dolly").sample(1000, seed=0)
     encoded = tokens.encode_rows(rows, template, tokenizer, max_length=10**6)
     for row, example in zip(rows, encoded.examples, strict=True):
         question = "\n\n".join(filter(None, (row["instruction"], row["context"])))

@@ -1,6 +1,6 @@
 """Rows: a sequence that knows its origin, and what two splits share."""
 
-from ft.data.mtnt import Rows, overlap
+from ft.data.rows import Rows, duplicates, overlap, summary
 
 ROW = {"source": "idk lol", "target": "jsp mdr"}
 OTHER = {"source": 'he said "hi', "target": 'il a dit "salut, ça va'}
@@ -48,3 +48,24 @@ def test_changed_targets_are_named_and_hashed():
     assert list(rows) == [{"source": "a", "target": "B"}]
     assert rows.origin == "letters (upper)"
     assert rows.sha256 != "hash"
+
+
+def test_the_summary_counts_each_split_and_names_what_stands_twice():
+    train = rows_of(ROW, OTHER, {"source": " IDK   Lol", "target": "x"}, OTHER)
+    lines = summary({"train": train, "test": rows_of(ROW)}, "; mend it").splitlines()
+    assert [line.split()[:3] for line in lines[:2]] == [
+        ["train", "4", "rows"],
+        ["test", "1", "rows"],
+    ]
+    assert lines[0].endswith(train.origin)
+    assert lines[2:] == [
+        "note: 1 training rows are there twice, 2 ask what a held-out row asks; mend it"
+    ]
+    assert "note" not in summary({"train": rows_of(ROW), "test": rows_of(OTHER)})
+
+
+def test_rows_with_images_ask_by_image_and_prompt():
+    one = {"images": ["a.png"], "prompt": "What is it?", "completion": "A cat.", "where": "1"}
+    other = one | {"images": ["b.png"], "where": "2"}
+    assert overlap(rows_of(one, other), rows_of(other | {"completion": "A dog."})) == [1]
+    assert duplicates(rows_of(one, other, one | {"where": "3"})) == [2]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ft.data.mtnt import Rows, open_pairs, pairs, parallel
+from ft.data.rows import Rows
+from ft.data.tables import open_pairs, pairs, parallel
 from ft.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from support import tiny
 
-from ft.data import corpus, documents, token_cache, token_stream
+from ft.data import corpus, documents, token_stream
+from ft.data import windows as module
 from ft.errors import UserError
 
 LENGTH = 8
@@ -210,9 +211,7 @@ def test_a_shard_that_vanishes_is_named(sources, place, tmp_path):
     if place:
         (tmp_path / "shards" / "4.jsonl").unlink()
         with pytest.raises(UserError, match=r"4.jsonl has vanished since it was found"):
-            token_cache.open_or_write(
-                place["cache"], made.shards, tiny.tokenizer(), made.reading, 0
-            )
+            module.cached_ids(place["cache"], made.shards, tiny.tokenizer(), made.reading, 0)
         assert [f for f in place["cache"].iterdir() if f.suffix != ".lock"] == []
         return
     iterator = iter(made)
@@ -251,7 +250,7 @@ def test_the_cache_is_written_once_small_and_checked(sources, tmp_path, monkeypa
     assert (folder / "tokens.bin").stat().st_size == 2 * manifest["tokens"]
     assert manifest["shards"][0][0] == "0.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(token_cache, "encoded", None)  # nothing is tokenised again
+        patch.setattr(module, "encoded", None)  # nothing is tokenised again
         assert rows(windows(sources, cache=cache)) == first
         longer = windows(sources, cache=cache, length=20, shuffle_buffer=0)
         assert next(iter(longer)).shape == (21,)

@@ -10,7 +10,7 @@ from support import seeing, tiny
 from ft import __main__ as cli
 from ft import models
 from ft.chat.conversation import Conversation
-from ft.data import image_rows, pictures
+from ft.data import images, pictures
 from ft.data.images import open_image
 from ft.errors import UserError
 from ft.generate import answers as generate
@@ -60,7 +60,7 @@ def see(place):
 
 @pytest.fixture(scope="module")
 def rows(place):
-    return image_rows.read(place / "rows.jsonl")
+    return images.read(place / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -301,13 +301,13 @@ def test_what_cannot_be_is_refused(changes, said, text, tmp_path):
 def test_without_flags_there_is_text_and_a_tokenizer_of_its_own(tmp_path, monkeypatch, capsys):
     """On a small part of it, and with a small vocabulary."""
     from ft import files
-    from ft.data import builtin_text
+    from ft.data import shards
 
     part = files.cache_dir() / "part.jsonl"
     part.parent.mkdir(parents=True)
-    found = (text for _, text in zip(range(400), builtin_text.documents(), strict=False))
+    found = (text for _, text in zip(range(400), shards.builtin_documents(), strict=False))
     part.write_text("".join(json.dumps({"text": text}) + "\n" for text in found))
-    monkeypatch.setattr(builtin_text, "path", lambda: part)
+    monkeypatch.setattr(shards, "builtin", lambda: part)
     flags = {k: v for k, v in TINY.items() if k != "prompt"} | {"output-dir": tmp_path / "run"}
     words = [w for name, value in flags.items() for w in (f"--{name}", str(value))]
     for vocab_size in (600, 600):

@@ -222,7 +222,7 @@ def test_gsm8k_in_the_template_ends_with_its_number_and_stops_nowhere_before(sha
     for row in gsm8k.gsm8k(shared / "data" / "gsm8k", split="test"):
         pair = template.render(row)
         assert template.trim(pair["completion"]) == pair["completion"]
-        assert rewards.final_number(pair["prompt"] + pair["completion"]) is not None
+        assert gsm8k.final_number(pair["prompt"] + pair["completion"]) is not None
 
 
 def test_the_plot_of_one_chain_is_a_point(tmp_path):
