@@ -255,7 +255,7 @@ def decoding(c: Config, copy: float, folder: Path) -> dict[str, float]:
 
 def minigpt(c: Config, peak: float, folder: Path) -> dict[str, float]:
     """Tokens a second of the recipe's steps, and the share of the peak that they are."""
-    from ft.minigpt_config import MiniGPTConfig
+    from ft.minigpt import MiniGPTConfig
 
     every = c.steps // 4
     corpus = str(Path(c.corpus).resolve()) if Path(c.corpus).exists() else c.corpus

@@ -110,8 +110,7 @@ def measure(case: Case) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from ft import models, train
-    from ft.kernels import cross_entropy
-    from ft.models import full, lora
+    from ft.models import lora, parameters
     from ft.runs import folder
 
     warnings.filterwarnings("ignore")
@@ -133,10 +132,8 @@ def measure(case: Case) -> dict[str, Any]:
         base = models.load(model_name, precision="fp32" if automatic else case.precision)
         if case.lora_r:
             model: Any = lora.attach(base, r=case.lora_r, alpha=16)
-            cross_entropy.install(model.get_base_model())
         else:
-            model = full.attach(base)
-            cross_entropy.install(model)
+            model = parameters.train_all(base)
         peak = 0
 
         class Watch(TrainerCallback):

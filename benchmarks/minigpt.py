@@ -93,7 +93,7 @@ def main(c: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="ft-bench-") as temporary:
         job = prepare(c, Path(temporary))
         result = steps(c, pythons, job, Path(temporary))
-    from ft.minigpt_config import MiniGPTConfig
+    from ft.minigpt import MiniGPTConfig
 
     flops = MiniGPTConfig(**job["shape"]).flops_per_token(256)
     peak = max(step["gflops"] for step in result["steps"][LIMIT])

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ft import config, minigpt_config
+from ft import config, minigpt
 from ft.config import Amount, Count
 from ft.runs import opened
 
@@ -67,7 +67,7 @@ def flags(c: Config) -> list[str]:
 def train(c: Config) -> None:
     """One run in this process, with a part of ``modern`` changed."""
     changed = PARTS[c.only] if c.only else {}
-    minigpt_config.MODERN |= changed
+    minigpt.MODERN |= changed
     words = ["--preset", "modern", *flags(c), "--lr-scheduler-type", "cosine"]
     words += ["--eval-steps", "100000", "--save-steps", "100000", "--seed", str(c.seed)]
     words += ["--output-dir", str(c.output_dir)]

@@ -114,23 +114,24 @@ def load_all(name: str, c: Config) -> tuple[dict[str, Any], Any]:
     import torch
 
     from ft import machine, models
-    from ft.kernels import cross_entropy, nf4
+    from ft.kernels import quantized
     from ft.models import lora
 
     if c.compute == "float32":
         here = dataclasses.replace(machine.here(), bf16=False)
         machine.here = lambda: here
-    install, found, base = nf4.install, {}, None
+    install, found, base = quantized.install_nf4, {}, None
     for side, precision in SIDES.items():
-        nf4.install = install if side == "ft" else lambda model: None  # bitsandbytes' own layers
+        quantized.install_nf4 = (
+            install if side == "ft" else lambda model: None
+        )  # bitsandbytes' own layers
         base = models.load(name, precision=precision)
         torch.manual_seed(0)
         found[side] = lora.attach(base, r=c.lora_r, alpha=c.lora_r).train()
         for key, parameter in found[side].named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.02)
-        cross_entropy.install(found[side].get_base_model())
-    nf4.install = install
+    quantized.install_nf4 = install
     return found, base and base.tokenizer
 
 

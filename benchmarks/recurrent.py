@@ -84,7 +84,7 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
     import torch
     from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
-    from ft.kernels import rg_lru
+    from ft.kernels import recurrent
 
     kind = getattr(torch, c.dtype)
     x, a, upward = (torch.rand(batch, tokens, 2560, device=c.device).to(kind) for _ in range(3))
@@ -92,11 +92,13 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
     reset = torch.zeros(batch, tokens, 1, dtype=torch.bool, device=c.device)
     reset[:, 0] = True
 
-    class Scan(torch.autograd.Function):  # what `ft.kernels.rg_lru` does of it, between its gates
+    class Scan(
+        torch.autograd.Function
+    ):  # what `ft.kernels.recurrent` does of it, between its gates
         @staticmethod
         def forward(ctx: Any, x: Any, a: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             states, a = x.float().clone(), a.float()
-            rg_lru.advance(states, a)
+            recurrent.advance(states, a)
             ctx.save_for_backward(states, a)
             return states.to(x.dtype)
 
@@ -104,7 +106,7 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
         def backward(ctx: Any, d: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             states, a = ctx.saved_tensors
             dx, da = d.float().clone(), torch.empty_like(a)
-            rg_lru.advance(dx, a, reverse=True)
+            recurrent.advance(dx, a, reverse=True)
             da[:, 0] = 0  # a document starts here
             torch.mul(dx[:, 1:], states[:, :-1], out=da[:, 1:])
             return dx.to(d.dtype), da.to(d.dtype)
@@ -138,7 +140,7 @@ def layers(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[An
             parameter.data.mul_(parameter.shape[1] ** -0.5)
     plain.to(c.device, kind)
     fast = copy.deepcopy(plain)
-    fast.__class__ = recurrent._classes().RgLru
+    fast.__class__ = recurrent.RgLru
     x = torch.randn(batch, tokens, 2560, device=c.device).to(kind).requires_grad_()
     upward = torch.randn_like(x)
     positions = torch.arange(tokens, device=c.device).expand(batch, tokens)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ft import machine
 from ft.errors import UserError
-from ft.models import full
+from ft.models import parameters
 from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
@@ -45,7 +45,9 @@ def full_training(config: Any, *, optim: str, precision: str) -> Need:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    sizes = [(full.trains(name), p.numel()) for name, p in model.named_parameters()]
+    sizes = [
+        (parameters.in_language_model(name), p.numel()) for name, p in model.named_parameters()
+    ]
     total, trained = sum(n for _, n in sizes), sum(n for trains, n in sizes if trains)
     width = 2 if precision == "bf16" else 4
     head = model.get_input_embeddings().weight.numel() if model.config.tie_word_embeddings else 0

@@ -142,7 +142,7 @@ def main(c: Config) -> None:
         )
 
     from ft import models, train
-    from ft.kernels import cross_entropy, recurrent
+    from ft.kernels import recurrent
     from ft.models import lora
     from ft.plan import settings
     from ft.runs import curves, hub
@@ -166,10 +166,8 @@ def main(c: Config) -> None:
         alpha=c.lora_alpha,
         dropout=c.lora_dropout,
         targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
-        use_rslora=c.lora_variant == "rslora",
-        use_dora=c.lora_variant == "dora",
+        variant=c.lora_variant,
     )
-    cross_entropy.install(model.get_base_model())
     machine.say(lora.summary(model))
 
     encoded = {}

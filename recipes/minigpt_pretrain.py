@@ -316,7 +316,7 @@ def load_tokenizer(c: Config) -> Any:
 
 def shape(c: Config, tokenizer: Any) -> Any:
     """The model's configuration."""
-    from ft.minigpt_config import MODERN, MiniGPTConfig
+    from ft.minigpt import MODERN, MiniGPTConfig
 
     modern = c.style == "modern"
     inner = c.intermediate_size or round((8 / 3 if modern else 4) * c.hidden_size / 32) * 32

@@ -140,8 +140,8 @@ def main(c: Config) -> None:
     splits, t = rows(c), template(c)
 
     from ft import memory, models, train
-    from ft.kernels import cross_entropy, recurrent
-    from ft.models import full, lora
+    from ft.kernels import recurrent
+    from ft.models import lora, parameters
     from ft.plan import settings
     from ft.runs import curves, hub
 
@@ -162,11 +162,9 @@ def main(c: Config) -> None:
     machine.seed_everything(c.seed)
     if c.lora_r:
         model = lora.attach(base, r=c.lora_r, alpha=c.lora_alpha, dropout=0.0)
-        cross_entropy.install(model.get_base_model())
     else:
-        model = full.attach(base)
-        cross_entropy.install(model)
-    machine.say(lora.summary(model) if c.lora_r else full.summary(model))
+        model = parameters.train_all(base)
+    machine.say(lora.summary(model) if c.lora_r else parameters.summary(model))
 
     encoded = {split: encode(c, base.tokenizer, found) for split, found in splits.items()}
     for split, found in splits.items():

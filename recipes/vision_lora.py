@@ -123,8 +123,7 @@ def main(c: Config) -> None:
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
     from ft import models, train
-    from ft.kernels import cross_entropy
-    from ft.models import full, lora, vision
+    from ft.models import lora, parameters, vision
     from ft.plan import settings
     from ft.runs import curves, hub
     from ft.score import evaluate, images
@@ -150,12 +149,10 @@ def main(c: Config) -> None:
             targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
             vision=bool(c.train_vision),
         )
-        cross_entropy.install(model.get_base_model())
         machine.say(lora.summary(model))
     else:
-        model = full.attach(base, vision=bool(c.train_vision))
-        cross_entropy.install(model)
-        machine.say(full.summary(model))
+        model = parameters.train_all(base, vision=bool(c.train_vision))
+        machine.say(parameters.summary(model))
 
     encoded = {}
     for split, found in splits.items():

@@ -12,9 +12,8 @@ from ft import models
 from ft.errors import UserError
 from ft.generate import answers
 from ft.kernels import dropout
-from ft.minigpt import MiniGPTForCausalLM
-from ft.minigpt_config import MODERN, MiniGPTConfig
-from ft.models import speed
+from ft.minigpt import MODERN, MiniGPTConfig, MiniGPTForCausalLM
+from ft.models import parameters
 from ft.score import logits
 from ft.text.tokens import IGNORE
 from ft.train import optim
@@ -68,7 +67,7 @@ def test_flops_are_six_for_each_entry_of_a_matrix_and_attention():
         small = build(style)
         attention = small.config.flops_per_token(64) - small.config.flops_per_token(0)
         assert attention == 6 * 3 * 32 * 64
-        trunk, head = speed.training_flops(small)
+        trunk, head = parameters.training_flops(small)
         assert trunk + head == small.config.flops_per_token(0) - 6 * 3 * 32
 
 

@@ -12,7 +12,6 @@ def main() -> None:
     import torch
 
     from ft import machine, models, train
-    from ft.kernels import cross_entropy
     from ft.models import lora
     from ft.runs import folder
     from ft.train import optim
@@ -23,7 +22,6 @@ def main() -> None:
     settings = job.lora()
     model = lora.attach(base, r=settings["r"], alpha=settings["lora_alpha"], dropout=0.0)
     load_adapter(model, job.adapter)
-    cross_entropy.install(model.get_base_model())
     train.sft(
         model,
         base.tokenizer,

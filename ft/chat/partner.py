@@ -42,7 +42,9 @@ class Partner:
     @property
     def context(self) -> int | None:
         """Tokens that prompt and answer may have together; none where the model sets no limit."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        from ft.models.load import context_of
+
+        return context_of(self.model.config)
 
     def answer(
         self,

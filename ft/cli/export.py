@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from ft.chat import partner
+from ft.models.sources import license_of
 from ft.runs import export, merge
-from ft.runs.card_header import hub_name, license_of, title
+from ft.runs.card_header import hub_name, title
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -115,6 +115,7 @@ def score_texts(
     import torch
     from tqdm import tqdm
 
+    from ft.models.load import context_of
     from ft.score import logits
 
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -130,7 +131,7 @@ def score_texts(
             )
         texts.append(([*start, *before], ids))
     lengths = [len(before) + len(ids) for before, ids in texts]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model.config)
     longest = max(range(len(rows)), key=lambda i: lengths[i])
     if context and lengths[longest] > context:
         raise UserError(

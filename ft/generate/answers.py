@@ -1,4 +1,4 @@
-"""Generation: prompts to answers by any sampler, in batches or as a stream, stopped where the template ends."""
+"""Answers to prompts or rows by any sampler, in batches or as a stream, stopped where the template ends."""
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
@@ -6,21 +6,19 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.generate import search
-from ft.generate.decoding import Decoder, batches, room_for
+from ft.generate.decoding import Decoder, batches, logprobs, room_for
 from ft.generate.draft import Answer as Answer
 from ft.generate.draft import (
     Draft,
     End,
     Prompt,
-    context_of,
     drafts_for,
     encode,
     end_ids,
     stop_strings,
 )
-from ft.generate.draw import logprobs
 from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler, choose
-from ft.kernels import few_rows
+from ft.models.load import context_of
 from ft.text.template import Template
 
 
@@ -68,7 +66,7 @@ def generate(
             ]
         else:
             for drafts in _bar(_shares(groups, room_for(model)), progress):
-                for _ in _write(model, tokenizer, drafts, sampler, use_cache=use_cache):
+                for _ in _grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
                     pass
     return [[draft.answer() for draft in group] for group in groups]
 
@@ -97,7 +95,7 @@ def stream(
 
     def pieces() -> Generator[str, None, Answer]:
         with _evaluating(model):
-            for _ in _write(model, tokenizer, [draft], sampler):
+            for _ in _grow(model, tokenizer, [draft], sampler):
                 if draft.piece:
                     yield draft.piece
         return draft.answer()
@@ -134,16 +132,14 @@ def greedy(
     Several processes share the work, each gets all answers; where they share the parameters (FSDP),
     all run the same batches, for a forward needs every one of them.
     """
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType, gather_object
+    from accelerate.utils import gather_object
 
-    state = PartialState()
     prompts = [template.prompt_for(row) for row in rows]
     if empty := [i + 1 for i, row in enumerate(rows) if not any(v.strip() for v in row.values())]:
         raise UserError(f"row {empty[0]} is empty: there is nothing to translate")
     encoded = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     ids = [[tokenizer.bos_token_id, *prompt] for prompt in encoded]
-    context = context_of(model)
+    context = context_of(model.config)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if context and len(ids[longest]) + max_new_tokens > context:
         raise UserError(
@@ -161,20 +157,51 @@ def greedy(
         for prompt, limit in zip(ids, most, strict=True)
     ]
     shares = batches([draft.longest for draft in drafts], room_for(model))
-    apart = state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
+    state, apart = _processes()
     if apart:
         shares = shares[state.process_index :: state.num_processes]
     with _evaluating(model):
         for batch in _bar(shares, progress and state.is_main_process):
             chosen = [drafts[i] for i in batch]
-            for _ in _write(model, tokenizer, chosen, Greedy(), scored=False):
+            for _ in _grow(model, tokenizer, chosen, Greedy(), scored=False):
                 pass
     mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
     answers = dict(gather_object(mine) if apart else mine)
     return [answers[i] for i in range(len(rows))]
 
 
-def _write(
+def write(
+    model: Any, tokenizer: Any, template: Template, prompts: list[list[int]], **options: Any
+) -> list[list[Answer]]:
+    """``generate``'s answers to each prompt; several processes share the work, but where they share the model."""
+    from accelerate.utils import gather_object
+
+    state, apart = _processes()
+    numbers = range(len(prompts))
+    mine = numbers[state.process_index :: state.num_processes] if apart else numbers
+    found = generate(
+        model,
+        tokenizer,
+        [prompts[i] for i in mine],
+        template=template,
+        progress=state.is_main_process,
+        **options,
+    )
+    pairs = list(zip(mine, found, strict=True))
+    by_row = dict(gather_object(pairs) if apart else pairs)
+    return [by_row[i] for i in numbers]
+
+
+def _processes() -> tuple[Any, bool]:
+    """Which process this is, and whether each has a model of its own: one shared by FSDP needs them all."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    state = PartialState()
+    return state, state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
+
+
+def _grow(
     model: Any,
     tokenizer: Any,
     drafts: Sequence[Draft],
@@ -244,6 +271,8 @@ def _bar(shares: Sequence[Any], progress: bool) -> Any:
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode and fast products while this lasts."""
+    from ft.kernels import few_rows
+
     was_training = model.training
     model.eval()
     try:

@@ -2,36 +2,20 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ft.errors import UserError
+from ft.models.load import context_of
+from ft.models.vision import ImagePrompt
 from ft.text.template import Template
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Prompt = str | Sequence[int]
 
 
-class ImagePrompt(list[int]):
-    """Ids of a prompt with images, and besides the inputs of the image tower.
-
-    ``pixels`` by their names, images along the first axis; ``token`` is the id of image tokens, ``types``
-    the name of the input that tells them from text.
-    """
-
-    def __init__(
-        self, ids: Sequence[int], pixels: Mapping[str, "Tensor"], token: int, types: str
-    ) -> None:
-        super().__init__(ids)
-        self.pixels, self.token, self.types = pixels, token, types
-
-
-UNFINISHED = (
-    "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for the first bytes of a character
-)
+# what a tokenizer writes for the first bytes of a character
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +125,7 @@ def drafts_for(
     import torch
 
     strings = (*stop_strings(template), *((stop,) if isinstance(stop, str) else stop))
-    ends, context = end_ids(model, tokenizer, *strings), context_of(model)
+    ends, context = end_ids(model, tokenizer, *strings), context_of(model.config)
     device = model.get_input_embeddings().weight.device
     device = "cpu" if device.type == "mps" else device  # Apple's GPU has no 64-bit numbers
 
@@ -158,7 +142,7 @@ def encode(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[i
     """Ids of each prompt. Raises ``UserError`` for one that cannot be gone on from."""
     if isinstance(prompts, str):
         raise UserError("prompts is a single string; put it into a list")
-    encoded, context = [], context_of(model)
+    encoded, context = [], context_of(model.config)
     size = model.get_input_embeddings().weight.shape[0]
     bos = tokenizer.bos_token_id
     for number, prompt in enumerate(prompts, 1):
@@ -186,11 +170,6 @@ def stop_strings(template: Template | None) -> tuple[str, ...]:
     if template is None:
         return ()
     return (*template.stop, template.end) if template.end else template.stop
-
-
-def context_of(model: Any) -> int | None:
-    """Positions that the model has; none where its configuration names no bound."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def end_ids(model: Any, tokenizer: Any, *texts: str) -> frozenset[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
-from ft.generate.draw import argmax, check_finite, draw
+from ft.generate.decoding import argmax, check_finite, draw
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ft.generate.decoding import Decoder
+from ft.generate.decoding import Decoder, check_finite
 from ft.generate.draft import Draft
-from ft.generate.draw import check_finite
 from ft.generate.samplers import Beam, Contrastive
 
 

@@ -1,7 +1,7 @@
 """Cross-entropy from hidden states: supervised positions only, gradient formed in forward, soft caps honoured."""
 
 import functools
-import types
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from ft.kernels import attention, fused, fused_head
@@ -97,16 +97,17 @@ def install(model: Any) -> None:
     ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
     ``example_lengths`` or ``example_offsets`` of a packed row.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
-    their ``forward``. Without labels the model answers as before.
+    their ``forward``. Without labels the model answers as before. A second call changes nothing.
     """
     import torch
 
-    plain = model.forward
+    if isinstance(model.forward, functools.partial) and model.forward.func.__module__ == __name__:
+        return
     softcap = softcap_of(model.config)
-    trunk = model.model  # every Gemma's causal model is `model` and a head without bias
 
     def forward(
         self: Any,
+        plain: Any,
         *args: Any,
         labels: "Tensor | None" = None,
         supervised_at: "Tensor | None" = None,
@@ -124,7 +125,8 @@ def install(model: Any) -> None:
         else:
             for name in ("example_lengths", "example_offsets"):
                 kwargs.pop(name, None)
-        hidden = trunk(*args, use_cache=False, **kwargs).last_hidden_state
+        # every Gemma's causal model is `model` and a head without bias
+        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state
         weight = self.get_output_embeddings().weight
         if not torch.is_grad_enabled():
             total, correct = supervised_score(hidden, weight, labels, softcap)
@@ -134,7 +136,11 @@ def install(model: Any) -> None:
         rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
         return {"loss": cross_entropy(rows, weight, targets, softcap)}
 
-    model.forward = types.MethodType(forward, model)
+    # `partial` and not a closure: it follows a deep copy of the model
+    new: Any = functools.partial(forward, model, model.forward)
+    # by its names transformers' `generate` decides what to give, such as positions of padded prompts
+    new.__signature__ = inspect.signature(model.forward)
+    model.forward = new
 
 
 @functools.cache

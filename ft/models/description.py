@@ -1,14 +1,113 @@
-"""A model's architecture in words: attention of each layer, positions, activation, norms, soft caps, licence."""
+"""What a model is made of, from its configuration alone: parameters, an adapter, and the architecture in words."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TERMS = {
-    "gemma": "Gemma Terms of Use (ai.google.dev/gemma/terms)",
-    "apache-2.0": "Apache License 2.0",
-}
+from ft import machine
+from ft.errors import UserError
+from ft.models import lora, parameters, sources
+from ft.models import precision as hardware
+from ft.models.load import context_of, hush_bitsandbytes, load_config
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that are alike in all but the number of their layer."""
+
+    name: str  # `*` for that number
+    layers: tuple[int, ...]  # where they are; none outside of layers
+    shape: tuple[int, ...]
+    parameters: int  # of all of them
+    dtype: str
+    bytes: float  # in memory, scales of a quantised tensor included
+    trained: bool
+
+
+def skeleton(name: str) -> tuple[Any, dict[str, int]]:
+    """The language model as ``models.load`` would give it, without storage, and the towers left out.
+
+    Raises ``UserError`` for a model that cannot be loaded either.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ImportError as error:
+        lacks = " ".join(str(error).split())
+        raise UserError(f"{name} needs a package that is not installed: {lacks}") from None
+    return model, parameters.drop_towers(model)
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with the layers of an adapter, of which the shapes alone are known."""
+    hush_bitsandbytes()  # which PEFT imports
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = False  # as in training: the adapter trains
+    with torch.device("meta"), lora.quiet():
+        return get_peft_model(model, config)
+
+
+def parameters_of(model: Any, precision: str | None = None) -> list[Part]:
+    """The model's parameters, in their order, those of like layers in one.
+
+    ``precision`` is as in ``models.load``; without it, weights have the dtype that they are stored in.
+    """
+    import torch
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    stored = str(model.config.dtype or "float32").removeprefix("torch.")
+    compute, quantised = stored, set()
+    if precision is not None:
+        choice = hardware.choose_precision(precision, machine.here())
+        compute = choice.compute
+        if choice.precision == "nf4":
+            quantised = {
+                f"{name.replace('.base_layer', '')}.weight"
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear)
+                and "lora_" not in name
+                and should_convert_module(_published(name), parameters.UNQUANTIZED)
+            }
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        name = name.replace(".base_layer", "")
+        at = re.search(r"(?<=\.layers\.)\d+(?=\.)", name)
+        kind = re.sub(r"(?<=\.layers\.)\d+(?=\.)", "*", _published(name), count=1)
+        dtype = "nf4" if name in quantised else "float32" if "lora_" in name else compute
+        # beside 4-bit weights, which have no gradient, an adapter trains and nothing else
+        trains = parameter.requires_grad and (not quantised or "lora_" in name)
+        key = (kind, tuple(parameter.shape), dtype, trains)
+        groups.setdefault(key, []).extend([int(at.group())] if at else [])
+    parts = []
+    for (kind, shape, dtype, trained), layers in groups.items():
+        count = torch.Size(shape).numel() * max(1, len(layers))
+        width = parameters.NF4_BYTES if dtype == "nf4" else getattr(torch, dtype).itemsize
+        parts.append(Part(kind, tuple(layers), shape, count, dtype, count * width, trained))
+    return parts
+
+
+def sizes(parts: Sequence[Part], model: Any, towers: dict[str, int]) -> list[tuple[str, str]]:
+    """Label and text of the model's size, and of the adapter that it has."""
+    total = sum(part.parameters for part in parts)
+    trained = sum(part.parameters for part in parts if part.trained)
+    table = model.get_input_embeddings().weight.numel()
+    size = sum(part.bytes for part in parts) / 2**30
+    found = [("parameters", f"{total:,}, {table:,} of them embed tokens; {size:.2f} GiB")]
+    for tower, count in towers.items():
+        found.append((tower, f"{count:,} parameters, left out: the data is text"))
+    found.append(("trainable", f"{trained:,} ({trained / total:.2%})"))
+    if hasattr(model, "peft_config"):
+        found.append(("adapter", lora.summary(model)))
+    return found
 
 
 def facts(model: Any) -> list[tuple[str, str]]:
@@ -20,7 +119,7 @@ def facts(model: Any) -> list[tuple[str, str]]:
     caps = [
         f"{cap:g} on {where}" for where, cap in (("attention", scores), ("logits", logits)) if cap
     ]
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_of(config)
     experts = []
     if getattr(config, "enable_moe_block", False):
         each, all_of_them = config.top_k_experts, config.num_experts
@@ -110,9 +209,6 @@ def norms(model: Any) -> str:
 
 def licence(name: str, model: Any) -> str:
     """What a local model's README says, else what its published name tells."""
-    from ft.models import sources
-    from ft.runs import card_header
-
     readme = Path(name).expanduser() / "README.md"
     if readme.is_file():
         head = readme.read_text(encoding="utf-8", errors="replace").split("---")
@@ -122,11 +218,11 @@ def licence(name: str, model: Any) -> str:
             else None
         )
         if stated:
-            return TERMS.get(stated.group(1), stated.group(1))
+            return sources.TERMS.get(stated.group(1), stated.group(1))
     published = sources.published_name(name)
-    known = None if Path(published).is_absolute() else card_header.license_of(published)[0]
+    known = None if Path(published).is_absolute() else sources.license_of(published)[0]
     if known:
-        return TERMS[known]
+        return sources.TERMS[known]
     gemma = "gemma" in model.config.model_type
     return "not stated" + "; Google's own weights come under ai.google.dev/gemma/terms" * gemma
 
@@ -140,3 +236,8 @@ def spans(layers: Iterable[int]) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+
+
+def _published(name: str) -> str:
+    """The name of a module or parameter without what PEFT puts in front of it."""
+    return name.removeprefix("base_model.model.")

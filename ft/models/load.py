@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ft import machine
 from ft.errors import UserError, nearest
-from ft.kernels import attention as by_example
-from ft.kernels import fused, fused_layers, int8, nf4, recurrent
+from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
-from ft.models import unsloth_backend
 from ft.models.sources import fetch, published_name
 from ft.models.sources import resolve as resolve
 
@@ -28,17 +26,7 @@ SUPPORTED = (
     + ("gemma4_unified_text", "gemma4_unified")
     + ("recurrent_gemma", "minigpt")
 )
-TOWERS = ("vision_tower", "audio_tower")
 SPARE = 1024  # rows of an embedding that no entry of its tokenizer may name
-# Never 4-bit: the head, towers, routers, and AltUp's coefficients, which Gemma 3n clamps in place.
-UNQUANTIZED = [
-    "lm_head",
-    r".*\.router\.",
-    r".*\.altup\.",
-    r".*vision",
-    r".*audio",
-    r".*multi_modal",
-]
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,11 @@ def load_config(name: str) -> "PreTrainedConfig":
     return _config(fetch(name, weights=False), name)
 
 
+def context_of(config: Any) -> int | None:
+    """Positions that a model of this configuration has; none where it names no bound."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """The model's own tokenizer. Raises ``UserError`` for a model without one."""
     return _tokenizer(fetch(name, weights=False), name)
@@ -75,13 +68,65 @@ def load(
     text_only: bool = True,
     inference: bool = False,
 ) -> Base:
-    """Load a base model and its tokenizer.
+    """Load a base model and its tokenizer. The model answers ``labels=`` with our summed loss.
 
     ``text_only`` leaves out the vision and audio towers of a multimodal checkpoint; its class and
     the names of its parameters stay, so that an adapter fits the published model. ``max_length``
     is the longest sequence that it will be given; ``inference`` admits int8. Raises ``UserError``
     for every choice that cannot be met, before any weight is read where that can be known.
     """
+    _check_backend(backend, precision, inference=inference)
+    hush_bitsandbytes()
+    notes = unsloth_backend.prepare() if backend == "unsloth" else []
+    on = machine.here()
+    choice = hardware.choose_precision(precision, on)
+    config = load_config(name)
+    _check_length(max_length, config, name)
+    head = _widest_head(config)
+    chosen = hardware.choose_attention(attention, config.model_type, head, on, choice.compute)
+    attention, why = chosen.split(": ", 1)
+    path = fetch(name)
+    if precision == "auto" and on.device.startswith("cuda"):
+        choice = _widened(choice, on, path)
+    tokenizer = _tokenizer(path, name)
+    with load_errors(name):
+        if backend == "unsloth":
+            own = attention if on.device == "cpu" else None
+            model = unsloth_backend.load(
+                path,
+                compute=choice.compute,
+                nf4=choice.precision == "nf4",
+                attention=own,
+                max_length=max_length or 2048,
+            )
+            attention, why = str(model.config._attn_implementation), "as Unsloth set it"
+            model.by_unsloth = True
+            notes.append("examples are padded: Unsloth's masks do not keep packed ones apart")
+        else:
+            backend = "transformers"
+            model = _from_transformers(path, config, choice, attention, on.device)
+        assert model.config.get_text_config()._attn_implementation == attention
+    said, more = _install_kernels(model, choice, on, backend, attention, head)
+    why, notes = why + said, notes + more
+    if text_only and parameters.drop_towers(model):
+        notes.append("vision and audio towers left out: the data is text")
+    _check_tokenizer(tokenizer, model, name)
+    model.name_or_path = model.config._name_or_path = published_name(name)
+    notes = [
+        f"precision {choice.precision}: {choice.reason}",
+        f"attention {attention}: {why}",
+        f"backend {backend}",
+        *notes,
+    ]
+    return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
+
+
+def hush_bitsandbytes() -> None:
+    """On a CPU it would open every run with advice to install a kernel package."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _check_backend(backend: str, precision: str, *, inference: bool) -> None:
     if backend not in BACKENDS:
         raise UserError(
             f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}."
@@ -92,79 +137,28 @@ def load(
             "precision int8 is for generation with the backend transformers: rounded weights cannot be "
             "trained or merged. Use fp32, bf16 or nf4."
         )
-    # on a CPU it would open every run with advice to install a kernel package
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    notes = unsloth_backend.prepare() if backend == "unsloth" else []
-    on = machine.here()
-    choice = hardware.choose_precision(precision, on)
-    config = load_config(name)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _check_length(max_length: int | None, config: Any, name: str) -> None:
+    context = context_of(config)
     if max_length and context and max_length > context:
         raise UserError(
             f"max_length={max_length} is longer than {name} allows: it has {context:,} positions. "
             "Lower --max-length."
         )
+
+
+def _widest_head(config: Any) -> int:
     # by text: transformers refuses to answer for a model whose layers differ
     heads = re.findall(r'head_dim": (\d+)', config.get_text_config().to_json_string(use_diff=False))
-    kind, head = config.model_type, max(map(int, heads), default=0)
-    attention, why = hardware.choose_attention(attention, kind, head, on, choice.compute).split(
-        ": ", 1
-    )
-    path = fetch(name)
-    if precision == "auto" and on.device.startswith("cuda"):
-        import torch
+    return max(map(int, heads), default=0)
 
-        choice = hardware.widen(choice, on, 2 * _numbers(path), torch.cuda.mem_get_info()[0])
-    tokenizer = _tokenizer(path, name)
-    with load_errors(name):
-        if backend == "unsloth":
-            model = unsloth_backend.load(
-                path,
-                compute=choice.compute,
-                nf4=choice.precision == "nf4",
-                attention=attention if on.device == "cpu" else None,
-                max_length=max_length or 2048,
-            )
-            attention, why = str(model.config._attn_implementation), "as Unsloth set it"
-            model.by_unsloth = True
-            notes.append("examples are padded: Unsloth's masks do not keep packed ones apart")
-        else:
-            # a tower keeps its own default: Gemma 4's for audio has no sdpa
-            towers = config is not config.get_text_config()
-            wanted = {"text_config": attention} if towers else attention
-            model, backend = (
-                _from_transformers(path, config, choice, wanted, on.device),
-                "transformers",
-            )
-        assert model.config.get_text_config()._attn_implementation == attention
-    if kind == "recurrent_gemma":
-        recurrent.install(model)
-    if backend != "unsloth" and by_example.helps(on.device, attention, kind):
-        by_example.install(model)
-        why += "; " + by_example.describe(model, choice.compute, head)
-    if backend == "transformers" and fused.usable(model.get_input_embeddings().weight):
-        counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
-        notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
-    if text_only and any(hasattr(model.base_model, tower) for tower in TOWERS):
-        for tower in TOWERS:
-            setattr(model.base_model, tower, None)
-        notes.append("vision and audio towers left out: the data is text")
-    rows = model.get_input_embeddings().weight.shape[0]
-    # some tables are filled up to a round number; the text-only Gemma 3 have no row for the last
-    # entry of their tokenizer, an image's placeholder, which text never becomes
-    if not rows - SPARE <= len(tokenizer) <= rows + 1:
-        raise UserError(
-            f"the tokenizer of {name} has {len(tokenizer):,} entries, its embedding {rows:,} rows: "
-            "they do not belong together. Use the tokenizer that the model was published with."
-        )
-    model.name_or_path = model.config._name_or_path = published_name(name)
-    notes = [
-        f"precision {choice.precision}: {choice.reason}",
-        f"attention {attention}: {why}",
-        f"backend {backend}",
-        *notes,
-    ]
-    return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
+
+def _widened(choice: hardware.Choice, on: machine.Machine, path: Path) -> hardware.Choice:
+    """bf16 in place of nf4 where a GPU has room for it."""
+    import torch
+
+    return hardware.widen(choice, on, 2 * _numbers(path), torch.cuda.mem_get_info()[0])
 
 
 def _numbers(path: Path) -> int:
@@ -178,7 +172,7 @@ def _numbers(path: Path) -> int:
 
 
 def _from_transformers(
-    path: Path, config: Any, choice: hardware.Choice, attention: Any, device: str
+    path: Path, config: Any, choice: hardware.Choice, attention: str, device: str
 ) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -191,13 +185,15 @@ def _from_transformers(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
-            llm_int8_skip_modules=UNQUANTIZED,
+            llm_int8_skip_modules=parameters.UNQUANTIZED,
         )
+    # a tower keeps its own default: Gemma 4's for audio has no sdpa
+    towers = config is not config.get_text_config()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
         dtype=compute,
-        attn_implementation=attention,
+        attn_implementation={"text_config": attention} if towers else attention,
         quantization_config=quantization,
         device_map={"": device},
         use_safetensors=True,
@@ -208,11 +204,52 @@ def _from_transformers(
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise UserError(f"{path}: the weights lack {len(info['missing_keys'])} tensors: {some} …")
-    if choice.precision == "nf4" and device == "cpu":
-        nf4.install(model)
-    if choice.precision == "int8":
-        int8.install(model)
     return model
+
+
+def _install_kernels(
+    model: Any,
+    choice: hardware.Choice,
+    on: machine.Machine,
+    backend: str,
+    attention: str,
+    head: int,
+) -> tuple[str, list[str]]:
+    """Let the model compute as ``ft.kernels`` do: faster, or right where it is not.
+
+    Returns what is to be said of its attention, and other notes.
+    """
+    from ft.kernels import attention as by_example
+    from ft.kernels import cross_entropy, fused, fused_layers, quantized
+
+    said, notes, kind = "", [], model.config.model_type
+    if backend == "transformers" and choice.precision == "nf4" and on.device == "cpu":
+        quantized.install_nf4(model)
+    if choice.precision == "int8":
+        quantized.install_int8(model, parameters.int8_layers(model))
+    if kind == "recurrent_gemma":
+        from ft.kernels import recurrent
+
+        recurrent.install(model)
+    if backend == "transformers" and by_example.helps(on.device, attention, kind):
+        by_example.install(model)
+        said = "; " + by_example.describe(model, choice.compute, head)
+    if backend == "transformers" and fused.usable(model.get_input_embeddings().weight):
+        counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
+        notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
+    cross_entropy.install(model)
+    return said, notes
+
+
+def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    # some tables are filled up to a round number; the text-only Gemma 3 have no row for the last
+    # entry of their tokenizer, an image's placeholder, which text never becomes
+    if not rows - SPARE <= len(tokenizer) <= rows + 1:
+        raise UserError(
+            f"the tokenizer of {name} has {len(tokenizer):,} entries, its embedding {rows:,} rows: "
+            "they do not belong together. Use the tokenizer that the model was published with."
+        )
 
 
 def _config(path: Path, name: str) -> Any:

@@ -1,20 +1,20 @@
-"""LoRA adapters on every linear layer of a Gemma's language model: attach, count, load."""
+"""LoRA adapters on every linear layer of a Gemma's language model: attach, describe, load."""
 
 import contextlib
 import functools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
-from ft.kernels import lora_linear
-from ft.models import parameters as linear
-from ft.models import unsloth_backend
+from ft.models import parameters, unsloth_backend
+from ft.models.parameters import count
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+Variant = Literal["lora", "rslora", "dora"]
 
 
 def attach(
@@ -24,18 +24,18 @@ def attach(
     alpha: float,
     dropout: float = 0.0,
     targets: str | Sequence[str] = "auto",
-    use_rslora: bool = False,
-    use_dora: bool = False,
+    variant: Variant = "lora",
     vision: bool = False,
 ) -> "PeftModel":
     """Wrap a ``models.Base`` (or a bare model) in a new LoRA adapter; only the adapter trains.
 
+    What comes back answers ``labels=`` with our summed loss, whoever made the model inside.
     With ``vision`` the image tower's linear layers have one too, and what projects its results into the
     language model trains as it is and is saved with the adapter.
 
     The adapter's weights are float32 whatever the base's precision, and drawn from PyTorch's
-    generator. It starts as the identity: B is zero. LoRA: https://arxiv.org/abs/2106.09685; rsLoRA
-    (scale alpha/sqrt(r)): 2312.03732; DoRA: 2402.09353. Raises ``UserError`` for a bad option.
+    generator. It starts as the identity: B is zero. ``variant``: LoRA (https://arxiv.org/abs/2106.09685),
+    rsLoRA (scale alpha/sqrt(r), 2312.03732) or DoRA (2402.09353). Raises ``UserError`` for a bad option.
     """
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise UserError(
@@ -43,39 +43,29 @@ def attach(
             f"dropout {dropout}."
         )
     model = base.model if hasattr(base, "precision") else base
-    chosen = linear.select(model, targets) + (linear.tower_layers(model) if vision else [])
+    chosen = parameters.select(model, targets)
+    chosen += parameters.tower_layers(model) if vision else []
     options: dict[str, Any] = {
         "r": r,
         "lora_alpha": alpha,
         "lora_dropout": dropout,
-        "target_modules": linear.portable(model, chosen),
-        "use_rslora": use_rslora,
-        "use_dora": use_dora,
+        "target_modules": parameters.portable(model, chosen),
+        "use_rslora": variant == "rslora",
+        "use_dora": variant == "dora",
     }
     if vision:
-        options["modules_to_save"] = linear.projectors(model)
+        options["modules_to_save"] = parameters.projectors(model)
     if getattr(base, "backend", "transformers") == "unsloth":
         peft_model = unsloth_backend.attach(model, **options)
     else:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(task_type="CAUSAL_LM", bias="none", **options)
-        with _quiet():
+        with quiet():
             peft_model = get_peft_model(model, config)
     assert _adapted(peft_model) == set(chosen), "the saved target_modules mean something else"
     _train_in_fp32(peft_model)
     return _ready(peft_model)
-
-
-def count(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters; a 4-bit tensor counts its values, a tied one counts once."""
-
-    def size(parameter: Any) -> int:
-        state = getattr(parameter, "quant_state", None)
-        return math.prod(state.shape) if state is not None else parameter.numel()
-
-    sizes = [(parameter.requires_grad, size(parameter)) for parameter in model.parameters()]
-    return sum(n for trains, n in sizes if trains), sum(n for _, n in sizes)
 
 
 def summary(model: Any) -> str:
@@ -130,7 +120,7 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     try:
         with safe_open(needed[1], framework="pt") as weights:
             stored = set(weights.keys())
-        with _quiet():
+        with quiet():
             model = PeftModel.from_pretrained(
                 base.model, str(folder), is_trainable=trainable, config=config
             )
@@ -150,8 +140,8 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 by an old name; and missing keys are refused, not warned of."""
+def quiet() -> Iterator[None]:
+    """While this lasts: PEFT 0.21 asks transformers 5.23 by an old name; and missing keys are refused, not warned of."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
@@ -159,11 +149,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _ready(model: "PeftModel") -> "PeftModel":
+    from ft.kernels import cross_entropy, lora_linear
+
     # On each save PEFT would otherwise ask the Hub whether the vocabulary grew, which it never does
     # here. `partial` and not a closure: it follows a deep copy of the model.
     save: Any = functools.partial(model.save_pretrained, save_embedding_layers=False)
     model.save_pretrained = save
     lora_linear.install(model)
+    cross_entropy.install(model.get_base_model())
     return model
 
 

@@ -1,4 +1,4 @@
-"""Find a base model by Hub id, local folder or ``embedded``, or say in one line what is wrong.
+"""Find a base model by Hub id, local folder or ``embedded``, or say in one line what is wrong; its licence.
 
 ``ft.models.embedded`` is imported lazily, inside the function that needs it.
 """
@@ -10,6 +10,21 @@ from pathlib import Path
 from ft.errors import UserError, hub_errors, nearest
 
 EMBEDDED = "google/gemma-3-270m"  # the Hub id of the model that `embedded` is
+# By the start of the base model's name; the terms of Gemma 1 to 3 ask for the first sentence.
+LICENSES = {
+    "gemma-4": ("apache-2.0", "{} is under the Apache License 2.0 (ai.google.dev/gemma/apache_2)."),
+    "gemma": (
+        "gemma",
+        "Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms. They cover what lies here too, which modifies {}.",
+    ),
+}
+LICENSES["recurrentgemma"] = LICENSES["gemma"]
+# what the Hub's id of a licence stands for
+TERMS = {
+    "gemma": "Gemma Terms of Use (ai.google.dev/gemma/terms)",
+    "apache-2.0": "Apache License 2.0",
+}
 _TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
 _OFFLINE = "Use `embedded`, or a local folder, or connect once so that the Hub's cache has it."
 
@@ -68,6 +83,12 @@ def fetch(name: str, *, weights: bool = True) -> Path:
             "code and are not loaded: convert them first, or use a repository with safetensors."
         )
     return source
+
+
+def license_of(base: str) -> tuple[str | None, str]:
+    """The Hub's id of a base model's licence, and what to say of it; nothing for one that is not Gemma's."""
+    name = base.partition("/")[2].lower()
+    return next((found for start, found in LICENSES.items() if name.startswith(start)), (None, ""))
 
 
 def _checked(path: Path, name: str) -> Path:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ft.data import images
 from ft.data.images import MARKER
 from ft.errors import UserError
-from ft.generate.draft import ImagePrompt
 from ft.models.load import load_config, load_errors
 from ft.models.sources import fetch
 from ft.text import batches, tokens
@@ -26,6 +25,20 @@ INPUTS = ("pixel_values", "image_position_ids")  # what a processor makes for th
 TYPES = {"gemma3": "token_type_ids", "gemma3n": "token_type_ids"} | dict.fromkeys(
     ("gemma4", "gemma4_unified"), "mm_token_type_ids"
 )
+
+
+class ImagePrompt(list[int]):
+    """Ids of a prompt with images, and besides the inputs of the image tower.
+
+    ``pixels`` by their names, images along the first axis; ``token`` is the id of image tokens, ``types``
+    the name of the input that tells them from text.
+    """
+
+    def __init__(
+        self, ids: Sequence[int], pixels: Mapping[str, "Tensor"], token: int, types: str
+    ) -> None:
+        super().__init__(ids)
+        self.pixels, self.token, self.types = pixels, token, types
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 
 from ft.kernels import fused_head
 from ft.kernels.attention import QUERIES, ROW
+from ft.models.parameters import NF4_BYTES
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
 from ft.plan.known_shapes import Shape
 from ft.text.batches import PIECE, tiles
 from ft.train.optim import STATE_BYTES
-
-BLOCK, GROUP = 64, 256  # bitsandbytes: weights with one scale, scales with one scale of their own
-NF4_BITS = 4 + 8 / BLOCK + 32 / (BLOCK * GROUP)  # a weight's, double quantisation included
 
 
 def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
@@ -21,7 +19,7 @@ def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
     stay = sum(m.numbers for m in inner if not (mode.quantized and m.quantizable))
     packed = sum(m.numbers for m in inner if mode.quantized and m.quantizable)
     found = {
-        "base, linear layers": int(packed * NF4_BITS / 8) + stay * mode.width,
+        "base, linear layers": int(packed * NF4_BYTES) + stay * mode.width,
         "base, embeddings and head": tables * mode.width,
         "base, norms and the like": vectors * mode.width,
     }
@@ -111,7 +109,7 @@ def layer_weights(shape: Shape, mode: Mode) -> int:
 
 def _bytes(matrix: Matrix, mode: Mode) -> int:
     packed = mode.quantized and matrix.quantizable
-    return int(matrix.numbers * (NF4_BITS / 8 if packed else mode.width))
+    return int(matrix.numbers * (NF4_BYTES if packed else mode.width))
 
 
 def flops(shape: Shape, mode: Mode) -> tuple[float, float]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
-from ft.kernels import cross_entropy
 from ft.models import lora
 from ft.models.load import Base
 from ft.models.load import load as load_base
@@ -35,7 +34,6 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
     name = run.settings["model_name_or_path"]
     base = load_base(name, precision=precision, max_length=max_length)
     model = lora.load(base, run.folder, trainable=True)
-    cross_entropy.install(model.get_base_model())
     _remember(model)
     return Base(**{**vars(base), "model": model})
 

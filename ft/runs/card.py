@@ -8,8 +8,9 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.files import json_lines
+from ft.models.sources import license_of
 from ft.runs import card_example
-from ft.runs.card_header import METRICS, header, hub_name, license_of, title, trained_whole
+from ft.runs.card_header import METRICS, header, hub_name, title, trained_whole
 
 MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~$&:@!]|(?<=www)\.")  # also what would turn into a link
 LONGEST = 500  # characters of a table's cell

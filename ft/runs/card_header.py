@@ -4,16 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# By the start of the base model's name; the terms of Gemma 1 to 3 ask for the first sentence.
-LICENSES = {
-    "gemma-4": ("apache-2.0", "{} is under the Apache License 2.0 (ai.google.dev/gemma/apache_2)."),
-    "gemma": (
-        "gemma",
-        "Gemma is provided under and subject to the Gemma Terms of Use found at "
-        "ai.google.dev/gemma/terms. They cover what lies here too, which modifies {}.",
-    ),
-}
-LICENSES["recurrentgemma"] = LICENSES["gemma"]
+from ft.models.sources import license_of
 
 # what a run may have been scored by: its name in a table, and in the Hub's list of metrics
 METRICS = {
@@ -59,12 +50,6 @@ def hub_name(model: dict[str, Any]) -> str:
     except HFValidationError:
         return ""
     return name if "/" in name and not Path(name).exists() else ""
-
-
-def license_of(base: str) -> tuple[str | None, str]:
-    """The Hub's id of a base model's licence, and what to say of it; nothing for one that is not Gemma's."""
-    name = base.partition("/")[2].lower()
-    return next((found for start, found in LICENSES.items() if name.startswith(start)), (None, ""))
 
 
 def header(run: dict[str, Any], config: str, name: str) -> str:

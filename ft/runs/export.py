@@ -12,6 +12,7 @@ from typing import Any
 from ft import files
 from ft.errors import UserError, nearest
 from ft.models import gguf as gguf_tokenizer
+from ft.models.parameters import in_language_model
 from ft.runs import gguf_metadata
 
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
@@ -19,7 +20,6 @@ TYPES = ("f16", "bf16", "f32", "q8_0")  # of matrices; norms are always f32
 # llama.cpp knows these by itself, so a model that differs cannot be said in a file:
 FULL_ATTENTION = {"gemma2": 2, "gemma3": 6}  # which layers look at everything: each 2nd, each 6th
 WIDE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose queries are scaled by another rule
-TOWERS = ("vision_tower.", "multi_modal_projector.")
 ROWS = 4096  # of a matrix, converted at a time
 
 
@@ -151,7 +151,7 @@ def _tensors(folder: Path, arch: str, text: Any) -> dict[str, tuple[bool, Any]]:
         weights = safe_open(file, framework="pt")
         for key in weights.keys():  # noqa: SIM118  # not a dict
             plain = "model." + re.sub(r"^(model\.|language_model\.)*", "", key)
-            if key.startswith(TOWERS) or key.removeprefix("model.").startswith(TOWERS):
+            if not in_language_model(key):
                 continue
             if plain == "model.lm_head.weight" and text.tie_word_embeddings:
                 continue

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ft import files
 from ft.errors import UserError, nearest
 from ft.generate import draft
-from ft.kernels import recurrent
 from ft.models import lora
 from ft.runs import divergence
 from ft.text.template import OPTIONAL, Template
@@ -121,6 +120,8 @@ def merge(
             local_files_only=True,
         )
         if plain.config.model_type == "recurrent_gemma":
+            from ft.kernels import recurrent
+
             recurrent.install(plain)
         difference = divergence.compare(
             expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]

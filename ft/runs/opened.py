@@ -95,7 +95,6 @@ def load(
     on them.
     """
     from ft import machine
-    from ft.kernels import cross_entropy
     from ft.models import lora
     from ft.models.load import load as load_base
 
@@ -107,8 +106,6 @@ def load(
     text = not (images or run.sees)
     base = load_base(name, precision=precision, inference=True, text_only=text)
     if not tuned or whole:
-        cross_entropy.install(base.model)
         return base.model, base.tokenizer
     model = lora.load(base, run.folder)
-    cross_entropy.install(model.get_base_model())
     return model, base.tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 from ft.data.rows import Row
 from ft.errors import UserError
-from ft.generate.answers import Answer, generate
+from ft.generate.answers import Answer, write
 from ft.score.evaluate import Likelihood, likelihood
 from ft.text.template import Template
 from ft.text.tokens import Example, prompt_ids
@@ -89,33 +89,6 @@ def summary(seen: Likelihood, answers: Sequence[Answer]) -> dict[str, Any]:
     values = asdict(seen) | {"perplexity": seen.perplexity}
     values["stopped"] = sum(a.reason != "length" for a in answers) / len(answers)
     return values | {"answer_tokens": sum(len(a.ids) for a in answers) / len(answers)}
-
-
-def write(
-    model: Any, tokenizer: Any, template: Template, prompts: list[list[int]], **options: Any
-) -> list[list[Answer]]:
-    """``generate``'s answers to each prompt; several processes share the work, but where they share the model."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType, gather_object
-
-    state = PartialState()
-    apart = state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
-    mine = (
-        range(len(prompts))[state.process_index :: state.num_processes]
-        if apart
-        else range(len(prompts))
-    )
-    found = generate(
-        model,
-        tokenizer,
-        [prompts[i] for i in mine],
-        template=template,
-        progress=state.is_main_process,
-        **options,
-    )
-    pairs = list(zip(mine, found, strict=True))
-    by_row = dict(gather_object(pairs) if apart else pairs)
-    return [by_row[i] for i in range(len(prompts))]
 
 
 def scores(

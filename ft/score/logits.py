@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, nearest
 from ft.kernels import cross_entropy
+from ft.models.load import context_of
 from ft.score import activations
 from ft.score.activations import Intercept
 from ft.text import batches
@@ -149,7 +150,7 @@ def _goals(model: Any, ids: "Tensor", mask: "Tensor | None", targets: "Tensor | 
             raise UserError(
                 f"{name} hold {int(given[wrong][0])}; the model has the ids 0 to {text.vocab_size - 1}"
             )
-    context = getattr(text, "max_position_embeddings", None)
+    context = context_of(text)
     if context and ids.shape[1] > context:
         raise UserError(f"{ids.shape[1]} tokens are more than the model's context of {context}")
     if targets is None:

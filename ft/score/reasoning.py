@@ -8,6 +8,7 @@ from typing import Any
 from ft.data.gsm8k import final_number
 from ft.data.rows import Row
 from ft.errors import UserError
+from ft.generate.answers import write
 from ft.generate.draft import Answer
 from ft.generate.samplers import TopK
 from ft.score import instructions
@@ -78,7 +79,7 @@ def before_after(
         plain = name == "base" and base is None
         with model.disable_adapter() if plain else contextlib.nullcontext():
             seen = likelihood(judged, examples, packing=packing, pad=pad, progress=True)
-            found = instructions.write(
+            found = write(
                 judged,
                 tokenizer,
                 template,

@@ -13,7 +13,7 @@ from transformers.trainer_callback import TrainerCallback
 from ft import machine
 from ft.kernels import lora_linear
 from ft.machine import is_main, say
-from ft.models import speed
+from ft.models import parameters
 from ft.runs.folder import Run
 
 
@@ -32,7 +32,7 @@ class Journal(TrainerCallback):
     def attach(self, trainer: Any) -> None:
         """Know the trainer whose tokens and log are reported."""
         self.trainer = trainer
-        self.per_token, self.per_supervised = speed.training_flops(trainer.model)
+        self.per_token, self.per_supervised = parameters.training_flops(trainer.model)
         self.tokens = self.supervised = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from support import finished_run, tiny
 
-from ft import models
 from ft.cli import summary
 from ft.errors import UserError
-from ft.models import description, lora
 
 # config.json of published models: what their reports count, and how they attend
 GEMMA_2B = {
@@ -124,30 +122,6 @@ def test_a_published_model(
     assert "(100.00%)" in out
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_the_parts_are_the_models_parameters(kind: str, folder: Callable[[str], str]) -> None:
-    model, towers = summary.skeleton(folder(kind))
-    assert all(p.device.type == "meta" for p in model.parameters())
-    parts = summary.describe(model, "fp32")
-    loaded = models.load(folder(kind), precision="fp32").model
-    assert sum(part.parameters for part in parts) == sum(p.numel() for p in loaded.parameters())
-    assert sum(part.bytes for part in parts) == sum(p.nbytes for p in loaded.parameters())
-    assert {part.dtype for part in parts} == {"float32"}
-    assert bool(towers) == (kind in tiny.MULTIMODAL)
-    told = description.facts(model)
-    assert {"positions", "activation", "norms", "soft caps", "context"} <= {
-        name for name, _ in told
-    }
-    layers = list(range(loaded.config.get_text_config().num_hidden_layers))
-    assert sorted({layer for part in parts for layer in part.layers}) == layers
-    found = []
-    for text in (text for name, text in told if name == "attention"):
-        for span in text.rpartition("layers ")[2].split(", "):
-            first, _, last = span.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    assert sorted(found) == layers
-
-
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -167,28 +141,6 @@ def test_what_is_special(
     out = said(folder(kind), capsys)
     for text in expected:
         assert text in out
-
-
-@pytest.mark.parametrize("kind", ["gemma3_text", "gemma3n", "gemma4_moe", "recurrent_gemma"])
-def test_nf4_is_where_loading_puts_it(kind: str, folder: Callable[[str], str]) -> None:
-    import bitsandbytes
-
-    loaded = models.load(folder(kind), precision="nf4").model
-    quantised = {
-        f"{name}.weight"
-        for name, module in loaded.named_modules()
-        if isinstance(module, bitsandbytes.nn.Linear4bit)
-    }
-    parts = summary.describe(summary.skeleton(folder(kind))[0], "nf4")
-    found = {
-        part.name.replace("*", str(layer))
-        for part in parts
-        if part.dtype == "nf4"
-        for layer in part.layers or [0]
-    }
-    assert found == quantised
-    assert found
-    assert not any(part.trained for part in parts)
 
 
 def test_a_run_shows_its_adapter_and_what_trains(tmp_path: Path, capsys: Any) -> None:
@@ -214,23 +166,6 @@ def test_the_readme_of_a_model_states_its_licence(tmp_path: Path, capsys: Any) -
     name = write(tmp_path / "model", GEMMA_3_270M)
     (tmp_path / "model" / "README.md").write_text("---\nlanguage: fr\nlicense: mit\n---\n# M\n")
     assert "licence mit" in said(name, capsys)
-
-
-def test_a_published_name_tells_the_licence() -> None:
-    model = tiny.build("gemma3_text")
-    assert "Gemma Terms of Use" in description.licence("google/gemma-3-1b-it", model)
-    assert "Apache License 2.0" in description.licence("google/gemma-4-E2B", model)
-
-
-def test_spans() -> None:
-    assert description.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert description.spans([]) == ""
-
-
-def test_no_weight_is_needed(tmp_path: Path) -> None:
-    model, _ = summary.skeleton(write(tmp_path / "model", GEMMA_2B))
-    assert lora.count(model) == (2_506_172_416, 2_506_172_416)
-    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_int8_is_refused(tmp_path: Path) -> None:

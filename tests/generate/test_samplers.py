@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ft.errors import UserError
-from ft.generate import draw, samplers
+from ft.generate import decoding, samplers
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.samplers import Beam, Chain, Contrastive, Greedy, MinP, Sample, TopK, TopP
 
@@ -231,10 +231,10 @@ def test_what_a_function_of_ones_own_answers_is_checked(answer):
 
 def test_the_highest_logit_is_the_first_one_also_by_blocks():
     torch.manual_seed(0)
-    for width in (2 * draw.BLOCK, 700):
+    for width in (2 * decoding.BLOCK, 700):
         logits = torch.randn(5, width).bfloat16()
         logits[1, [3, 600]] = logits[2, [40, 41]] = 9.0
-        assert draw.argmax(logits).tolist() == [
+        assert decoding.argmax(logits).tolist() == [
             max(range(width), key=lambda i, row=row: row[i].item()) for row in logits
         ]
-    assert draw.argmax(logits).tolist()[1:3] == [3, 40]
+    assert decoding.argmax(logits).tolist()[1:3] == [3, 40]

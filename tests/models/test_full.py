@@ -1,11 +1,11 @@
-"""Full-parameter training: which parameters train, and the memory that it is refused for."""
+"""The memory that full-parameter training is refused for."""
 
 import pytest
 from support import tiny
 
 from ft import machine, memory, models
 from ft.errors import UserError
-from ft.models import full
+from ft.models import parameters
 from ft.train import optim
 
 
@@ -15,24 +15,8 @@ def base(kind: str, precision: str = "fp32") -> models.Base:
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_the_language_model_trains_and_towers_do_not(kind):
-    model = full.attach(base(kind))
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    towers = ("vision_tower", "audio_tower", "multi_modal_projector", "embed_vision", "embed_audio")
-    assert frozen == {n for n, _ in model.named_parameters() if any(t in n for t in towers)}
-    assert bool(frozen) == (kind in tiny.MULTIMODAL)
-    total = sum(p.numel() for p in model.parameters())
-    assert full.summary(model).endswith(f"of {total:,} parameters trained")
-
-
-def test_four_bit_weights_cannot_be_trained():
-    with pytest.raises(UserError, match="nf4 keeps the weights in 4 bits.*--lora-r 16"):
-        full.attach(base("gemma", "nf4"))
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
 def test_the_estimate_is_what_a_step_leaves_behind(kind):
-    model = full.attach(base(kind))
+    model = parameters.train_all(base(kind))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.create(model, "adamw", learning_rate=1e-3)
     for p in trained:

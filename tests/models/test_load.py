@@ -12,7 +12,7 @@ from support import tiny
 
 from ft import machine, models
 from ft.errors import UserError
-from ft.kernels import nf4
+from ft.kernels import quantized as kernel
 from ft.models import precision
 from ft.models.load import _numbers
 
@@ -107,7 +107,7 @@ def dequantised(model: torch.nn.Module, kind: str) -> torch.nn.Module:
         for name, parameter in plain.named_parameters():
             if name in quantised:
                 value, state = quantised[name], getattr(quantised[name], "quant_state", None)
-                pieces = nf4.pieces(value, torch.float32) if state else [(..., value)]
+                pieces = kernel.pieces(value, torch.float32) if state else [(..., value)]
                 for rows, values in pieces:
                     parameter[rows] = values
     return plain

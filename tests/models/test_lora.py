@@ -14,7 +14,7 @@ from support import tiny
 from ft import models
 from ft.errors import UserError
 from ft.kernels import recurrent
-from ft.models import lora
+from ft.models import lora, parameters
 
 Folder = Callable[[str], str]
 IDS = torch.randint(6, 384, (1, 24), generator=torch.Generator().manual_seed(3))  # [1, T]
@@ -52,7 +52,7 @@ def test_starts_as_the_base_trains_only_itself_and_comes_back(
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
     trained(model).train()
-    model(IDS, labels=IDS, use_cache=False).loss.backward()
+    model(IDS, labels=IDS)["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name)
         if parameter.requires_grad:
@@ -86,7 +86,7 @@ def test_the_adapter_fits_the_model_that_others_load(
     )
     if kind == "recurrent_gemma":
         recurrent.install(whole)
-    with lora._quiet():  # PEFT's use of a deprecated name
+    with lora.quiet():  # PEFT's use of a deprecated name
         theirs = PeftModel.from_pretrained(whole, tmp_path)
     torch.testing.assert_close(logits(theirs), logits(model), rtol=0, atol=1e-6)
 
@@ -95,8 +95,8 @@ def test_loading_for_more_training(folder: Folder, tmp_path: Path) -> None:
     model = lora.attach(models.load(folder("gemma"), precision="fp32"), r=2, alpha=2)
     model.save_pretrained(tmp_path)
     again = lora.load(models.load(folder("gemma"), precision="fp32"), tmp_path, trainable=True)
-    assert lora.count(again) == lora.count(model)
-    assert lora.count(again)[0] > 0
+    assert parameters.count(again) == parameters.count(model)
+    assert parameters.count(again)[0] > 0
 
 
 def test_the_seed_decides(folder: Folder) -> None:
@@ -118,7 +118,7 @@ def test_counts_by_arithmetic(precision: str, folder: Folder) -> None:
     adapter = layers * sum(r * (a + b) for a, b in shapes)
     base = words * h + layers * (sum(a * b for a, b in shapes) + 2 * h) + h
     model = lora.attach(models.load(folder("gemma"), precision=precision), r=r, alpha=8)
-    assert lora.count(model) == (adapter, adapter + base)
+    assert parameters.count(model) == (adapter, adapter + base)
     share = f"{adapter / (adapter + base):.2%}"
     assert lora.summary(model) == (
         f"LoRA r 4, alpha 8 on 28 linear layers: {adapter:,} of {adapter + base:,} parameters "
@@ -131,11 +131,11 @@ def test_counts_by_arithmetic(precision: str, folder: Folder) -> None:
 
 def test_rslora_scales_by_the_root_of_the_rank(folder: Folder) -> None:
     scales = set()
-    for use_rslora in (False, True):
+    for variant in ("lora", "rslora"):
         base = models.load(folder("gemma"), precision="fp32")
-        model = lora.attach(base, r=16, alpha=8, use_rslora=use_rslora)
+        model = lora.attach(base, r=16, alpha=8, variant=variant)
         scales.add(next(m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")))
-        assert lora.summary(model).startswith("rsLoRA" if use_rslora else "LoRA")
+        assert lora.summary(model).startswith("LoRA" if variant == "lora" else "rsLoRA")
     assert scales == {8 / 16, 8 / 16**0.5}
 
 
@@ -151,7 +151,7 @@ def test_rslora_scales_by_the_root_of_the_rank(folder: Folder) -> None:
 def test_dora(kind: str, precision: str, folder: Folder, tmp_path: Path) -> None:
     base = models.load(folder(kind), precision=precision)
     plain = logits(base.model)
-    model = lora.attach(base, r=4, alpha=8, use_dora=True)
+    model = lora.attach(base, r=4, alpha=8, variant="dora")
     near = torch.nn.functional.cosine_similarity(logits(model), plain).mean()
     assert near > (0.9999 if precision == "fp32" else 0.99)
     assert lora.summary(model).startswith("DoRA")

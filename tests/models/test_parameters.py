@@ -1,12 +1,13 @@
-"""Which layers an adapter goes on, for every generation, and how that is written down."""
+"""Which layers an adapter goes on, for every generation, and how that is written down; what trains and costs."""
 
 import re
 
 import pytest
 from support import tiny
 
+from ft import models
 from ft.errors import UserError
-from ft.models import parameters
+from ft.models import lora, parameters
 
 DENSE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 PER_LAYER = {"per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"}
@@ -88,3 +89,38 @@ def test_what_is_written_down_means_the_same_layers(kind: str, asked: str) -> No
     inject_adapter_in_model(LoraConfig(target_modules=written), model)
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == set(chosen)
+
+
+def base(kind: str, precision: str = "fp32") -> models.Base:
+    model = tiny.build(kind)
+    return models.Base(model, None, kind, None, precision, "transformers", "sdpa", ())  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_language_model_trains_and_towers_do_not(kind):
+    model = parameters.train_all(base(kind))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    towers = ("vision_tower", "audio_tower", "multi_modal_projector", "embed_vision", "embed_audio")
+    assert frozen == {n for n, _ in model.named_parameters() if any(t in n for t in towers)}
+    assert bool(frozen) == (kind in tiny.MULTIMODAL)
+    total = sum(p.numel() for p in model.parameters())
+    assert parameters.summary(model).endswith(f"of {total:,} parameters trained")
+
+
+def test_four_bit_weights_cannot_be_trained():
+    with pytest.raises(UserError, match="nf4 keeps the weights in 4 bits.*--lora-r 16"):
+        parameters.train_all(base("gemma", "nf4"))
+
+
+def test_flops_follow_from_the_shapes():
+    model = tiny.build("gemma")
+    config = model.config
+    d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * h, config.num_key_value_heads * h
+    layer = d * q + 2 * d * kv + q * d + 3 * d * f
+    trunk = config.num_hidden_layers * layer
+    head = d * config.vocab_size
+    assert parameters.training_flops(model) == (6 * trunk, 6 * head)
+    adapted = lora.attach(model, r=2, alpha=2)
+    adapter = parameters.count(adapted)[0]
+    assert parameters.training_flops(adapted) == (4 * trunk + 6 * adapter, 4 * head)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft.models import full, lora, speed
+from ft.models import lora, parameters
 from ft.plan import parts, peak, shapes
 from ft.plan.autograd import Mode
 from ft.train import optim
@@ -39,17 +39,17 @@ def test_the_adapter_and_the_flops_are_those_of_the_model(kind):
     model = tiny.build(kind)
     shape = shapes.from_config(model.config.to_dict())
     if kind != "gemma4_moe":  # ft.models.speed sees linear layers, and experts are none
-        count = pytest.approx(speed.training_flops(full_model(kind)), rel=1e-9)
+        count = pytest.approx(parameters.training_flops(full_model(kind)), rel=1e-9)
         assert parts.flops(shape, Mode(full=True)) == count
     mode = Mode(rank=4)
     adapted = lora.attach(model, r=4, alpha=8)
-    assert parts.adapter(shape, mode) == lora.count(adapted)[0]
+    assert parts.adapter(shape, mode) == parameters.count(adapted)[0]
 
 
 def full_model(kind: str):
     model = tiny.build(kind)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(full.trains(name))
+        parameter.requires_grad_(parameters.in_language_model(name))
     return model
 
 

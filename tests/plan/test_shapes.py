@@ -9,7 +9,7 @@ import transformers as hf
 from support import tiny
 
 from ft.errors import UserError
-from ft.models import full
+from ft.models import parameters
 from ft.plan import layers, shapes
 from ft.plan.known_shapes import DEFAULTS, TABLE
 
@@ -47,7 +47,7 @@ def test_parameters_are_those_that_were_published(name):
 def test_parameters_and_linear_layers_are_those_of_the_model(kind):
     model = tiny.build(kind)
     shape = shapes.from_config(model.config.to_dict())
-    mine = [(n, p) for n, p in model.named_parameters() if full.trains(n)]
+    mine = [(n, p) for n, p in model.named_parameters() if parameters.in_language_model(n)]
     assert sum(layers.count(shape)) == sum(p.numel() for _, p in mine)
 
     def leaf(name: str) -> str:
@@ -58,7 +58,7 @@ def test_parameters_and_linear_layers_are_those_of_the_model(kind):
     found = Counter(
         (leaf(n), m.in_features, m.out_features)
         for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear) and full.trains(n) and "lm_head" not in n
+        if isinstance(m, torch.nn.Linear) and parameters.in_language_model(n) and "lm_head" not in n
     )
     counted = Counter((leaf(m.name), m.inputs, m.outputs) for m in layers.matrices(shape))
     assert counted == found
@@ -98,7 +98,9 @@ def test_the_towers_of_gemma_3_are_those_of_transformers():
     )
     with torch.device("meta"):
         model = hf.AutoModelForCausalLM.from_config(config)
-    towers = sum(p.numel() for n, p in model.named_parameters() if not full.trains(n))
+    towers = sum(
+        p.numel() for n, p in model.named_parameters() if not parameters.in_language_model(n)
+    )
     assert TABLE["gemma-3-4b"].towers == towers
 
 

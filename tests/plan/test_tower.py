@@ -4,7 +4,7 @@ import pytest
 from support import seeing
 
 from ft import models
-from ft.models import full, lora, tiny_vision
+from ft.models import lora, parameters, tiny_vision
 from ft.plan import settings, shapes, tower
 from ft.plan.known_shapes import TABLE
 
@@ -32,7 +32,7 @@ def test_parameters_are_those_of_the_published_model_and_of_a_built_one(tmp_path
     base = models.load(str(seeing.folder(tmp_path)), precision="fp32", text_only=False)
     built = tower.of(str(tmp_path), shapes.of(str(tmp_path)))
     assert built == tower.of("tiny-vision", shapes.of("tiny-vision"))
-    of_images = [p.numel() for n, p in base.model.named_parameters() if full.VISION.search(n)]
+    of_images = [p.numel() for n, p in base.model.named_parameters() if parameters.sees(n)]
     assert built.parameters == sum(of_images)
     model = lora.attach(base, r=4, alpha=8, vision=True)
     trained = [p.numel() for n, p in model.named_parameters() if p.requires_grad]

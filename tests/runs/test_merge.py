@@ -128,7 +128,7 @@ def test_tokens_that_hold_a_stop_string_end_an_answer(made: Made, tmp_path: Path
     assert all("\n" in text for text in texts[1:])
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}])
+@pytest.mark.parametrize("options", [{"variant": "dora"}, {"variant": "rslora"}])
 def test_variants_merge_too(options: dict[str, bool], made: Made, tmp_path: Path) -> None:
     _, adapter = made("gemma3_text", **options)
     assert merge(adapter, tmp_path / "out", prompts=PROMPTS).kl < 1e-8

@@ -246,10 +246,10 @@ def test_ids_of_32_bits_do() -> None:
 
 @pytest.mark.parametrize("modern", [False, True])
 def test_the_mini_gpt_scores_as_any_other(modern: bool) -> None:
-    from ft import minigpt, minigpt_config
+    from ft import minigpt
 
     size = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = minigpt_config.MiniGPTConfig(**(minigpt_config.MODERN if modern else {}) | size)
+    config = minigpt.MiniGPTConfig(**(minigpt.MODERN if modern else {}) | size)
     model, ids, seen = minigpt.MiniGPTForCausalLM(config), row(9) % 50, []
     with torch.no_grad():
         own = model.eval()(ids, use_cache=False).logits

@@ -7,7 +7,7 @@ import torch
 from support import tiny
 
 from ft.errors import UserError
-from ft.models import full, lora
+from ft.models import lora, parameters
 from ft.train import optim
 
 ATTENTION = {f"model.layers.N.self_attn.{x}_proj.weight" for x in "qkvo"}
@@ -111,7 +111,7 @@ def names(model: torch.nn.Module, group: dict) -> set[str]:
 def test_what_decays_and_what_does_not(kind):
     model = tiny.build(kind)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(full.trains(name))
+        parameter.requires_grad_(parameters.in_language_model(name))
     decayed, spared = optim.groups(model, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert names(model, decayed) == DECAYED_AND_SPARED[kind][0]
@@ -119,7 +119,7 @@ def test_what_decays_and_what_does_not(kind):
 
 
 def test_the_matrices_of_an_adapter_decay_and_doras_magnitudes_do_not():
-    model = lora.attach(tiny.build("gemma"), r=2, alpha=4, dropout=0.0, use_dora=True)
+    model = lora.attach(tiny.build("gemma"), r=2, alpha=4, dropout=0.0, variant="dora")
     decayed, spared = (names(model, group) for group in optim.groups(model, 0.1))
     assert decayed
     assert all("lora_A" in name or "lora_B" in name for name in decayed)

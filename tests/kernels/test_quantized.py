@@ -1,4 +1,4 @@
-"""Our 4-bit layer: bitsandbytes' values, outputs and gradients, from pieces of the weight."""
+"""Quantised layers: bitsandbytes' 4-bit values, outputs and gradients, from pieces; int8 weights close to those they stand for."""
 
 import copy
 from collections.abc import Callable
@@ -9,9 +9,12 @@ from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from support import tiny
 
-from ft import models
-from ft.kernels import nf4
-from ft.models import lora
+from ft import machine, models
+from ft.errors import UserError
+from ft.generate import answers
+from ft.kernels import quantized
+from ft.models import lora, precision
+from ft.runs import divergence
 
 Folder = Callable[..., str]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -34,12 +37,12 @@ def layer(outputs: int, inputs: int, dtype: torch.dtype, bias: bool = False) -> 
 
 def installed(module: torch.nn.Module) -> torch.nn.Module:
     twin = copy.deepcopy(module)
-    nf4.install(twin)
+    quantized.install_nf4(twin)
     return twin
 
 
 def values(weight: Params4bit, dtype: torch.dtype) -> torch.Tensor:
-    return torch.cat([piece for _, piece in nf4.pieces(weight, dtype)])
+    return torch.cat([piece for _, piece in quantized.pieces(weight, dtype)])
 
 
 def by_definition(weight: Params4bit, dtype: torch.dtype) -> torch.Tensor:
@@ -59,10 +62,10 @@ def by_definition(weight: Params4bit, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("piece", [1, 2**22])
 @pytest.mark.parametrize("shape", [(130, 128), (65, 640), (200, 32), (70, 96), (3, 200), (1, 2)])
 def test_values_are_those_of_the_definition(shape, piece, double, dtype, monkeypatch) -> None:
-    monkeypatch.setattr(nf4, "PIECE", piece)
+    monkeypatch.setattr(quantized, "NF4_PIECE", piece)
     weight = quantised(*shape, dtype, compress_statistics=double)
     assert torch.equal(values(weight, dtype), by_definition(weight, dtype))
-    rows = [at for at, _ in nf4.pieces(weight, dtype)]
+    rows = [at for at, _ in quantized.pieces(weight, dtype)]
     assert len(rows) == (-(-shape[0] // 64) if piece == 1 else 1)
     assert [at.start for at in rows] + [shape[0]] == [0] + [at.stop for at in rows]
 
@@ -106,7 +109,7 @@ def test_pieces_answer_to_the_bit_and_differentiate_within_rounding(bias, monkey
     x = torch.randn(9, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
     factors = torch.randn(9, 1024, generator=torch.Generator().manual_seed(2)).bfloat16()
     exact = factors.float() @ by_definition(theirs.weight, torch.bfloat16).float()
-    monkeypatch.setattr(nf4, "PIECE", 1)  # 16 pieces
+    monkeypatch.setattr(quantized, "NF4_PIECE", 1)  # 16 pieces
     results, errors = [], []
     for module in (theirs, ours):
         leaf = x.clone().requires_grad_(True)
@@ -174,7 +177,7 @@ def test_a_qlora_step_is_that_of_bitsandbytes(tmp_path, monkeypatch) -> None:
     for own in (False, True):
         with monkeypatch.context() as patch:
             if not own:
-                patch.setattr(nf4, "install", lambda model: None)
+                patch.setattr(quantized, "install_nf4", lambda model: None)
             base = models.load(path, precision="nf4")
         layers = [m for m in base.model.modules() if isinstance(m, Linear4bit)]
         assert [("forward" in vars(m)) for m in layers] == [own] * 28
@@ -201,3 +204,102 @@ def test_the_adapter_switches_off_and_merges_over_our_layers(folder: Folder) -> 
         model.merge_adapter()
     merged = model(input_ids=ids).logits
     assert (merged - plain).abs().max() > 1e-2
+
+
+needs_vectors = pytest.mark.skipif(not machine.cpu_int8(), reason="no AVX2 on this CPU")
+
+
+def plain_layer(out: int = 96, into: int = 64, bias: bool = False) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(into, out, bias=bias)
+
+
+def is_int8(model: torch.nn.Module) -> bool:
+    return any(isinstance(module, quantized.Int8Linear) for module in model.modules())
+
+
+@needs_vectors
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 64), (7, 64), (2, 3, 64), (quantized.ROWS + 1, 64), (5, 9, 64)]
+)
+def test_a_layer_multiplies_by_rounded_weights(shape, bias, monkeypatch):
+    monkeypatch.setattr(quantized, "INT8_PIECE", 40 * 64)  # the last piece is a smaller one
+    plain = plain_layer(bias=bias)
+    before = plain.weight.clone()
+    quantised = quantized.Int8Linear(plain)
+    assert torch.equal(plain.weight, before)
+    x = torch.randn(*shape)
+    steps = plain.weight.abs().amax(1, keepdim=True) / 127
+    # half a step, and at the largest weights what rounding the scale to bf16 takes from 127 of them
+    assert ((quantised.weight - plain.weight).abs() <= 0.76 * steps).all()
+    rounded = torch.nn.functional.linear(x, quantised.weight, plain.bias)
+    few = x.numel() // 64 <= quantized.ROWS
+    error = (quantised(x) - rounded).abs().max() / rounded.abs().max()
+    assert error < (2**-8 if few else 1e-6)
+    assert quantised(x.bfloat16()).dtype == torch.bfloat16
+
+
+@needs_vectors
+def test_a_number_that_is_not_finite_stays_so():
+    x = torch.randn(2, 64)
+    x[1, 3] = float("nan")
+    found = quantized.Int8Linear(plain_layer())(x)
+    assert found[0].isfinite().all()
+    assert not found[1].isfinite().any()
+
+
+@needs_vectors
+@pytest.mark.parametrize(
+    "kind", ["gemma", "gemma3_text", "gemma3n", "gemma4_moe", "recurrent_gemma"]
+)
+def test_a_model_in_int8_is_close_to_itself(kind, folder):
+    ids = [torch.randint(6, 300, (1, 24), generator=torch.Generator().manual_seed(0))]
+    plain = models.load(folder(kind), precision="fp32")
+    base = models.load(folder(kind), precision="int8", inference=True)
+    assert base.precision == "int8"
+    assert any("int8" in note for note in base.notes)
+    assert is_int8(base.model)
+    assert not is_int8(plain.model)
+    found = divergence.compare(
+        divergence.logits(plain.model, ids), divergence.logits(base.model, ids), bound=1.0
+    )
+    assert 0 < found.kl < 0.02
+    ((answer,),) = answers.generate(base.model, base.tokenizer, ["le chat"], max_new_tokens=5)
+    assert len(answer.ids) == 5
+
+
+@needs_vectors
+def test_an_adapter_goes_on_it(folder, tmp_path):
+    from peft import PeftModel
+
+    trained = lora.attach(models.load(folder("gemma3_text"), precision="fp32"), r=2, alpha=4)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight += 0.2
+    trained.save_pretrained(tmp_path)
+    base = models.load(folder("gemma3_text"), precision="int8", inference=True)
+    loaded = lora.load(base, tmp_path)
+    assert isinstance(loaded, PeftModel)
+    assert is_int8(loaded)
+    ids = [torch.tensor([[2, 40, 50, 60, 70]])]
+    found = divergence.compare(
+        divergence.logits(trained, ids), divergence.logits(loaded, ids), bound=1.0
+    )
+    assert found.kl < 0.02
+
+
+@needs_vectors
+def test_training_is_refused(folder):
+    with pytest.raises(UserError, match="int8 is for generation"):
+        models.load(folder("gemma"), precision="int8")
+    with pytest.raises(UserError, match="int8 is for generation with the backend transformers"):
+        models.load(folder("gemma"), precision="int8", backend="unsloth", inference=True)
+
+
+def test_it_needs_a_processor_with_vectors():
+    for device in ("cpu", "cuda:0", "mps"):
+        on = machine.Machine(device, True, True, "something else")
+        with pytest.raises(UserError, match="int8 needs a CPU with AVX2 .* this is something else"):
+            precision.choose_precision("int8", on)
