@@ -18,7 +18,7 @@ from ft.kernels import recurrent
 from ft.models import lora
 from ft.rewards import policy
 from ft.runs import folder, opened
-from ft.score import evaluate
+from ft.score import likelihood
 from ft.text import tokens
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mtnt_reject.py"
@@ -46,14 +46,14 @@ def main() -> None:
     folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
-    packing, pad = recurrent.packs_exactly(base.model), tokenizer.pad_token_id
+    packing = recurrent.packs_exactly(base.model)
     valid = encoded["valid"].examples[: c.valid_rows]
     trained = train.sft(
         model,
         tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: evaluate.loss(model, valid, packing=packing, pad=pad),
+        validate=lambda: likelihood.loss(model, valid),
         learning_rate=c.learning_rate,
         lr_scheduler_type="constant",
         num_train_epochs=1000,

@@ -22,7 +22,7 @@ from pathlib import Path
 from ft import config, files, machine
 from ft.errors import UserError
 from ft.runs import opened
-from ft.score import evaluate
+from ft.score import translation
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -102,9 +102,9 @@ def main(c: Config) -> None:
         raise UserError(f"{c.run} is not finished: it has no translations of the test split yet")
     machine.use_all_cores()
     model = PeftModel.from_pretrained(base.model, str(checkpoint))
-    found = evaluate.translate(model, base.tokenizer, run.template, test)
+    found = translation.translate(model, base.tokenizer, run.template, test)
     systems = {"trl": found, "ft": [row["tuned"] for row in test]}
-    result = evaluate.scores(systems, [row["reference"] for row in test])
+    result = translation.scores(systems, [row["reference"] for row in test])
     result |= {"seconds": seconds, "trl_steps": steps, "versions": machine.versions()}
     for system in systems:
         print(system, json.dumps(result[system]))

@@ -15,7 +15,7 @@ from ft.errors import UserError
 from ft.models import lora
 from ft.rewards import policy
 from ft.runs import opened
-from ft.score import evaluate
+from ft.score import translation
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def main(c: Config) -> None:
     for name in (c.start, *c.runs):
         if systems:
             policy.replace_adapter(model, opened.finished(name).folder)
-        systems[name] = evaluate.translate(model, base.tokenizer, start.template, list(rows))
-    result = evaluate.scores(systems, [row["target"] for row in rows])
+        systems[name] = translation.translate(model, base.tokenizer, start.template, list(rows))
+    result = translation.scores(systems, [row["target"] for row in rows])
     print(
         "| | BLEU | chrF | p of BLEU | p of chrF | characters a line |\n|---|---|---|---|---|---|"
     )

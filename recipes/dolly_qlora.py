@@ -25,7 +25,6 @@ from ft.config import Amount, Count
 from ft.data.instructions import DOLLY
 from ft.data.instructions import splits as drawn
 from ft.runs import folder
-from ft.score import instructions as answers
 from ft.text import chat_template, prompts, tokens
 from ft.text.template import Template
 
@@ -146,7 +145,8 @@ def main(c: Config) -> None:
     from ft.models import lora
     from ft.plan import settings
     from ft.runs import curves, hub
-    from ft.score import evaluate
+    from ft.score import instructions as answers
+    from ft.score import likelihood
     from ft.train import optim
 
     machine.say(machine.use_all_cores())
@@ -191,13 +191,12 @@ def main(c: Config) -> None:
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = recurrent.packs_exactly(base.model)
-    pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
+        validate=lambda: likelihood.loss(model, encoded["valid"].examples),
         learning_rate=c.learning_rate,
         optim=optim.choose(c.optim),
         lr_scheduler_type=c.lr_scheduler_type,
@@ -223,12 +222,11 @@ def main(c: Config) -> None:
         [splits["test"][i] for i in encoded["test"].rows],
         encoded["test"].examples,
         ask={"instruction": "How can I make brownies?"},
-        packing=packing,
         max_new_tokens=c.max_new_tokens,
     )
-    machine.say(answers.table(result))
-    r.note(evaluation={"test": result})
-    r.write("samples.txt", answers.samples(result))
+    machine.say(result.table)
+    r.note(evaluation={"test": result.values})
+    r.write("samples.txt", result.samples)
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))

@@ -112,7 +112,7 @@ def main(c: Config) -> None:
     from ft.models import lora
     from ft.plan import settings
     from ft.runs import curves, hub
-    from ft.score import evaluate
+    from ft.score import likelihood
 
     machine.say(machine.use_all_cores())
     base = models.load(
@@ -153,13 +153,12 @@ def main(c: Config) -> None:
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = recurrent.packs_exactly(base.model)
-    pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
+        validate=lambda: likelihood.loss(model, encoded["valid"].examples),
         learning_rate=c.learning_rate,
         optim=c.optim,
         lr_scheduler_type=c.lr_scheduler_type,
@@ -184,16 +183,15 @@ def main(c: Config) -> None:
         t,
         [splits["test"][i] for i in encoded["test"].rows],
         encoded["test"].examples,
-        packing=packing,
         n=c.chains,
         temperature=c.temperature,
         seed=c.seed,
         max_new_tokens=c.max_new_tokens,
     )
-    machine.say(reasoning.table(result))
-    r.note(evaluation={"test": result})
-    r.write("samples.txt", reasoning.samples(result))
-    curves.accuracy(result, r.folder / "accuracy.png")
+    machine.say(result.table)
+    r.note(evaluation={"test": result.values})
+    r.write("samples.txt", result.samples)
+    curves.accuracy(result.values, r.folder / "accuracy.png")
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))

@@ -29,7 +29,6 @@ from ft.errors import UserError
 from ft.runs import checkpoints, folder
 from ft.text import prompts
 from ft.train import optim, pretraining
-from ft.train.meter import Meter
 
 STYLE = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
 FULL = {"vocab_size": 32_000, "per_device_train_batch_size": 64, "max_minutes": None}
@@ -150,6 +149,7 @@ def main(c: Config) -> None:
     from ft import minigpt
     from ft.generate import answers, samplers
     from ft.runs import curves, hub
+    from ft.score import likelihood
 
     machine.say(machine.use_all_cores())
     on, gpu = machine.here(), torch.cuda.is_available()
@@ -214,7 +214,7 @@ def main(c: Config) -> None:
         },
     )
     batch_size, batches = c.per_device_train_batch_size, c.gradient_accumulation_steps
-    meter = Meter(
+    meter = pretraining.Meter(
         accelerator,
         r,
         step_tokens=batch_size * batches * accelerator.num_processes * c.max_length,
@@ -227,7 +227,7 @@ def main(c: Config) -> None:
 
     def validate() -> dict[str, float]:
         meter.measure_peak()
-        found = pretraining.validate(
+        found = likelihood.of_windows(
             model, fixed, size, batch_size=batch_size, autocast=lambda: accelerator.autocast()
         )
         sampler, most = samplers.TopK(40, temperature=0.8), min(64, c.max_length - len(prompt))

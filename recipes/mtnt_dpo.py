@@ -33,9 +33,8 @@ from typing import Any, Literal
 
 from ft import config, data, machine
 from ft.config import Amount, Count
-from ft.rewards import guards, pairs, preference
+from ft.rewards import drawn, guards
 from ft.runs import folder, opened
-from ft.score import evaluate
 from ft.text import tokens
 from ft.text.template import Template
 
@@ -122,11 +121,10 @@ def main(c: Config) -> None:
     c = resolved(c)
     folder.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
     splits, t = rows(c), template(c)
-    given = pairs.read(c.pairs) if c.pairs else None
+    given = drawn.read_pairs(c.pairs) if c.pairs else None
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
-    from ft.kernels import recurrent
     from ft.models import lora
     from ft.rewards import learning, policy, reward_model
     from ft.runs import hub
@@ -152,31 +150,27 @@ def main(c: Config) -> None:
     folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
-    packing = recurrent.packs_exactly(base.model)
-    valid = encoded["valid"].examples[: c.valid_rows]
-
-    def judge() -> evaluate.Judged:
-        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
-
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
-    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
-    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift)
-
-    def look() -> guards.Vitals:
-        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
-
-    before, start = judge(), look()
-    references = [row["target"] for row in splits["valid"]]
-    chrf = evaluate.corpus_chrf(before.translations, references)
-    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    watch = guards.Watch(
+        r,
+        model,
+        tokenizer,
+        t,
+        guards=guards.Guards(c.max_kl, c.min_distinct, c.max_drift),
+        lines=lines[-c.watch_rows :],
+        valid=splits["valid"],
+        examples=encoded["valid"].examples[: c.valid_rows],
+        ask=ASK,
+        max_new_tokens=c.max_new_tokens,
+    )
 
     begun = time.perf_counter()
     if given:
         machine.say(f"{len(given):,} pairs, {given.origin}")
-        found_pairs = pairs.encode(given, t, tokenizer)
+        found_pairs = drawn.encode_pairs(given, t, tokenizer)
         r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
     else:
-        scored = preference.draw(
+        scored = drawn.draw(
             model,
             tokenizer,
             t,
@@ -187,22 +181,15 @@ def main(c: Config) -> None:
             seed=c.seed,
             minutes=c.max_minutes and c.max_minutes * c.draw_share,
         )
-        found_pairs, texts = pairs.of(scored, c.margin)
+        found_pairs, texts = drawn.pairs_of(scored, c.margin)
         shown = (json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
         r.write("pairs.jsonl", "".join(shown))
-        mean, best = preference.mean(scored), preference.mean(scored, best=True)
+        mean, best = drawn.mean(scored), drawn.mean(scored, best=True)
         machine.say(
             f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
             f"the best of {c.n} {100 * best:.1f}"
         )
         r.note(pairs={"rows": len(texts), "lines": len(scored), "reward": mean, "best": best})
-
-    def watch(step: int) -> None:
-        now = look()
-        r.log({"step": step} | dataclasses.asdict(now))
-        machine.say(f"STEP {step}: {now}")
-        bounds.check(now, start, f"after step {step}")
-        policy.save(model, tokenizer, r)
 
     trainer = learning.dpo(
         model,
@@ -211,7 +198,7 @@ def main(c: Config) -> None:
         folder=r.folder,
         learning_rate=c.learning_rate,
         beta=c.beta,
-        batch_size=c.per_device_train_batch_size,
+        per_device_train_batch_size=c.per_device_train_batch_size,
         num_train_epochs=c.num_train_epochs,
         max_steps=c.max_steps,
         seed=c.seed,
@@ -220,10 +207,10 @@ def main(c: Config) -> None:
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)
     seconds = time.perf_counter() - begun
     r.note(training=dataclasses.asdict(learnt) | {"seconds_with_drawing": seconds})
-    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    machine.say(evaluate.table(result, "valid"))
-    r.note(evaluation={"valid": result})
-    r.write("samples.txt", evaluate.samples(result))
+    result = watch.comparison()
+    machine.say(result.table)
+    r.note(evaluation={"valid": result.values})
+    r.write("samples.txt", result.samples)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")

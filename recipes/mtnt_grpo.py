@@ -35,7 +35,6 @@ from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.rewards import guards
 from ft.runs import folder, opened
-from ft.score import evaluate
 from ft.text import tokens
 from ft.text.template import Template
 
@@ -120,7 +119,6 @@ def main(c: Config) -> None:
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
 
-    from ft.kernels import recurrent
     from ft.models import lora
     from ft.rewards import learning, policy, reward_model
     from ft.runs import hub
@@ -146,30 +144,19 @@ def main(c: Config) -> None:
     folder.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
-    packing = recurrent.packs_exactly(base.model)
-    valid = encoded["valid"].examples[: c.valid_rows]
-
-    def judge() -> evaluate.Judged:
-        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
-
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
-    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
-    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift)
-
-    def look() -> guards.Vitals:
-        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
-
-    before, start = judge(), look()
-    references = [row["target"] for row in splits["valid"]]
-    chrf = evaluate.corpus_chrf(before.translations, references)
-    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
-
-    def watch(step: int) -> None:
-        now = look()
-        r.log({"step": step} | dataclasses.asdict(now))
-        machine.say(f"STEP {step}: {now}")
-        bounds.check(now, start, f"after step {step}")
-        policy.save(model, tokenizer, r)
+    watch = guards.Watch(
+        r,
+        model,
+        tokenizer,
+        t,
+        guards=guards.Guards(c.max_kl, c.min_distinct, c.max_drift),
+        lines=lines[-c.watch_rows :],
+        valid=splits["valid"],
+        examples=encoded["valid"].examples[: c.valid_rows],
+        ask=ASK,
+        max_new_tokens=c.max_new_tokens,
+    )
 
     trainer = learning.grpo(
         model,
@@ -183,7 +170,7 @@ def main(c: Config) -> None:
         beta=c.beta,
         prompts=c.prompts,
         n=c.n,
-        batch_size=c.per_device_train_batch_size,
+        per_device_train_batch_size=c.per_device_train_batch_size,
         max_new_tokens=c.max_new_tokens,
         max_steps=c.max_steps,
         seed=c.seed,
@@ -191,10 +178,10 @@ def main(c: Config) -> None:
     seconds = c.max_minutes and 60 * c.max_minutes
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=seconds)
     r.note(training=dataclasses.asdict(learnt))
-    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    machine.say(evaluate.table(result, "valid"))
-    r.note(evaluation={"valid": result})
-    r.write("samples.txt", evaluate.samples(result))
+    result = watch.comparison()
+    machine.say(result.table)
+    r.note(evaluation={"valid": result.values})
+    r.write("samples.txt", result.samples)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.runs import folder
-from ft.score import evaluate
+from ft.score import likelihood, translation
 from ft.text import prompts, tokens
 from ft.text.template import Template
 
@@ -149,13 +149,12 @@ def main(c: Config) -> None:
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = recurrent.packs_exactly(base.model)
-    pad = base.tokenizer.pad_token_id
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: evaluate.loss(model, encoded["valid"].examples, packing=packing, pad=pad),
+        validate=lambda: likelihood.loss(model, encoded["valid"].examples),
         learning_rate=c.learning_rate,
         optim=c.optim,
         lr_scheduler_type="linear",
@@ -174,18 +173,17 @@ def main(c: Config) -> None:
         fingerprint=folder.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
-    result = evaluate.before_after(
+    result = translation.before_after(
         model,
         base.tokenizer,
         t,
         splits["test"],
         encoded["test"].examples,
         ask={"source": "Hello, my name is Morgane."},
-        packing=packing,
     )
-    machine.say(evaluate.table(result))
-    r.note(evaluation={"test": result})
-    r.write("samples.txt", evaluate.samples(result))
+    machine.say(result.table)
+    r.note(evaluation={"test": result.values})
+    r.write("samples.txt", result.samples)
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))

@@ -30,7 +30,7 @@ from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.generate import answers
 from ft.runs import folder
-from ft.score import evaluate
+from ft.score import likelihood
 from ft.text import prompts, tokens
 from ft.text.template import Template
 from ft.train import optim
@@ -185,13 +185,12 @@ def main(c: Config) -> None:
     r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = recurrent.packs_exactly(base.model)
-    pad = base.tokenizer.pad_token_id
     watched = encoded["valid"].examples[: c.valid_rows]
 
     def validate() -> float:
         if c.eval_mean == "tokens":
-            return evaluate.loss(model, watched, packing=packing, pad=pad)
-        each = (evaluate.loss(model, [row], packing=packing, pad=pad) for row in watched)
+            return likelihood.loss(model, watched)
+        each = (likelihood.loss(model, [row]) for row in watched)
         return statistics.fmean(each)
 
     def answer() -> str:

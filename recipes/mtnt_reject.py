@@ -32,9 +32,9 @@ from typing import Any, Literal
 
 from ft import config, data, machine
 from ft.config import Amount, Count
-from ft.rewards import guards, preference
+from ft.rewards import drawn, guards
 from ft.runs import folder, opened
-from ft.score import evaluate
+from ft.score import likelihood
 from ft.text import tokens
 from ft.text.template import Template
 
@@ -151,30 +151,28 @@ def main(c: Config) -> None:
         settings.pop(name)
     state = Rounds(r, folder.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
 
-    packing, pad = recurrent.packs_exactly(base.model), tokenizer.pad_token_id
-    valid = encoded["valid"].examples[: c.valid_rows]
-
-    def judge() -> evaluate.Judged:
-        return evaluate.judge(model, tokenizer, t, splits["valid"], valid, ask=ASK, packing=packing)
-
-    def look() -> guards.Vitals:
-        return guards.look(model, tokenizer, t, watched, max_new_tokens=c.max_new_tokens)
-
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
-    watched = [tokens.prompt_ids(t, row, tokenizer) for row in lines[-c.watch_rows :]]
     bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift, c.min_kept)
-    with policy.as_it_began(model):
-        before, start = judge(), look()
-    references = [row["target"] for row in splits["valid"]]
-    chrf = evaluate.corpus_chrf(before.translations, references)
-    machine.say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {start}")
+    valid = encoded["valid"].examples[: c.valid_rows]
+    watch = guards.Watch(
+        r,
+        model,
+        tokenizer,
+        t,
+        guards=bounds,
+        lines=lines[-c.watch_rows :],
+        valid=splits["valid"],
+        examples=valid,
+        ask=ASK,
+        max_new_tokens=c.max_new_tokens,
+    )
     if state.done:
         policy.replace_adapter(model, state.folder(state.done[-1].number))
     for number in range(len(state.done) + 1, c.rounds + 1):
         where, begun = f"in round {number}", time.perf_counter()
         minutes = c.max_minutes and c.max_minutes / c.rounds
         first = (number - 1) * c.prompts
-        scored = preference.draw(
+        scored = drawn.draw(
             model,
             tokenizer,
             t,
@@ -185,7 +183,7 @@ def main(c: Config) -> None:
             seed=1000 * c.seed + number,
             minutes=minutes and minutes * c.draw_share,
         )
-        kept = preference.best(scored, "target", c.cutoff)
+        kept = drawn.best(scored, "target", c.cutoff)
         share = len({row["source"] for row in kept}) / len({s.row["source"] for s in scored})
         bounds.check_kept(share, where)
         left = minutes and 60 * minutes - (time.perf_counter() - begun)
@@ -194,26 +192,25 @@ def main(c: Config) -> None:
             tokenizer,
             tokens.encode_rows(kept, t, tokenizer, max_length=c.max_length).examples,
             run=state.begin(number, scored),
-            validate=lambda: evaluate.loss(model, valid, packing=packing, pad=pad),
+            validate=lambda: likelihood.loss(model, valid),
             learning_rate=c.learning_rate,
             lr_scheduler_type="constant",
             per_device_train_batch_size=c.per_device_train_batch_size,
-            packing=packing,
+            packing=recurrent.packs_exactly(base.model),
             eval_steps=10**6,
             save_steps=10**6,
             seed=c.seed + number,
             callbacks=[train.deadline(left)] if left else [],
         )
-        vitals = look()
-        bounds.check(vitals, start, where)
-        policy.save(model, tokenizer, r)
+        vitals = watch.look()
+        watch.keep(vitals, where)
         state.finish(
             Round(
                 number=number,
                 prompts=len(scored),
                 answers=sum(len(s.answers) for s in scored),
-                reward=preference.mean(scored),
-                best=preference.mean(scored, best=True),
+                reward=drawn.mean(scored),
+                best=drawn.mean(scored, best=True),
                 kept=len(kept),
                 share=share,
                 steps=trained.steps,
@@ -223,10 +220,10 @@ def main(c: Config) -> None:
         )
 
     r.note(training={"steps": sum(each.steps for each in state.done), "seconds": state.seconds})
-    result = evaluate.compare(before, judge(), t, splits["valid"], ask=ASK)
-    machine.say(evaluate.table(result, "valid"))
-    r.note(evaluation={"valid": result})
-    r.write("samples.txt", evaluate.samples(result))
+    result = watch.comparison()
+    machine.say(result.table)
+    r.note(evaluation={"valid": result.values})
+    r.write("samples.txt", result.samples)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")

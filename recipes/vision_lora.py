@@ -126,7 +126,7 @@ def main(c: Config) -> None:
     from ft.models import lora, parameters, vision
     from ft.plan import settings
     from ft.runs import curves, hub
-    from ft.score import evaluate, images
+    from ft.score import images, likelihood
     from ft.train import optim
 
     machine.say(machine.use_all_cores())
@@ -184,9 +184,7 @@ def main(c: Config) -> None:
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: evaluate.loss(
-            model, encoded["valid"].examples, packing=False, pad=pad, batch=batch
-        ),
+        validate=lambda: likelihood.loss(model, encoded["valid"].examples, batch=batch),
         batch=batch,
         packing=False,
         learning_rate=float(c.learning_rate or 0),
@@ -212,9 +210,9 @@ def main(c: Config) -> None:
     result = images.before_after(
         model, base.tokenizer, t, see, splits["test"], max_new_tokens=c.max_new_tokens
     )
-    machine.say(images.table(result))
-    r.note(evaluation={"test": result})
-    r.write("samples.txt", images.samples(result))
+    machine.say(result.table)
+    r.note(evaluation={"test": result.values})
+    r.write("samples.txt", result.samples)
     curves.curve(r.folder)
     folder.finish(r)
     r.write("README.md", hub.card(r.folder))

@@ -33,7 +33,6 @@ MAY_IMPORT = {  # each row also its own package
 TURNS = {
     "ft.memory": {"ft.machine", "ft.models.parameters", "ft.train.optim"},
     "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.fused_head"},
-    "ft.train.pretraining": {"ft.score.logits"},
 }
 MAY_IMPORT |= {"memory": set()}
 FREE |= {"memory"}

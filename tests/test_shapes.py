@@ -16,7 +16,7 @@ from torch import ones
 
 from ft.kernels import cross_entropy
 from ft.runs import divergence
-from ft.score import activations, logits
+from ft.score import logits
 
 IDS = torch.tensor([[2, 30, 40]])
 GEMMA = tiny.build("gemma")
@@ -69,8 +69,8 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
         [ones(1, 3, 4), ones(50, 4), IDS],
         [[ones(3, 4), ones(50, 4), IDS], [ones(1, 3, 4), ones(50, 4), ones(1, 3)]],
     ),
-    "activations.last": (
-        activations.last,
+    "logits.last": (
+        logits.last,
         [GEMMA, IDS, IDS > 0],
         [[GEMMA, IDS, IDS[:, 1:]], [GEMMA, IDS[0]], [GEMMA, IDS, ones(1, 3)]],
     ),

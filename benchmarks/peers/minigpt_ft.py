@@ -12,7 +12,7 @@ def main() -> None:
 
     from ft.minigpt import MiniGPTForCausalLM
     from ft.runs import opened
-    from ft.train.meter import Meter
+    from ft.train.pretraining import Meter
 
     torch.set_num_threads(threads())
     model = MiniGPTForCausalLM.from_pretrained(Path(job.weights).parent)

@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from ft.score.comparison import Comparison
 
 LONGEST = 256  # tokens of an answer
 CHAINS = 16  # of thought for a question
@@ -58,20 +61,21 @@ def command(
             raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
     run = opened.finished(run_folder)
     if tasks:
-        result = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
+        found = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
     else:
         for flag, value in (("n", n), ("plot", plot), ("reward", reward)):
             if value is not None and not run.reasons:
                 raise UserError(
                     f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
                 )
-        result = _split(run, data, split, limit, precision, max_new_tokens, n, reward)
+        found = _split(run, data, split, limit, precision, max_new_tokens, n, reward)
+    print(found.table)
     if json:
-        write_json(json, result)
+        write_json(json, found.values)
     if plot:
         from ft.runs import curves
 
-        curves.accuracy(result, plot)
+        curves.accuracy(found.values, plot)
 
 
 def _benchmarks(
@@ -81,11 +85,11 @@ def _benchmarks(
     limit: int | None,
     num_fewshot: int | None,
     batch_size: int,
-) -> dict[str, Any]:
+) -> "Comparison":
     from ft.score import benchmarks
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    result = benchmarks.compare(
+    return benchmarks.compare(
         run,
         benchmarks.tasks_of(names),
         precision=precision,
@@ -93,8 +97,6 @@ def _benchmarks(
         num_fewshot=num_fewshot,
         batch_size=batch_size,
     )
-    print(benchmarks.table(result))
-    return result
 
 
 def _split(
@@ -106,11 +108,10 @@ def _split(
     max_new_tokens: int | None,
     n: int | None,
     reward: str | None,
-) -> dict[str, Any]:
-    from ft.kernels import recurrent
+) -> "Comparison":
     from ft.rewards import reward_model
     from ft.runs import opened
-    from ft.score import evaluate, instructions, reasoning
+    from ft.score import instructions, reasoning, translation
     from ft.text import tokens
 
     if run.sees:
@@ -129,13 +130,13 @@ def _split(
         seed_parity=run.settings.get("second_bos", False),
     )
     common: dict[str, Any] = {
-        "packing": recurrent.packs_exactly(model),
+        "split": split,
         "max_new_tokens": max_new_tokens or LONGEST,
         "base": opened.load(run, precision, tuned=False)[0] if run.whole else None,
     }
     scored = rows if run.translates else [rows[i] for i in encoded.rows]
     if run.translates:
-        judge, common["ask"] = evaluate, {"source": "Hello, my name is Morgane."}
+        judge, common["ask"] = translation, {"source": "Hello, my name is Morgane."}
     elif run.reasons:
         judge = reasoning
         common |= {key: run.settings[key] for key in ("temperature", "seed")}
@@ -144,9 +145,7 @@ def _split(
         common["max_new_tokens"] = max_new_tokens or run.settings["max_new_tokens"]
     else:
         judge, common["ask"] = instructions, {"instruction": "How can I make brownies?"}
-    result = judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
-    print(judge.table(result, split))
-    return result
+    return judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
 
 
 def _seen(
@@ -156,7 +155,7 @@ def _seen(
     limit: int | None,
     precision: str,
     max_new_tokens: int | None,
-) -> dict[str, Any]:
+) -> "Comparison":
     """Answers about images: of a split of the run's data, or of all rows of other data."""
     from ft.data import images as image_rows
     from ft.models import vision
@@ -173,9 +172,9 @@ def _seen(
     see = vision.reader(run.weights)
     model, tokenizer = opened.load(run, precision)
     most = max_new_tokens or s["max_new_tokens"]
-    result = images.before_after(model, tokenizer, run.template, see, rows, max_new_tokens=most)
-    print(images.table(result, split))
-    return result
+    return images.before_after(
+        model, tokenizer, run.template, see, rows, max_new_tokens=most, split=split
+    )
 
 
 def _rows(run: Any, data: str | None, split: str) -> Any:

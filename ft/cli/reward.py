@@ -44,12 +44,12 @@ def command(
     """Train it. Raises ``UserError`` for pairs that cannot be used, and too few of them."""
     from ft import machine
     from ft.rewards import reward_model
-    from ft.rewards.pairs import read
+    from ft.rewards.drawn import read_pairs
     from ft.runs import opened
-    from ft.score import voting
+    from ft.score import comparison
 
     start = opened.finished(run_folder)
-    rows = read(pairs, "source" if start.translates else "instruction")
+    rows = read_pairs(pairs, "source" if start.translates else "instruction")
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
     order = random.Random(seed).sample(list(rows), len(rows))
@@ -65,11 +65,11 @@ def command(
         out,
         learning_rate=learning_rate,
         num_train_epochs=epochs,
-        batch_size=batch_size,
+        per_device_train_batch_size=batch_size,
         seed=seed,
     )
     right = reward_model.accuracy(reward_model.load(out), order[:held])
-    low, high = voting.wilson(right, held)
+    low, high = comparison.wilson(right, held)
     print(f"right on {right:.1%} [{low:.1%}, {high:.1%}] of {held:,} held-out pairs")
     file = out / reward_model.RECORD
     made = json.loads(file.read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ def command(
     from ft.generate import answers
     from ft.rewards import reward_model
     from ft.runs import opened
-    from ft.score import reasoning, voting
+    from ft.score import reasoning
     from ft.text import tokens
 
     draw = reasoning.sampler(temperature)
@@ -70,17 +70,17 @@ def command(
         template=template,
     )
     chains = [reasoning.chain(answer, row, judge) for answer in found[0]]
-    counted, chosen = voting.tally(chains), voting.best(chains) if judge else None
+    counted, chosen = reasoning.tally(chains), reasoning.best(chains) if judge else None
     if json:
         values = {
             "question": question,
-            "answer": voting.shown(counted[0][0]) if counted else None,
-            "votes": [[voting.shown(number), count] for number, count in counted],
-            **({"best": chosen and voting.shown(chosen)} if judge else {}),
+            "answer": reasoning.shown(counted[0][0]) if counted else None,
+            "votes": [[reasoning.shown(number), count] for number, count in counted],
+            **({"best": chosen and reasoning.shown(chosen)} if judge else {}),
             "chains": [
                 {
                     "text": c.text,
-                    "number": None if c.number is None else voting.shown(c.number),
+                    "number": None if c.number is None else reasoning.shown(c.number),
                     "reward" if judge else "logprob": round(c.reward, 4),
                 }
                 for c in chains
@@ -92,17 +92,17 @@ def command(
     where = console.standard_output()
     made = console.table(where, "answer", "votes", "share", "", right=("answer", "votes", "share"))
     for number, count in counted:
-        made.add_row(voting.shown(number), *_bar(count, n, "█"))
+        made.add_row(reasoning.shown(number), *_bar(count, n, "█"))
     if silent:
         made.add_row("none", *_bar(silent, n, "░"))
     console.show(where, made)
     for number, _ in counted:
         at = next(i for i, c in enumerate(chains) if c.number == number)
-        print(f"\n── {voting.shown(number)}, chain {at + 1} of {n}\n{chains[at].text}")
+        print(f"\n── {reasoning.shown(number)}, chain {at + 1} of {n}\n{chains[at].text}")
     if counted:
-        print(f"\nANSWER: {voting.shown(counted[0][0])}  ({counted[0][1]} of {n} chains)")
+        print(f"\nANSWER: {reasoning.shown(counted[0][0])}  ({counted[0][1]} of {n} chains)")
         if judge and chosen is not None:
-            print(f"best by the {judge.name}: {voting.shown(chosen)}")
+            print(f"best by the {judge.name}: {reasoning.shown(chosen)}")
     else:
         print(f"\nno chain came to ANSWER: and a number; the first of them:\n{chains[0].text}")
 

@@ -1,18 +1,23 @@
-"""Guards: what tells that learning from rewards has gone bad, measured on fresh answers, and a stop if so."""
+"""Guards: what tells that learning from rewards has gone bad, measured on fresh answers; `Watch` stops a run then."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ft.data.rows import Row
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
+from ft.machine import say
 from ft.rewards import policy
-from ft.score import logprobs
+from ft.runs.folder import Run
+from ft.score import likelihood, translation
+from ft.score.comparison import Comparison
+from ft.score.translation import Judged
 from ft.text.template import Template
-from ft.text.tokens import IGNORE, Example
+from ft.text.tokens import IGNORE, Example, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def vitals(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answe
 
     examples = [example(p, a) for p, a in zip(prompts, answers, strict=True)]
     with torch.no_grad(), policy.as_it_began(model):
-        start = torch.cat(logprobs.of_examples(model, examples))
+        start = torch.cat(likelihood.logprobs(model, examples))
     now = torch.tensor([value for a in answers for value in a.logprobs], device=start.device)
     log_ratio = (start - now).double()
     kl = (log_ratio.expm1() - log_ratio).mean().item()
@@ -121,3 +126,70 @@ def example(prompt: Sequence[int], answer: Answer) -> Example:
         "input_ids": [*prompt, *answer.ids],
         "labels": [*[IGNORE] * len(prompt), *answer.ids],
     }
+
+
+class Watch:
+    """A run that learns to translate by rewards, judged at its start and at its end, and looked at on the way.
+
+    Made before the first step: it says how the start scores and writes. ``lines`` are rows that the
+    looks draw answers to, ``valid`` rows that are translated before and after, ``examples`` those of
+    them whose loss is taken.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: Any,
+        tokenizer: Any,
+        template: Template,
+        *,
+        guards: Guards,
+        lines: Sequence[Row],
+        valid: Sequence[Row],
+        examples: Sequence[Example],
+        ask: Row,
+        max_new_tokens: int,
+    ) -> None:
+        self.run, self.model, self.tokenizer, self.template = run, model, tokenizer, template
+        self.guards, self.valid, self.examples, self.ask = guards, valid, examples, ask
+        self.max_new_tokens = max_new_tokens
+        self.prompts = [prompt_ids(template, row, tokenizer) for row in lines]
+        with policy.as_it_began(model):  # a resumed run may have gone on
+            self.before, self.start = self._judge(), self.look()
+        references = [row["target"] for row in valid]
+        chrf = translation.corpus_chrf(self.before.translations, references)
+        say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {self.start}")
+
+    def __call__(self, step: int) -> None:
+        """Look after a step, log it and say it, and keep the adapter. Raises ``UserError`` as ``keep``."""
+        now = self.look()
+        self.run.log({"step": step} | asdict(now))
+        say(f"STEP {step}: {now}")
+        self.keep(now, f"after step {step}")
+
+    def look(self) -> Vitals:
+        """How the model writes now."""
+        return look(
+            self.model,
+            self.tokenizer,
+            self.template,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+        )
+
+    def keep(self, now: Vitals, where: str) -> None:
+        """Save the adapter into the run's folder. Raises ``UserError`` instead if it has gone bad."""
+        self.guards.check(now, self.start, where)
+        policy.save(self.model, self.tokenizer, self.run)
+
+    def comparison(self) -> Comparison:
+        """The start beside the model as it is now."""
+        return translation.compare(
+            self.before, self._judge(), self.template, self.valid, ask=self.ask, split="valid"
+        )
+
+    def _judge(self) -> Judged:
+        model, tokenizer, template = self.model, self.tokenizer, self.template
+        return translation.judge(
+            model, tokenizer, template, self.valid, self.examples, ask=self.ask
+        )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ft.data.rows import Row
 from ft.errors import UserError
-from ft.rewards.pairs import Pair
+from ft.rewards.drawn import Pair
 from ft.runs.folder import Run
 from ft.score.rewards import Reward
 from ft.text.template import Template
@@ -32,7 +32,7 @@ def dpo(
     folder: Path,
     learning_rate: float,
     beta: float,
-    batch_size: int,
+    per_device_train_batch_size: int,
     num_train_epochs: float = 1.0,
     max_steps: int | None = None,
     seed: int = 0,
@@ -48,7 +48,7 @@ def dpo(
     from ft.rewards.trl_trainers import Dpo
 
     args = DPOConfig(
-        **common(model, folder, learning_rate, batch_size, max_steps, seed),
+        **common(model, folder, learning_rate, per_device_train_batch_size, max_steps, seed),
         num_train_epochs=num_train_epochs,
         beta=beta,
         max_length=None,
@@ -76,21 +76,22 @@ def grpo(
     beta: float = 0.0,
     prompts: int,
     n: int,
-    batch_size: int,
+    per_device_train_batch_size: int,
     max_new_tokens: int,
     max_steps: int | None = None,
     seed: int = 0,
 ) -> Any:
     """A trainer of GRPO (Shao et al. 2024) or RLOO (Ahmadian et al. 2024) for a model of ``policy.load``.
 
-    A step draws ``n`` answers to each of ``prompts`` rows and learns from all of them, ``batch_size``
-    in one forward. Raises ``UserError`` for an old TRL and numbers that do not fit.
+    A step draws ``n`` answers to each of ``prompts`` rows and learns from all of them,
+    ``per_device_train_batch_size`` in one forward. Raises ``UserError`` for an old TRL and numbers
+    that do not fit.
     """
     require_trl()
-    if n < 2 or prompts * n % batch_size:
+    if n < 2 or prompts * n % per_device_train_batch_size:
         raise UserError(
-            f"n = {n}, prompts = {prompts}, batch size {batch_size}: n must be 2 or more, and the "
-            f"{prompts * n} answers of a step must be a multiple of the batch size"
+            f"n = {n}, prompts = {prompts}, batch size {per_device_train_batch_size}: n must be 2 or "
+            f"more, and the {prompts * n} answers of a step must be a multiple of the batch size"
         )
     from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
@@ -101,8 +102,10 @@ def grpo(
     kinds: dict[str, Any] = {"grpo": (Grpo, GRPOConfig), "rloo": (Rloo, RLOOConfig)}
     kind, configuration = kinds[method]
     args = configuration(
-        **common(model, folder, learning_rate, batch_size, max_steps or 10**6, seed),
-        gradient_accumulation_steps=prompts * n // batch_size,
+        **common(
+            model, folder, learning_rate, per_device_train_batch_size, max_steps or 10**6, seed
+        ),
+        gradient_accumulation_steps=prompts * n // per_device_train_batch_size,
         num_generations=n,
         max_completion_length=max_new_tokens,
         temperature=1.0,
@@ -134,9 +137,9 @@ def learn(
     After ``seconds`` no step begins. Raises ``UserError`` for a loss that is not finite and, from
     ``Reward.batch``, for rewards that nothing can be learnt from.
     """
-    from ft.rewards.trl_trainers import Watch
+    from ft.rewards.trl_trainers import Journal
 
-    trainer.add_callback(Watch(run, watch, watch_steps, seconds))
+    trainer.add_callback(Journal(run, watch, watch_steps, seconds))
     model, start = trainer.model, time.perf_counter()
     trainer.train()
     if "ref" in model.peft_config:  # TRL's copy of the start
@@ -161,7 +164,7 @@ def common(
     model: Any,
     folder: Path,
     learning_rate: float,
-    batch_size: int,
+    per_device_train_batch_size: int,
     max_steps: int | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def common(
         "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",
         "max_steps": -1 if max_steps is None else max_steps,
-        "per_device_train_batch_size": batch_size,
+        "per_device_train_batch_size": per_device_train_batch_size,
         recompute: False,
         "bf16": model.get_input_embeddings().weight.dtype == torch.bfloat16,
         "remove_unused_columns": False,

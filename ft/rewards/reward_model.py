@@ -10,7 +10,7 @@ from ft.data.rows import Row
 from ft.errors import UserError
 from ft.files import new_dir, write_json
 from ft.models import parameters, sources
-from ft.rewards import learning, pairs
+from ft.rewards import drawn, learning
 from ft.score.rewards import Reward, chrf_of
 from ft.text.template import Template, from_record, to_record
 
@@ -25,11 +25,11 @@ def train(
     *,
     learning_rate: float = 1e-4,
     num_train_epochs: float = 1.0,
-    batch_size: int = 8,
+    per_device_train_batch_size: int = 8,
     r: int = 16,
     seed: int = 0,
 ) -> None:
-    """Write a reward model for rows of ``ft.rewards.pairs.read``: adapter, head, tokenizer and what it is made of.
+    """Write a reward model for rows of ``ft.rewards.drawn.read_pairs``: adapter, head, tokenizer and what it is made of.
 
     The loss is ``-log sigmoid(reward of chosen - reward of rejected)`` (Bradley and Terry 1952;
     Ouyang et al. 2022), the reward a linear function of the last token's hidden state.
@@ -45,7 +45,7 @@ def train(
     from ft.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(base)
-    ids = pairs.encode(rows, template, tokenizer)
+    ids = drawn.encode_pairs(rows, template, tokenizer)
     data = [
         {f"{name}_ids": pair["prompt_ids"] + pair[f"{name}_ids"] for name in ("chosen", "rejected")}
         for pair in ids
@@ -58,7 +58,9 @@ def train(
     )
     adapted = get_peft_model(model, config)
     with new_dir(folder) as place:
-        settings: Any = learning.common(adapted, place, learning_rate, batch_size, None, seed)
+        settings: Any = learning.common(
+            adapted, place, learning_rate, per_device_train_batch_size, None, seed
+        )
         trainer = RewardTrainer(
             model=adapted,
             args=RewardConfig(
@@ -141,7 +143,7 @@ def _score(
     import torch
 
     fields = {"chosen": text, "rejected": text}
-    (pair,) = pairs.encode([{**row, **fields}], template, tokenizer)
+    (pair,) = drawn.encode_pairs([{**row, **fields}], template, tokenizer)
     ids = torch.tensor([pair["prompt_ids"] + pair["chosen_ids"]], device=model.device)
     with torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits[0, 0].item()

@@ -11,8 +11,8 @@ from ft.config import differences
 from ft.errors import UserError
 from ft.files import write_json, write_text
 from ft.machine import say
+from ft.rewards.drawn import Scored
 from ft.rewards.guards import Vitals
-from ft.rewards.preference import Scored
 from ft.runs import folder as run
 
 STATE, DONE, REPORT = "rounds.json", "round.json", "report.md"

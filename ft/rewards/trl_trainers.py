@@ -1,4 +1,4 @@
-"""TRL's DPO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `align` imports it."""
+"""TRL's DPO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `learning` imports it."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.machine import is_main
 from ft.runs.folder import Run
-from ft.score import logprobs
+from ft.score import likelihood
 from ft.text.template import Template
 from ft.train import optim
 
@@ -47,7 +47,7 @@ class _Ours:
             if not fused_lm_head:
                 return plain(*args, **kwargs)
             ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-            values = logprobs.of_batch(module, ids, mask, kwargs["labels"])
+            values = likelihood.logprobs_of_batch(module, ids, mask, kwargs["labels"])
             # the mean of -log p over tokens that the model drew is its entropy; the rest is not logged
             nothing = torch.zeros_like(values.detach())
             return FusedCausalLMOutput(
@@ -120,7 +120,7 @@ class Rloo(_Draws, RLOOTrainer):
         return [list(answer.ids) for answer in self.draw(prompt_ids)]
 
 
-class Watch(TrainerCallback):
+class Journal(TrainerCallback):
     """Metrics of each step, a look at the model every so often, and the end when the time is over."""
 
     def __init__(

@@ -1,12 +1,13 @@
 """Standard benchmarks through lm-eval: our loaded model with exactly one BOS, base beside tuned in one table."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, nearest
+from ft.score import comparison
+from ft.score.comparison import Comparison
 
 if TYPE_CHECKING:
     from ft.runs.opened import Finished
@@ -56,28 +57,25 @@ def compare(
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 1,
-) -> dict[str, Any]:
-    """lm-eval's results of a run's base and of its tuned model on the tasks of ``tasks_of``.
+) -> Comparison:
+    """A run's base and its tuned model on the tasks of ``tasks_of``.
 
-    ``{"base", "tuned"}`` are lm-eval's own numbers (``results``); the rest is how they were made.
+    Of the values ``{"base", "tuned"}`` are lm-eval's own numbers (``results``); the rest is how they
+    were made.
     """
     from ft.runs import opened
 
     model, tokenizer = opened.load(run, precision)
     options = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size}
-    result: dict[str, Any] = {}
-    for name in ("base", "tuned"):
-        judged = model
-        if name == "base" and run.whole:
-            judged = opened.load(run, precision, tuned=False)[0]
-        plain = name == "base" and not run.whole
-        with model.disable_adapter() if plain else contextlib.nullcontext():
-            found = evaluate(judged, tokenizer, tasks, **options)
-        result[name] = found["results"]
+    base = opened.load(run, precision, tuned=False)[0] if run.whole else None
+    both = comparison.both(lambda each: evaluate(each, tokenizer, tasks, **options), model, base)
+    result: dict[str, Any] = {name: found["results"] for name, found in both.items()}
+    found = both["tuned"]
     inner = {child for children in found["group_subtasks"].values() for child in children}
     shown = [task for task in found["results"] if task not in inner]
     keep = {key: found[key] for key in ("n-shot", "versions", "n-samples", "higher_is_better")}
-    return result | keep | {"shown": shown} | options
+    result |= keep | {"shown": shown} | options
+    return Comparison(result, table(result), "")
 
 
 def evaluate(
@@ -107,7 +105,9 @@ def table(result: dict[str, Any]) -> str:
                 continue
             cells = [_cell(result[name][task], metric, chosen) for name in ("base", "tuned")]
             label = metric if chosen == "none" else f"{metric}, {chosen}"
-            better = {True: " ↑", False: " ↓"}.get(result["higher_is_better"][task].get(metric), "")
+            better = {True: " ↑", False: " ↓"}.get(
+                result["higher_is_better"].get(task, {}).get(metric), ""
+            )
             lines.append(
                 f"{task:<24}{label + better:<32}{shots:>5}   {cells[0]:>18}   {cells[1]:>18}"
             )

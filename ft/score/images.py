@@ -1,6 +1,5 @@
 """How good answers about images are: right to the letter, ROUGE-L and chrF, and on drawn pictures against a guess."""
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +8,8 @@ from ft.data import images, pictures
 from ft.data.rows import Row
 from ft.generate.answers import generate
 from ft.models.vision import Reader
-from ft.score import instructions
-from ft.score.voting import per_cent
+from ft.score import comparison, instructions
+from ft.score.comparison import Comparison, per_cent
 from ft.text.template import Template
 
 SHARE = 16  # rows whose images are in memory at once
@@ -24,17 +23,20 @@ def before_after(
     rows: Sequence[Row],
     *,
     max_new_tokens: int = 64,
-) -> dict[str, Any]:
+    split: str = "test",
+) -> Comparison:
     """Greedy answers to rows with images, by the model and, where it has an adapter, without that.
 
-    Returns for each model ``exact``, the share of answers that are the row's completion, ``rouge_l`` and
+    The values are for each model ``exact``, the share of answers that are the row's completion, ``rouge_l`` and
     ``chrf``, all 0 to 100 with 95% intervals (Wilson's for shares). Where all rows are drawn pictures also
     the shares whose colour, shape and position are right, and under ``chance`` what a guess gets right.
     """
-    start, texts = time.perf_counter(), {}
-    for name in ("base", "tuned") if hasattr(model, "disable_adapter") else ("tuned",):
-        with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-            texts[name] = _answers(model, tokenizer, template, see, rows, max_new_tokens)
+    start = time.perf_counter()
+
+    def judged(each: Any) -> list[str]:
+        return _answers(each, tokenizer, template, see, rows, max_new_tokens)
+
+    texts = comparison.both(judged, model)
     expected = [row["completion"].strip() for row in rows]
     result: dict[str, Any] = {"n": len(rows), "max_new_tokens": max_new_tokens}
     result |= instructions.scores(texts, expected)
@@ -60,7 +62,8 @@ def before_after(
         | {name: found[i] for name, found in texts.items()}
         for i, row in enumerate(rows)
     ]
-    return result
+    samples = comparison.listed(result["samples"])
+    return Comparison(result, _table(result, split), samples)
 
 
 def _answers(
@@ -83,8 +86,7 @@ def _answers(
     return found
 
 
-def table(result: Mapping[str, Any], split: str = "test") -> str:
-    """The result of ``before_after`` as a few lines for the terminal."""
+def _table(result: Mapping[str, Any], split: str) -> str:
     names = [name for name in ("base", "tuned") if name in result]
     chance = result.get("chance", {})
     heads = [*names, *(["a guess"] if chance else [])]
@@ -93,20 +95,11 @@ def table(result: Mapping[str, Any], split: str = "test") -> str:
         if key not in result["tuned"]:
             continue
         unit = "" if key in instructions.LABELS else "%"
-        cells = []
-        for name in names:
-            s = result[name][key]
-            cells.append(f"{s['score']:.1f}{unit} [{s['low']:.1f}, {s['high']:.1f}]")
+        cells = [comparison.cell(result[name][key], unit) for name in names]
         cells += [f"{chance[key]:.1f}%"] if key in chance else []
         lines.append(
             f"{instructions.LABELS.get(key, key):<18}" + "".join(f"{c:>22}" for c in cells)
         )
-    return "\n".join([*lines, "in brackets: 95% intervals\n", samples(result, limit=5)])
-
-
-def samples(result: Mapping[str, Any], limit: int | None = None) -> str:
-    """Images, prompt, reference and answers, as text."""
     return "\n".join(
-        "".join(f"{key:<10} {value}\n" for key, value in sample.items())
-        for sample in result["samples"][:limit]
+        [*lines, "in brackets: 95% intervals\n", comparison.listed(result["samples"][:5])]
     )

@@ -1,14 +1,13 @@
 """Scores of given tokens: logits, losses or the likeliest tokens of each position, with a hook on every layer."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, nearest
 from ft.kernels import cross_entropy
 from ft.models.load import context_of
-from ft.score import activations
-from ft.score.activations import Intercept
 from ft.text import batches
 from ft.text.tokens import IGNORE
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODES = ("logits", "loss")
+Intercept = Callable[[Any, int], Any]  # (x [B, T, D], layer) to what goes on in its place, or None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def score(
     import torch
 
     goals = _goals(model, ids, mask, targets)
-    hidden, head = activations.last(model, ids, mask, intercept), _head(model)
+    hidden, head = last(model, ids, mask, intercept), _head(model)
     if mode == "logits":
         logits = head(hidden)
         _check_finite(logits.detach().amax(-1), ids, mask)
@@ -99,7 +99,7 @@ def top(
         )
     goals = _goals(model, ids, mask, targets)
     with torch.no_grad():
-        hidden, head = activations.last(model, ids, mask, intercept), _head(model)
+        hidden, head = last(model, ids, mask, intercept), _head(model)
         rows, wanted = hidden.flatten(0, 1), goals.flatten()
         found: list[tuple[Tensor, ...]] = []
         for tile in _tiles(model, len(rows)):
@@ -119,10 +119,89 @@ def following(model: Any, ids: "Int[Tensor, 'b t']") -> "Float[Tensor, 'b v']":
 
     _goals(model, ids, None, None)
     with torch.no_grad():
-        logits = _head(model)(activations.last(model, ids)[:, -1])
+        logits = _head(model)(last(model, ids)[:, -1])
     highest = logits.amax(-1, keepdim=True)
     _check_finite(torch.nn.functional.pad(highest, (ids.shape[1] - 1, 0)), ids, None)
     return logits
+
+
+def last(
+    model: Any,
+    ids: "Int[Tensor, 'b t']",
+    mask: "Int[Tensor, 'b t'] | Bool[Tensor, 'b t'] | None" = None,
+    intercept: Intercept | None = None,
+) -> "Float[Tensor, 'b t d']":
+    """What the head of a causal language model reads, in eval mode.
+
+    ``mask`` is 0 at padding, on either side; positions count each row's own tokens. ``intercept`` is
+    as in ``score``, which says what it gets and what becomes of its answer.
+    """
+    model, options = unwrapped(model), {}
+    if mask is not None:
+        mask = mask.long()
+        options = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    was_training = model.training
+    model.eval()
+    try:
+        with intercepted(model, intercept) if intercept else contextlib.nullcontext():
+            return model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def intercepted(model: Any, intercept: Intercept) -> Iterator[None]:
+    """While this lasts, what ``intercept`` returns goes on from the embedding and from each block.
+
+    Raises ``UserError``, in the model's forward, for an answer of another shape.
+    """
+    import torch
+
+    active = getattr(model.config.get_text_config(), "altup_active_idx", None)  # Gemma 3n's stream
+
+    def change(x: "Tensor", layer: int) -> "Tensor":
+        new = intercept(x, layer)
+        if new is None:
+            return x
+        if not isinstance(new, torch.Tensor) or new.shape != x.shape:
+            what = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
+            where = "the embedding (-1)" if layer < 0 else f"layer {layer}"
+            raise UserError(
+                f"intercept returned {what} for {where}; it must return a tensor of the shape that "
+                f"it was given, {list(x.shape)}, or None"
+            )
+        return new.to(x.dtype)
+
+    def embedding(module: Any, inputs: Any, output: "Tensor") -> "Tensor":
+        scale = getattr(module, "embed_scale", None)
+        if scale is None:  # the model scales later, or not at all
+            return change(output, -1)
+        plain = torch.nn.functional.embedding(inputs[0], module.weight, module.padding_idx)
+        return change(plain, -1) * scale.to(plain.dtype)
+
+    def block(layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: "Tensor") -> "Tensor":
+            if active is None:
+                return change(output, layer)
+            streams = list(output.unbind())  # [S, B, T, D]
+            streams[active] = change(streams[active], layer)
+            return torch.stack(streams)
+
+        return hook
+
+    handles = [model.get_input_embeddings().register_forward_hook(embedding)]
+    for layer, module in enumerate(model.get_decoder().layers):
+        handles.append(module.register_forward_hook(block(layer)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unwrapped(model: Any) -> Any:
+    """The causal language model itself; PEFT puts an adapter's layers into it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _goals(model: Any, ids: "Tensor", mask: "Tensor | None", targets: "Tensor | None") -> "Tensor":
@@ -164,10 +243,8 @@ def _goals(model: Any, ids: "Tensor", mask: "Tensor | None", targets: "Tensor | 
 
 def _head(model: Any) -> Callable[["Tensor"], "Tensor"]:
     """Hidden states [..., D] to logits [..., V] in fp32, under the model's soft cap."""
-    head, cap = (
-        activations.unwrapped(model).get_output_embeddings(),
-        cross_entropy.softcap_of(model.config),
-    )
+    head = unwrapped(model).get_output_embeddings()
+    cap = cross_entropy.softcap_of(model.config)
 
     def logits(hidden: "Tensor") -> "Tensor":
         found = head(hidden).float()

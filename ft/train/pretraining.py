@@ -1,22 +1,24 @@
-"""What a pretraining loop leans on: a learning rate, validation in bits per byte, and checkpoints to go on from exactly."""
+"""What a visible pretraining loop leans on: its clock, a learning rate, and checkpoints to go on from exactly."""
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ft import files
+from ft import files, machine
+from ft.errors import UserError
+from ft.machine import is_main
 from ft.runs import checkpoints
-from ft.score import logits
+from ft.runs.folder import Run
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from torch import Tensor
 
 Schedule = Literal["constant", "linear", "cosine"]
 MODEL, OPTIMIZER, DONE = "model.safetensors", "optimizer.safetensors", "done.json"
@@ -40,50 +42,121 @@ def rate(
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * falls[schedule]
 
 
-@dataclass(frozen=True)
-class Validation:
-    """How well a model predicts a text, token by token."""
+class Meter:
+    """The clock of a loop; only the time between ``begin`` and ``end`` of its steps counts, and what a GPU
+    still takes for them when a line is logged.
 
-    eval_loss: float  # nats a token
-    accuracy: float  # share of tokens that were the most likely one
-    perplexity: float
-    bits_per_byte: float  # of UTF-8, so that tokenizers can be compared
+    ``step_tokens`` are those of an optimizer step in all processes, ``flops`` those of a token. With
+    ``max_minutes`` the run is over after as many, with ``max_steps`` after as many steps. ``step`` and
+    ``seconds`` are of a run that goes on.
+    """
 
-    def __str__(self) -> str:
-        return (
-            f"validation loss: {self.eval_loss:.4f}, accuracy {self.accuracy:.1%}, perplexity "
-            f"{self.perplexity:.1f}, {self.bits_per_byte:.4f} bits per byte"
-        )
+    def __init__(
+        self,
+        accelerator: Any,
+        run: Run,
+        *,
+        step_tokens: int,
+        flops: float,
+        max_steps: int,
+        max_minutes: float | None,
+        step: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        self.accelerator, self.run = accelerator, run
+        self.step_tokens, self.flops = step_tokens, flops
+        self.max_steps, self.max_minutes = max_steps, max_minutes
+        self.step, self.seconds, self.peak, self.mean = step, seconds, 0.0, float("nan")
+        self.asked = SimpleNamespace(signal=None)  # by a signal to this process, at any time
+        self.signal: int | None = None  # that came to whichever process, as all know
+        self.since_log: list[Tensor] = []  # losses; to look at one waits for the device
+        self.behind = 0.0  # seconds that a GPU still took when a line was logged
 
+    def __enter__(self) -> "Meter":
+        from tqdm import tqdm
 
-def validate(
-    model: Any,
-    windows: "NDArray[np.int64]",
-    size: int,
-    *,
-    batch_size: int,
-    autocast: Callable[[], AbstractContextManager],
-) -> Validation:
-    """Over windows [N, T + 1] that predict ``size`` bytes; each process takes its share of them."""
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
+        known = None if self.max_minutes else self.max_steps
+        hidden = not is_main()
+        self.bar = tqdm(total=known, initial=self.step, desc="train", unit="step", disable=hidden)
+        return self
 
-    state = PartialState()
-    total = torch.zeros(3, dtype=torch.float64, device=state.device)
-    starts = range(0, len(windows), batch_size)[state.process_index :: state.num_processes]
-    for start in starts:
-        ids = torch.from_numpy(windows[start : start + batch_size]).to(state.device)
-        with autocast():
-            found = logits.top(model, ids[:, :-1], k=1, targets=ids[:, 1:])
-        hits = found.ids.squeeze(-1) == ids[:, 1:]
-        total += torch.stack(
-            [-found.target_logprobs.double().sum(), hits.sum(), (hits | True).sum()]
-        )
-    nats, right, tokens = (reduce(total) if state.num_processes > 1 else total).tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    loss = nats / tokens
-    perplexity = math.exp(min(loss, 700.0))
-    return Validation(loss, right / tokens, perplexity, nats / math.log(2) / size)
+    def __exit__(self, *_: Any) -> None:
+        self.bar.close()
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, by steps or by time; 1 at its end, or above."""
+        by_time = self.seconds / 60 / self.max_minutes if self.max_minutes else 0.0
+        return max(self.step / self.max_steps, by_time)
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is to follow: the run is done, or a signal came."""
+        return self.progress >= 1 or self.signal is not None
+
+    def measure_peak(self) -> None:
+        """Look how fast matrix products are; the best so far counts, as other programs may run."""
+        import torch
+
+        half = self.accelerator.mixed_precision == "bf16"
+        dtype = torch.bfloat16 if half else torch.float32
+        rate = machine.matrix_peak(self.accelerator.device, dtype)
+        self.peak = max(self.peak, rate * self.accelerator.num_processes)
+
+    def begin(self) -> None:
+        """A step begins."""
+        self.started = time.perf_counter()
+
+    def end(self, loss: "Tensor") -> None:
+        """A step is done; all processes agree on its time, and on whether a signal came to one."""
+        import torch
+
+        took = time.perf_counter() - self.started + self.behind
+        came, self.behind = self.asked.signal is not None, 0.0
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([took, float(came)], device=self.accelerator.device)
+            took, came = self.accelerator.reduce(mine, "mean").tolist()
+        self.step, self.seconds = self.step + 1, self.seconds + took
+        if came:
+            self.signal = self.asked.signal or signal.SIGTERM
+        self.since_log.append(loss)
+        self.bar.update()
+
+    def log(self, **values: float) -> None:
+        """A line of metrics with the mean loss since the last one.
+
+        Raises ``UserError`` for a loss that is not finite, naming its step.
+        """
+        import torch
+
+        start = time.perf_counter()
+        losses = self.accelerator.reduce(torch.stack(self.since_log), "mean").tolist()
+        self.since_log = []
+        self.behind += time.perf_counter() - start
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss became {loss} at step {step}; the last complete checkpoint is "
+                    "untouched. Try a lower --learning-rate, a longer --warmup-steps or --precision fp32."
+                )
+        self.mean = sum(losses) / len(losses)
+        figures = self.figures()
+        self.run.log({"step": self.step, "loss": self.mean, **values, **figures})
+        shown = {"loss": f"{self.mean:.3f}", "tok/s": f"{figures['tokens_per_second']:,.0f}"}
+        shown |= {"mfu": f"{figures['mfu']:.0%}"} if figures["mfu"] is not None else {}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def figures(self) -> dict[str, Any]:
+        """Tokens, seconds of training steps, and their rates."""
+        tokens = self.step * self.step_tokens
+        seconds = self.seconds + self.behind
+        rate = tokens / seconds if seconds else 0.0
+        return {
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(rate * self.flops / self.peak, 4) if self.peak else None,
+        }
 
 
 def save(

@@ -17,7 +17,7 @@ from ft.generate import answers as generate
 from ft.generate.samplers import Beam, TopP
 from ft.kernels import cross_entropy
 from ft.models import vision
-from ft.score import evaluate
+from ft.score import likelihood
 from ft.text import chat_template
 from ft.text.prompts import by_name
 from ft.text.tokens import IGNORE
@@ -137,8 +137,9 @@ def test_a_batch_of_mixed_rows_is_its_rows_one_by_one(base, examples, see):
     def batch(some):
         return vision.batch(some, see, 0)
 
-    options = {"packing": False, "pad": 0, "batch": batch}
-    whole, pairs = (evaluate.loss(base.model, examples, batch_size=n, **options) for n in (4, 2))
+    whole, pairs = (
+        likelihood.loss(base.model, examples, batch_size=n, batch=batch) for n in (4, 2)
+    )
     assert whole == pytest.approx(pairs, rel=1e-5)
 
 

@@ -17,8 +17,8 @@ from support import tiny
 from ft import config
 from ft.errors import UserError
 from ft.runs import folder
+from ft.score import likelihood
 from ft.train import pretraining
-from ft.train.meter import Meter
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "minigpt_pretrain.py"
 TINY = {
@@ -113,7 +113,7 @@ def test_it_learns_and_leaves_a_model(style, text, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(place).eval()
     tokenizer = AutoTokenizer.from_pretrained(place)
     fixed, size = load().corpus.validation([str(text / "corpus/valid.lines")], tokenizer, 16, 320)
-    found = pretraining.validate(model, fixed, size, batch_size=4, autocast=torch.enable_grad)
+    found = likelihood.of_windows(model, fixed, size, batch_size=4, autocast=torch.enable_grad)
     assert found.eval_loss == pytest.approx(end["eval_loss"], rel=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_validation_is_cross_entropy_and_bits_per_byte(text):
     c = settings(text, Path("unused"))
     model = MiniGPTForCausalLM(load().shape(c, tiny.tokenizer()))
     fixed = torch.randint(0, 380, (5, 17)).numpy()
-    found = pretraining.validate(model, fixed, 100, batch_size=2, autocast=torch.enable_grad)
+    found = likelihood.of_windows(model, fixed, 100, batch_size=2, autocast=torch.enable_grad)
     ids = torch.from_numpy(fixed)
     logits = model.eval()(ids[:, :-1]).logits.flatten(0, 1)
     losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
@@ -145,9 +145,9 @@ def test_a_resumed_run_ends_with_the_same_bits(optimizer, style, text, tmp_path,
             raise KeyboardInterrupt
         return begin(self, *args)
 
-    begin = Meter.begin
+    begin = pretraining.Meter.begin
     with monkeypatch.context() as patch:
-        patch.setattr(Meter, "begin", killed)
+        patch.setattr(pretraining.Meter, "begin", killed)
         with pytest.raises(KeyboardInterrupt):
             train(text, tmp_path / "cut", **same)
     cut = tmp_path / "cut"
@@ -175,9 +175,9 @@ def test_a_signal_saves_a_checkpoint_to_go_on_from(text, tmp_path, monkeypatch, 
             os.kill(os.getpid(), signal.SIGTERM)
         end(self, loss)
 
-    end = Meter.end
+    end = pretraining.Meter.end
     with monkeypatch.context() as patch:
-        patch.setattr(Meter, "end", asked)
+        patch.setattr(pretraining.Meter, "end", asked)
         with pytest.raises(SystemExit) as stopped:
             train(text, tmp_path / "run")
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -196,7 +196,7 @@ def test_what_a_gpu_still_takes_when_a_line_is_logged_is_time_of_the_steps():
     lines = []
     record = SimpleNamespace(log=lines.append)
     options = {"step_tokens": 4, "flops": 1.0, "max_steps": 2, "max_minutes": None}
-    with Meter(accelerator, record, **options) as meter:
+    with pretraining.Meter(accelerator, record, **options) as meter:
         meter.begin()
         meter.end(torch.tensor(1.0))
         before = meter.seconds

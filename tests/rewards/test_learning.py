@@ -5,7 +5,7 @@ import torch
 from support import learner
 
 from ft.errors import UserError
-from ft.rewards import learning, pairs, policy
+from ft.rewards import drawn, learning, policy
 from ft.runs import folder, opened
 from ft.score.rewards import Reward
 from ft.text.tokens import prompt_ids
@@ -32,7 +32,13 @@ def r(tmp_path):
 
 
 def trainer(base, r, finished, reward=EARLY, method="grpo", **options):
-    settings = {"prompts": 2, "n": 4, "batch_size": 4, "max_new_tokens": 8, "learning_rate": 1e-2}
+    settings = {
+        "prompts": 2,
+        "n": 4,
+        "per_device_train_batch_size": 4,
+        "max_new_tokens": 8,
+        "learning_rate": 1e-2,
+    }
     settings |= {"beta": 0.0, "max_steps": 2, "seed": 0} | options
     return learning.grpo(
         base.model,
@@ -97,8 +103,8 @@ def learn(made, r, watch=lambda step: None, **options):
 
 
 def dpo(base, r, finished, rows, **options):
-    found = pairs.encode(rows, finished.template, base.tokenizer)
-    settings = {"learning_rate": 1e-2, "beta": 0.1, "batch_size": 2} | options
+    found = drawn.encode_pairs(rows, finished.template, base.tokenizer)
+    settings = {"learning_rate": 1e-2, "beta": 0.1, "per_device_train_batch_size": 2} | options
     return learning.dpo(base.model, base.tokenizer, found, folder=r.folder, **settings)
 
 
@@ -113,7 +119,7 @@ def test_the_adapter_moves_and_its_start_stays(method, beta, base, r, finished):
         learning_rate=3e-2,
         beta=beta,
         n=16,
-        batch_size=16,
+        per_device_train_batch_size=16,
         max_new_tokens=2,
         max_steps=10,
     )
@@ -131,7 +137,7 @@ def test_the_reward_rises(method, beta, base, r, finished):
     def first_half(text, _):
         return sum("a" <= letter <= "m" for letter in text) / (1 + len(text))
 
-    options = {"n": 16, "batch_size": 32, "learning_rate": 3e-2, "max_steps": 14}
+    options = {"n": 16, "per_device_train_batch_size": 32, "learning_rate": 3e-2, "max_steps": 14}
     made = trainer(
         base, r, finished, Reward("first half", first_half), method, beta=beta, **options
     )
@@ -142,7 +148,7 @@ def test_the_reward_rises(method, beta, base, r, finished):
 
 def test_chosen_answers_become_more_likely_than_rejected_ones(base, r, finished):
     rows = [row | {"chosen": "le chat", "rejected": "the cat"} for row in ROWS]
-    learn(dpo(base, r, finished, rows, batch_size=3, num_train_epochs=3), r)
+    learn(dpo(base, r, finished, rows, per_device_train_batch_size=3, num_train_epochs=3), r)
     lines = [line for line in r.metrics() if "rewards/margins" in line]
     margins = [line["rewards/margins"] for line in lines]
     assert len(margins) == 6
@@ -156,7 +162,7 @@ PAIR = [ROWS[0] | {"chosen": "a", "rejected": "b"}] * 4
 
 def test_time_is_over(base, r, finished):
     looked = []
-    made = dpo(base, r, finished, PAIR, batch_size=1)
+    made = dpo(base, r, finished, PAIR, per_device_train_batch_size=1)
     assert learn(made, r, looked.append, seconds=0).steps == 1
     assert looked == [1]
 
@@ -180,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(base, r, finished):
 
 def test_numbers_that_do_not_fit(base, r, finished):
     with pytest.raises(UserError, match="the 8 answers of a step must be a multiple"):
-        trainer(base, r, finished, batch_size=3)
+        trainer(base, r, finished, per_device_train_batch_size=3)
     with pytest.raises(UserError, match="n must be 2 or more"):
         trainer(base, r, finished, n=1)
 

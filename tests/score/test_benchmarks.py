@@ -214,7 +214,9 @@ def test_a_runs_base_and_tuned_model_are_compared(place, monkeypatch):
         return {"results": {"all": found, "part": found}} | groups | dict.fromkeys(keys, {})
 
     monkeypatch.setattr(benchmarks, "evaluate", evaluate)
-    result = benchmarks.compare(opened.finished(place / "run"), [], precision="fp32", limit=3)
+    result = benchmarks.compare(
+        opened.finished(place / "run"), [], precision="fp32", limit=3
+    ).values
     assert result["shown"] == ["all"]
     assert result["limit"] == 3
     assert not torch.equal(*asked)

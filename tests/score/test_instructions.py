@@ -9,7 +9,7 @@ from support import tiny, toy
 from ft.errors import UserError
 from ft.kernels import cross_entropy
 from ft.models import lora
-from ft.score import evaluate, instructions
+from ft.score import instructions, likelihood
 from ft.text import prompts
 
 
@@ -75,17 +75,16 @@ def result():
         rows,
         toy.examples(3),
         ask={"instruction": "table"},
-        packing=True,
         max_new_tokens=5,
     )
-    return found, model
+    return found.values, found.table, model
 
 
 def test_the_adapter_is_off_for_the_base(result):
-    found, _ = result
+    found, _, _ = result
     plain = tiny.build("gemma3_text")
     cross_entropy.install(plain)
-    seen = evaluate.likelihood(plain, toy.examples(3), packing=True, pad=0)
+    seen = likelihood.of_examples(plain, toy.examples(3))
     assert found["base"]["loss"] == pytest.approx(seen.loss, rel=1e-6)
     assert found["base"]["perplexity"] == pytest.approx(seen.perplexity, rel=1e-6)
     assert found["base"]["accuracy"] == seen.accuracy
@@ -93,7 +92,7 @@ def test_the_adapter_is_off_for_the_base(result):
 
 
 def test_the_last_answer_of_a_conversation_is_its_reference(result):
-    found, _ = result
+    found, _, _ = result
     assert [s["reference"] for s in found["samples"]] == ["the cat", "cat"]
     assert [s["prompt"] for s in found["samples"]] == [
         f"<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n"
@@ -102,27 +101,14 @@ def test_the_last_answer_of_a_conversation_is_its_reference(result):
 
 
 def test_who_stops_is_counted(result):
-    found, _ = result
+    found, _, _ = result
     for name in ("base", "tuned"):
         assert 0 <= found[name]["stopped"] <= 1
         assert found[name]["answer_tokens"] == 5 or found[name]["stopped"] > 0
 
 
 def test_the_table_has_every_figure(result):
-    found, _ = result
-    shown = instructions.table(found)
+    found, shown, _ = result
     for word in ("test, 2 answers", "perplexity", "token accuracy", "stopped by itself", "ROUGE-L"):
         assert word in shown
     assert found["signatures"]["chrf"] in shown
-
-
-def test_likelihood_is_the_same_packed_and_padded():
-    model = tiny.build("gemma3_text")
-    cross_entropy.install(model)
-    examples = toy.examples(7)
-    packed, padded = (
-        evaluate.likelihood(model, examples, packing=packing, pad=0, batch_size=3)
-        for packing in (True, False)
-    )
-    assert packed.loss == pytest.approx(padded.loss, rel=1e-6)
-    assert (packed.accuracy, packed.tokens) == (padded.accuracy, padded.tokens)

@@ -16,7 +16,7 @@ from ft.kernels import cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
 from ft.runs import folder
-from ft.score import evaluate
+from ft.score import likelihood, translation
 from ft.text import prompts, tokens
 
 
@@ -99,7 +99,7 @@ def go(
         tiny.tokenizer(),
         examples(rows, seed=data_seed),
         run=r,
-        validate=lambda: evaluate.loss(model, valid, packing=packing, pad=0),
+        validate=lambda: likelihood.loss(model, valid),
         learning_rate=rate,
         num_train_epochs=epochs,
         per_device_train_batch_size=batch,
@@ -119,16 +119,15 @@ def go(
         text = [{"source": "cat " * n, "target": "le chat"} for n in (1, 5, 9)]
         ask = {"source": "the cat sleeps"}
         r.note(
-            judged=evaluate.before_after(
+            judged=translation.before_after(
                 model,
                 tiny.tokenizer(),
                 template,
                 text,
                 valid,
                 ask=ask,
-                packing=packing,
                 max_new_tokens=5,
-            )
+            ).values
         )
     return trained
 

@@ -70,11 +70,11 @@ def test_the_saved_adapter_loads_with_peft_and_gives_the_same_loss(whole):
     from peft import PeftModel
 
     from ft.kernels import cross_entropy
-    from ft.score import evaluate
+    from ft.score import likelihood
 
     model = PeftModel.from_pretrained(tiny.build("gemma3_text"), str(whole))
     cross_entropy.install(model.get_base_model())
-    found = evaluate.loss(model, toy.examples(6, seed=1), packing=True, pad=0)
+    found = likelihood.loss(model, toy.examples(6, seed=1))
     assert found == pytest.approx(lines(whole, "eval_loss")[-1], rel=1e-6)
 
 

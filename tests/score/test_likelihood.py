@@ -1,15 +1,63 @@
-"""Log-probabilities of given tokens against the model's own logits, values and gradients."""
+"""Losses are weighted by token however examples lie, and log-probabilities are those of the model's own logits."""
 
 import pytest
 import torch
-from support import tiny
+from support import tiny, toy
 from support.toy import examples
 
 from ft import models
+from ft.errors import UserError
 from ft.kernels import cross_entropy
 from ft.models import lora
-from ft.score import logprobs
+from ft.score import likelihood
 from ft.text.tokens import IGNORE
+
+
+@pytest.fixture
+def model():
+    made = tiny.build("gemma3_text")
+    cross_entropy.install(made)
+    return made
+
+
+def test_the_loss_is_a_mean_over_tokens_not_over_examples(model, monkeypatch):
+    examples = toy.examples(5)
+    summed = count = 0.0
+    for example in examples:
+        ids = torch.tensor([example["input_ids"]])
+        labels = torch.tensor(example["labels"])[1:]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        summed += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += (labels != -100).sum().item()
+    for packing in (True, False):
+        monkeypatch.setattr(likelihood, "packs_exactly", lambda _, packing=packing: packing)
+        found = likelihood.loss(model, examples, batch_size=2)
+        assert found == pytest.approx(summed / count, rel=1e-6)
+
+
+def test_validation_leaves_training_mode_as_it_was(model):
+    for mode in (True, False):
+        model.train(mode)
+        likelihood.loss(model, toy.examples(2))
+        assert model.training is mode
+
+
+def test_nothing_supervised_is_an_error(model):
+    example = {"input_ids": [2, 5, 1], "labels": [-100] * 3}
+    with pytest.raises(UserError, match="no position is supervised"):
+        likelihood.loss(model, [example])
+
+
+def test_likelihood_is_the_same_packed_and_padded(monkeypatch):
+    model = tiny.build("gemma3_text")
+    cross_entropy.install(model)
+    examples = toy.examples(7)
+    packed = likelihood.of_examples(model, examples, batch_size=3)
+    monkeypatch.setattr(likelihood, "packs_exactly", lambda _: False)
+    padded = likelihood.of_examples(model, examples, batch_size=3)
+    assert packed.loss == pytest.approx(padded.loss, rel=1e-6)
+    assert (packed.accuracy, packed.tokens) == (padded.accuracy, padded.tokens)
 
 
 def plain(model, example) -> torch.Tensor:
@@ -33,7 +81,7 @@ def test_values_and_gradients_are_those_of_the_logits(kind, folder):
     weights = torch.randn(100, generator=torch.Generator().manual_seed(0))
     found, gradients = [], []
     for way in (
-        lambda: torch.cat(logprobs.of_examples(model, rows)),
+        lambda: torch.cat(likelihood.logprobs(model, rows)),
         lambda: torch.cat([plain(model, row) for row in rows]),
     ):
         model.zero_grad()
@@ -58,8 +106,8 @@ def test_a_padded_batch_gets_each_examples_values_in_its_place():
         ids[i, at], labels[i, at] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
         mask[i, at] = 1
     with torch.no_grad():
-        found = logprobs.of_batch(model, ids, mask, labels)
-        alone = logprobs.of_examples(model, rows)
+        found = likelihood.logprobs_of_batch(model, ids, mask, labels)
+        alone = likelihood.logprobs(model, rows)
     assert found.shape == (3, width - 1)
     for i in range(3):
         assert torch.allclose(found[i][labels[i, 1:] != IGNORE], alone[i], atol=1e-5)

@@ -1,0 +1,185 @@
+"""How likely a model finds tokens: of examples, windows of a text and texts, and with gradients to learn from."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ft.errors import UserError
+from ft.kernels import attention, cross_entropy
+from ft.kernels.recurrent import packs_exactly
+from ft.score import logits
+from ft.text.batches import layout, pack, packed_row, row_length
+from ft.text.tokens import IGNORE, Example
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+ROW = 1024  # tokens of a packed row that is judged: its block mask costs the square of it
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well a model foresees the supervised tokens."""
+
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # share of tokens that it holds the most likely
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
+def loss(model: "nn.Module", examples: Sequence[Example], **options: Any) -> float:
+    """The loss of ``of_examples``."""
+    return of_examples(model, examples, **options).loss
+
+
+def of_examples(
+    model: "nn.Module",
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+    batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
+) -> Likelihood:
+    """Mean cross-entropy and accuracy over all supervised tokens; each process takes its share.
+
+    They are packed, but where that is not exact, or where ``batch``, ``train.sft``'s, lays them out.
+    ``model`` answers ``labels=`` with a summed loss (``ft.kernels.cross_entropy.install``). Raises
+    ``UserError`` when nothing is supervised.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+    from tqdm import tqdm
+
+    state = PartialState()
+    quiet = not (progress and state.is_main_process)
+    lengths = [len(e["input_ids"]) for e in examples]
+    packing = batch is None and packs_exactly(model)
+    if packing:
+        batches = pack(lengths, ROW)
+    else:
+        order = sorted(range(len(examples)), key=lambda i: lengths[i])
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    total = torch.zeros(3, dtype=torch.float64, device=state.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        turns = range(state.process_index, len(batches) + state.process_index, state.num_processes)
+        for turn in tqdm(turns, desc="loss", disable=quiet, leave=False):
+            # with nothing left for this process, one batch more that is not counted: where
+            # parameters are sharded, all processes must run as many
+            counted = turn < len(batches)
+            chosen = [examples[i] for i in batches[turn if counted else 0]]
+            pieces = [batch(chosen)] if batch else []
+            # what pads a row on its right no position sees
+            for piece in pieces or layout(chosen, packing=packing, capacity=ROW, pad=0):
+                piece = {key: value.to(state.device) for key, value in piece.items()}
+                answer = model(**piece)
+                if counted:
+                    total[0] += answer["loss"]
+                    total[1] += answer["correct"]
+                    total[2] += (piece["labels"][:, 1:] != IGNORE).sum()
+    model.train(was_training)
+    if state.num_processes > 1:
+        total = reduce(total)
+    summed, correct, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    if not count:
+        raise UserError("no position is supervised: every label is masked")
+    return Likelihood(summed / count, correct / count, int(count))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a model predicts a text, token by token."""
+
+    eval_loss: float  # nats a token
+    accuracy: float  # share of tokens that were the most likely one
+    perplexity: float
+    bits_per_byte: float  # of UTF-8, so that tokenizers can be compared
+
+    def __str__(self) -> str:
+        return (
+            f"validation loss: {self.eval_loss:.4f}, accuracy {self.accuracy:.1%}, perplexity "
+            f"{self.perplexity:.1f}, {self.bits_per_byte:.4f} bits per byte"
+        )
+
+
+def of_windows(
+    model: Any,
+    windows: "NDArray[np.int64]",
+    size: int,
+    *,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager],
+) -> Validation:
+    """Over windows [N, T + 1] that predict ``size`` bytes; each process takes its share of them."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    state = PartialState()
+    total = torch.zeros(3, dtype=torch.float64, device=state.device)
+    starts = range(0, len(windows), batch_size)[state.process_index :: state.num_processes]
+    for start in starts:
+        ids = torch.from_numpy(windows[start : start + batch_size]).to(state.device)
+        with autocast():
+            found = logits.top(model, ids[:, :-1], k=1, targets=ids[:, 1:])
+        hits = found.ids.squeeze(-1) == ids[:, 1:]
+        total += torch.stack(
+            [-found.target_logprobs.double().sum(), hits.sum(), (hits | True).sum()]
+        )
+    nats, right, tokens = (reduce(total) if state.num_processes > 1 else total).tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    loss = nats / tokens
+    perplexity = math.exp(min(loss, 700.0))
+    return Validation(loss, right / tokens, perplexity, nats / math.log(2) / size)
+
+
+def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
+    """The log-probabilities [n] of each example's supervised tokens, by the model as it is now.
+
+    Gradients flow to all but the head. The examples run as packed rows without padding, and only
+    supervised positions meet the head, whose logits exist a tile at a time.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    weight, cap = model.get_output_embeddings().weight, cross_entropy.softcap_of(model.config)
+    trunk = model.get_decoder()
+    found: dict[int, Tensor] = {}
+    lengths = [len(example["input_ids"]) for example in examples]
+    for row in pack(lengths, row_length(device.type)):
+        chosen = [examples[i] for i in row]
+        piece = {key: value.to(device) for key, value in packed_row(chosen).items()}
+        labels, options = piece.pop("labels"), dict[str, Any]()
+        if attention.installed(model):
+            options["example_lengths"] = [lengths[i] for i in row]
+            options |= attention.no_mask(model, piece["position_ids"])
+        hidden = trunk(**piece, use_cache=False, **options).last_hidden_state
+        kept, targets = cross_entropy.supervised(hidden, weight, labels)
+        counts = [sum(label != IGNORE for label in e["labels"][1:]) for e in chosen]
+        values = -cross_entropy.token_losses(kept, weight, targets, cap)
+        found |= zip(row, torch.split(values, counts), strict=True)
+    return [found[i] for i in range(len(examples))]
+
+
+def logprobs_of_batch(model: Any, ids: "Tensor", mask: "Tensor", labels: "Tensor") -> "Tensor":
+    """The log-probability of each next token [B, T - 1] of a padded batch; 0 where it has no label.
+
+    ``ids``, ``mask`` (0 at padding, on either side) and ``labels`` are [B, T].
+    """
+    import torch
+
+    examples: list[Example] = [
+        {"input_ids": row[kept].tolist(), "labels": label[kept].tolist()}
+        for row, kept, label in zip(ids, mask.bool(), labels, strict=True)
+    ]
+    values = torch.cat(logprobs(model, examples))
+    wanted = labels[:, 1:] != IGNORE
+    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)

@@ -1,0 +1,178 @@
+"""How good translations are: BLEU and chrF with signature, interval and paired test, base beside tuned."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ft.errors import UserError
+from ft.generate.answers import greedy
+from ft.score import comparison, likelihood
+from ft.score.comparison import RESAMPLES, SEED, Comparison
+from ft.text.prompts import Template
+from ft.text.tokens import Example
+
+RATIO = 2.0  # tokens that a scored answer may have for each of its prompt, and 16 more
+LABELS = {"bleu": "BLEU", "chrf": "chrF"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model makes of some rows: ``before_after`` has two of them."""
+
+    loss: float
+    translations: list[str]
+    answer: str  # to a row that every run is asked
+
+
+def before_after(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    examples: Sequence[Example],
+    *,
+    ask: dict[str, str],
+    base: Any | None = None,
+    max_new_tokens: int = 256,
+    split: str = "test",
+) -> Comparison:
+    """The base (by default the model with its adapter switched off) against the tuned model.
+
+    The values are loss and ``scores`` of both on the same rows, their translations, the answers to
+    the row ``ask``, and the seconds that it took.
+    """
+    start = time.perf_counter()
+
+    def judged(each: Any) -> Judged:
+        return judge(
+            each, tokenizer, template, rows, examples, ask=ask, max_new_tokens=max_new_tokens
+        )
+
+    found = comparison.both(judged, model, base)
+    made = compare(found["base"], found["tuned"], template, rows, ask=ask, split=split)
+    return replace(made, values=made.values | {"seconds": time.perf_counter() - start})
+
+
+def judge(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    examples: Sequence[Example],
+    *,
+    ask: dict[str, str],
+    max_new_tokens: int = 256,
+) -> Judged:
+    """The loss on ``examples``, and the likeliest answer to each of ``rows`` and to ``ask``."""
+    value = likelihood.loss(model, examples, progress=True)
+    *texts, answer = translate(
+        model, tokenizer, template, [*rows, ask], max_new_tokens=max_new_tokens
+    )
+    return Judged(value, texts, answer)
+
+
+def translate(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    *,
+    max_new_tokens: int = 256,
+) -> list[str]:
+    """The likeliest answer to each of ``rows``, no longer than one that is scored may be."""
+    return greedy(
+        model,
+        tokenizer,
+        template,
+        rows,
+        max_new_tokens=max_new_tokens,
+        max_ratio=RATIO,
+        progress=True,
+    )
+
+
+def compare(
+    base: Judged,
+    tuned: Judged,
+    template: Template,
+    rows: Sequence[dict[str, str]],
+    *,
+    ask: dict[str, str],
+    split: str = "test",
+) -> Comparison:
+    """The comparison of ``before_after`` from what ``judge`` found of two models."""
+    result: dict[str, Any] = {"n": len(rows), "ask": template.prompt_for(ask)}
+    references = [row["target"] for row in rows]
+    result |= scores({"base": base.translations, "tuned": tuned.translations}, references)
+    for name, found in (("base", base), ("tuned", tuned)):
+        result[name] |= {"loss": found.loss, "answer": found.answer}
+    result["samples"] = [
+        {"source": row["source"], "reference": row["target"], "base": before, "tuned": after}
+        for row, before, after in zip(rows, base.translations, tuned.translations, strict=True)
+    ]
+    samples = comparison.listed(result["samples"])
+    return Comparison(result, _table(result, split), samples)
+
+
+def _table(result: dict[str, Any], split: str) -> str:
+    lines = [f"\n{split}, {result['n']:,} lines   {'base':>20}   {'tuned':>20}   p"]
+    losses = [f"{result[name]['loss']:.3f}" for name in ("base", "tuned")]
+    lines.append(comparison.row("loss", losses))
+    lines += comparison.scored(result, LABELS)
+    samples = comparison.listed(result["samples"][:10])
+    return "\n".join([*lines, comparison.asked(result), samples])
+
+
+def corpus_chrf(translations: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF2 alone, 0 to 100, as ``scores`` has it."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF().corpus_score(list(translations), [list(references)]).score
+
+
+def scores(
+    systems: dict[str, Sequence[str]], references: Sequence[str], *, seed: int = SEED
+) -> dict[str, Any]:
+    """Corpus BLEU and chrF of several systems' translations of the same lines.
+
+    Returns for each system ``{"bleu": {"score", "low", "high"}, "chrf": …}`` with 95% bootstrap
+    intervals, ``"p_value"`` of every later system against the first by paired bootstrap resampling
+    (Koehn 2004, as sacreBLEU computes it), and ``"signatures"``, without which a score says nothing.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.significance import PairedTest
+
+    lengths = {name: len(lines) for name, lines in systems.items()} | {
+        "references": len(references)
+    }
+    if len(set(lengths.values())) != 1:
+        raise UserError(f"translations and references differ in number: {lengths}")
+    os.environ.setdefault("SACREBLEU_SEED", str(seed))
+    # force: the lines are detokenised already, so sacreBLEU need not warn that they might not be
+    metrics = {
+        "BLEU": BLEU(references=[references], force=True),
+        "chrF2": CHRF(references=[references]),
+    }
+    named: list[tuple[str, Sequence[str]]] = [(name, list(s)) for name, s in systems.items()]
+    test = PairedTest(named, metrics, references=None, test_type="bs", n_samples=RESAMPLES)
+    signatures, found_by_metric = test()
+    table: Any = found_by_metric
+    result: dict[str, Any] = {name: {} for name in systems}
+    result["p_value"] = {}
+    result["signatures"] = {}
+    for metric, key in (("BLEU", "bleu"), ("chrF2", "chrf")):
+        result["signatures"][key] = str(signatures[metric])
+        for name, found in zip(table["System"], table[metric], strict=True):
+            name = name.removeprefix("Baseline: ")
+            mean, half = float(found.mean), float(found.ci)
+            result[name][key] = {
+                "score": float(found.score),
+                "low": mean - half,
+                "high": mean + half,
+            }
+            if found.p_value is not None:
+                result["p_value"].setdefault(name, {})[key] = float(found.p_value)
+    return result
