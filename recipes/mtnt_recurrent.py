@@ -139,7 +139,7 @@ def main(c: Config) -> None:
     folder.check_folder(c.output_dir, **place)
     splits, t = rows(c), template(c)
 
-    from ft import memory, models, train
+    from ft import models, train
     from ft.kernels import recurrent
     from ft.models import lora, parameters
     from ft.plan import settings
@@ -150,8 +150,7 @@ def main(c: Config) -> None:
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
     autocast = not c.lora_r and c.precision == "auto" and machine.here().bf16
     if not c.lora_r and precision != "nf4":
-        shape = models.load_config(c.model_name_or_path)
-        machine.say(memory.check(shape, optim=c.optim, precision=precision))
+        machine.say(settings.check_memory(config.to_dict(c)))
     base = models.load(
         c.model_name_or_path,
         precision=precision,

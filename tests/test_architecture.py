@@ -31,11 +31,8 @@ MAY_IMPORT = {  # each row also its own package
 }
 # imports that turn round with the merges still to come
 TURNS = {
-    "ft.memory": {"ft.machine", "ft.models.parameters", "ft.train.optim"},
     "ft.plan.parts": {"ft.kernels.attention", "ft.kernels.fused_head"},
 }
-MAY_IMPORT |= {"memory": set()}
-FREE |= {"memory"}
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
 HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyarrow"}
 # subclasses of TRL's, transformers' and torch's classes, imported where they are needed; all kernels too

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.plan import shapes
-from ft.plan.known_shapes import TABLE, Shape
+from ft.plan.shapes import TABLE, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,8 +8,8 @@ from typing import Any
 
 from ft import machine
 from ft.errors import UserError, nearest
-from ft.plan import devices
 from ft.plan import settings as fit
+from ft.plan import time
 from ft.plan.peak import GIB, MIB, Plan
 
 
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--fit", dest="to_fit", metavar="SIZE", help="settings that fit into, say, 16GB"
     )
     parser.add_argument(
-        "--device", metavar="NAME", help=f"cpu (this machine), or {', '.join(devices.DEVICES)}"
+        "--device", metavar="NAME", help=f"cpu (this machine), or {', '.join(time.DEVICES)}"
     )
     parser.add_argument("--processes", type=int, default=1, help="GPUs that train together")
     parser.add_argument(
@@ -44,8 +44,8 @@ def command(
 
     if gpu and to_fit:
         raise UserError("give --gpu (does it fit) or --fit (what fits), not both")
-    if device and device != "cpu" and device not in devices.DEVICES:
-        known = ("cpu", *devices.DEVICES)
+    if device and device != "cpu" and device not in time.DEVICES:
+        known = ("cpu", *time.DEVICES)
         raise UserError(
             f"--device {device}: no such device in the table; known: {', '.join(known)}."
             + nearest(device, known)
@@ -64,7 +64,7 @@ def command(
     if asked:
         room = size_of(asked, "--gpu" if gpu else "--fit")
     else:
-        room = devices.DEVICES[device][0] * GIB if device in devices.DEVICES else machine.free_ram()
+        room = time.DEVICES[device][0] * GIB if device in time.DEVICES else machine.free_ram()
     where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
     options = {
         "device": where,
@@ -78,7 +78,7 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fit.grid(settings, options)}")
-    print(time_of(module, config, settings, plan, device))
+    print(time.told(plan, settings, device, lambda: module.rows(config)["train"]))
     if plan.peak > room:
         print(
             f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"
@@ -97,34 +97,6 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
         f"({kind}, {plan.precision})\n"
         f"batches of {settings['per_device_train_batch_size']} examples of {settings['max_length']} "
         f"tokens, {packed}{plan.tokens:,} tokens at once, {again}gradient checkpointing"
-    )
-
-
-def time_of(
-    module: Any, config: Any, settings: Mapping[str, Any], plan: Plan, device: str | None
-) -> str:
-    """FLOPs, and the time of an epoch at an assumed share of the device's rate."""
-    token, supervised = (each / 1e9 for each in plan.flops)
-    said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
-    if device in devices.DEVICES:
-        rate, name = devices.DEVICES[device][1] * 1e12, device
-    elif plan.device == "cpu":
-        rate, name = devices.cpu_rate(plan), "this CPU"
-    else:
-        return f"{said}; --device NAME tells the time: {', '.join(devices.DEVICES)}"
-    speed = devices.speed(plan, rate, checkpointing=settings["gradient_checkpointing"])
-    said += (
-        f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {devices.UTILISATION:.0%} are assumed; with half "
-        f"of the tokens supervised {speed:,.0f} tokens/s"
-    )
-    data = str(settings.get("data", ""))
-    if data != "sample" and not Path(data).expanduser().exists():
-        return f"{said}; the time of an epoch is known once {data!r} is here"
-    rows = module.rows(config)["train"]
-    tokens = devices.tokens_of(rows)
-    return (
-        f"{said}; an epoch of {len(rows):,} rows, about {tokens:,.0f} tokens, in about "
-        f"{devices.duration(tokens / speed)}"
     )
 
 

@@ -1,15 +1,27 @@
-"""Bytes of each thing that training keeps in memory: weights, gradients, states, activations, the head's loss."""
+"""Bytes of each thing that training keeps in memory: weights, states, activations, the head's loss, the image tower."""
 
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from ft.kernels import fused_head
 from ft.kernels.attention import QUERIES, ROW
+from ft.models import tiny_vision
 from ft.models.parameters import NF4_BYTES
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
-from ft.plan.known_shapes import Shape
+from ft.plan.shapes import Shape
 from ft.text.batches import PIECE, tiles
 from ft.train.optim import STATE_BYTES
+
+BASE = (  # parts of the base model
+    "base, linear layers",
+    "base, embeddings and head",
+    "base, norms and the like",
+    "image and audio towers",
+)
 
 
 def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
@@ -18,12 +30,13 @@ def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
     inner = blocks.matrices(shape)
     stay = sum(m.numbers for m in inner if not (mode.quantized and m.quantizable))
     packed = sum(m.numbers for m in inner if mode.quantized and m.quantizable)
-    found = {
-        "base, linear layers": int(packed * NF4_BYTES) + stay * mode.width,
-        "base, embeddings and head": tables * mode.width,
-        "base, norms and the like": vectors * mode.width,
-    }
-    return found | ({"image and audio towers": shape.towers * mode.width} if towers else {})
+    sizes = (
+        int(packed * NF4_BYTES) + stay * mode.width,
+        tables * mode.width,
+        vectors * mode.width,
+        shape.towers * mode.width,
+    )
+    return dict(list(zip(BASE, sizes, strict=True))[: 4 if towers else 3])
 
 
 def adapter(shape: Shape, mode: Mode) -> int:
@@ -123,3 +136,60 @@ def flops(shape: Shape, mode: Mode) -> tuple[float, float]:
     trunk += expert * shape.top_k_experts * shape.num_hidden_layers
     extra = 0 if mode.full else 6 * adapter(shape, mode)
     return float(each * trunk + extra), float(each * shape.vocab_size * shape.hidden_size)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The sizes of a SigLIP tower without a pooling head, and of Gemma 3's projector behind it."""
+
+    layers: int
+    hidden: int
+    inner: int
+    patches: int  # of an image
+    patch: int  # pixels of a patch's side
+    text: int  # width of the language model
+
+    @property
+    def parameters(self) -> int:
+        """Of tower and projector."""
+        h = self.hidden
+        layer = 4 * (h * h + h) + 2 * h * self.inner + self.inner + h + 4 * h
+        around = 3 * self.patch**2 * h + h + self.patches * h + 2 * h
+        return self.layers * layer + around + self.projector
+
+    @property
+    def projector(self) -> int:
+        """Parameters of the projector."""
+        return self.hidden * (self.text + 1)
+
+    def adapter(self, r: int) -> int:
+        """Parameters of an adapter on the tower's linear layers."""
+        h = self.hidden
+        return self.layers * r * (4 * 2 * h + 2 * (h + self.inner))
+
+    def kept(self, images: int, width: int, *, checkpointing: bool) -> int:
+        """Bytes that its layers keep of a batch's images for the backward."""
+        layer = images * self.patches * (8 * self.hidden + 2 * self.inner) * width
+        if not checkpointing:
+            return self.layers * layer
+        return self.layers * images * self.patches * self.hidden * width + layer
+
+    def passing(self, images: int, width: int) -> int:
+        """Bytes that a layer takes where nothing is kept: input, and attention or MLP, whichever is more."""
+        most = max(4 * self.hidden, 2 * self.inner)
+        return images * self.patches * (2 * self.hidden + most) * width
+
+
+def tower_of(name: str, shape: Shape) -> Tower | None:
+    """The tower of a Gemma 3 by Hub id or local folder; none where its sizes are not known (Gemma 3n and 4)."""
+    if re.fullmatch(r"google/gemma-3-(4b|12b|27b)-(it|pt)", name):
+        return Tower(27, 1152, 4304, 64 * 64, 14, shape.hidden_size)
+    file = Path(name).expanduser() / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = tiny_vision.CONFIG if name == "tiny-vision" else config
+    if config.get("model_type") != "gemma3":
+        return None
+    v = config["vision_config"]
+    patches = (v["image_size"] // v["patch_size"]) ** 2
+    sizes = (v["num_hidden_layers"], v["hidden_size"], v["intermediate_size"])
+    return Tower(*sizes, patches, v["patch_size"], shape.hidden_size)

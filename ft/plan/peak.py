@@ -1,15 +1,17 @@
 """What a run will need in memory, by name, before anything is loaded."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ft.plan import layers as blocks
 from ft.plan import parts
 from ft.plan.autograd import Mode
-from ft.plan.known_shapes import Shape
+from ft.plan.shapes import Shape
 from ft.text import batches
+from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
 MIB = 2**20
@@ -119,9 +121,8 @@ def plan_of(
     )
     if mode.attention in ("masked", "eager") and packing:
         seen = [sum(seen)]
-    return _plan(
+    step = _Step(
         *(shape, mode, seen, 1 if packing else batch),
-        precision=precision,
         optim=optim,
         device=device,
         checkpointing=checkpointing,
@@ -131,6 +132,7 @@ def plan_of(
         processes=processes,
         sharded=sharded,
     )
+    return _plan(step, precision=precision)
 
 
 def _attention(shape: Shape, device: str, packing: bool) -> Any:
@@ -141,62 +143,112 @@ def _attention(shape: Shape, device: str, packing: bool) -> Any:
     return "by_example" if packing else "sdpa"
 
 
-def _plan(
-    shape: Shape,
-    mode: Mode,
-    seen: Sequence[int],
-    rows: int,
-    *,
-    precision: str,
-    optim: str,
-    device: str,
-    checkpointing: bool,
-    several: bool,
-    varied: bool,
-    supervised: int,
-    processes: int,
-    sharded: bool,
-) -> Plan:
-    share = processes if sharded else 1
-    table = shape.vocab_size * shape.hidden_size * mode.width  # the head's, and the embedding's
-    trained = parts.trained(shape, mode)
-    base = parts.weights(shape, mode, towers=mode.full)
-    start = {"CUDA context": CONTEXT}
-    if device == "cpu":
-        start = {
+@dataclass(frozen=True)
+class _Step:
+    """A training step, by what its bytes depend on."""
+
+    shape: Shape
+    mode: Mode
+    seen: Sequence[int]  # the lengths that attention sees at once
+    rows: int
+    optim: str
+    device: str
+    checkpointing: bool
+    several: bool  # passes before the optimizer steps
+    varied: bool  # rows of ever new lengths
+    supervised: int  # tokens
+    processes: int
+    sharded: bool
+
+    @property
+    def share(self) -> int:
+        """How many processes hold the parameters together."""
+        return self.processes if self.sharded else 1
+
+    @property
+    def gradients(self) -> int:
+        width = self.mode.width if self.mode.full else 4
+        return parts.trained(self.shape, self.mode) * width // self.share
+
+    @property
+    def start(self) -> dict[str, int]:
+        """What is there before the model."""
+        if self.device == "cuda":
+            return {"CUDA context": CONTEXT}
+        return {
             "libraries": LIBRARIES + TRAINER,
-            "tokenizer": shape.vocab_size * TOKENIZER,
+            "tokenizer": self.shape.vocab_size * TOKENIZER,
         }
-    gradients = trained * (mode.width if mode.full else 4) // share
-    always = start | {name: size // share for name, size in base.items()}
-    always["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // share
-    always[f"optimizer states, {optim}"] = parts.states(shape, mode, optim) // share
-    if processes > 1 and not sharded:
-        always["DDP buckets"] = gradients
-    if device == "cpu" and varied and mode.product == 2:
-        always["kernels, by shape"] = KERNELS
-    if sharded:
-        root = sum(size for name, size in base.items() if "layers" not in name)
-        always["FSDP, gathered layers"] = root + 2 * parts.layer_weights(shape, mode)
-    layers, passing, whole = parts.activations(shape, mode, seen, rows, checkpointing=checkpointing)
-    scattered = SCATTERED[device, checkpointing]
-    if device == "cpu" and several and not checkpointing:
+
+    @property
+    def base(self) -> dict[str, int]:
+        """The model as it is loaded, whole in each process."""
+        return parts.weights(self.shape, self.mode, towers=self.mode.full)
+
+
+def _plan(step: _Step, *, precision: str) -> Plan:
+    moments = _moments(step)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    most: dict[str, int] = {}
+    for named in moments.values():
+        most |= {name: max(size, most.get(name, 0)) for name, size in named.items()}
+    shape, mode = step.shape, step.mode
+    return Plan(
+        device=step.device,
+        precision=precision,
+        product=mode.product,
+        moment=moment,
+        parts=tuple((name, size) for name, size in moments[moment].items() if size),
+        most=tuple((name, size) for name, size in most.items() if size),
+        parameters=sum(blocks.count(shape)) + shape.towers * mode.full,
+        trained=parts.trained(shape, mode),
+        tokens=sum(step.seen),
+        flops=parts.flops(shape, mode),
+    )
+
+
+def _always(step: _Step) -> dict[str, int]:
+    """What a step has from its beginning to its end."""
+    shape, mode = step.shape, step.mode
+    found = step.start | {name: size // step.share for name, size in step.base.items()}
+    trained = parts.trained(shape, mode)
+    found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
+    found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share
+    if step.processes > 1 and not step.sharded:
+        found["DDP buckets"] = step.gradients
+    if step.device == "cpu" and step.varied and mode.product == 2:
+        found["kernels, by shape"] = KERNELS
+    if step.sharded:
+        root = sum(size for name, size in step.base.items() if "layers" not in name)
+        found["FSDP, gathered layers"] = root + 2 * parts.layer_weights(shape, mode)
+    return found
+
+
+def _moments(step: _Step) -> dict[str, dict[str, int]]:
+    """Named bytes at each moment that may be the peak."""
+    shape, mode, always = step.shape, step.mode, _always(step)
+    layers, passing, whole = parts.activations(
+        shape, mode, step.seen, step.rows, checkpointing=step.checkpointing
+    )
+    scattered = SCATTERED[step.device, step.checkpointing]
+    if step.device == "cpu" and step.several and not step.checkpointing:
         scattered = SCATTERED_BY_PASSES
     kept = always | {
         "activations": layers,
-        "attention masks": parts.masks(shape, mode, seen),
-        "attention scores in flight": parts.scores(shape, mode, seen),
+        "attention masks": parts.masks(shape, mode, step.seen),
+        "attention scores in flight": parts.scores(shape, mode, step.seen),
         "dequantised layer in flight": parts.largest(shape, mode),
         "fragmentation": int(scattered * whole),
     }
     # all parameters' gradients arrive as the activations go, unless those of an earlier row are there
-    if several or not mode.full:
-        kept["gradients"] = gradients
-    tied = table if mode.full else 0
+    if step.several or not mode.full:
+        kept["gradients"] = step.gradients
+    # of the head and of the embedding, which are one
+    tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0
     moments = {
         "in the loss": kept
         | {
-            "loss of the head": parts.head(shape, mode, supervised, device),
+            "loss of the head": parts.head(shape, mode, step.supervised, step.device),
             "gradient of the head": tied,
         },
         "in the backward": kept
@@ -206,38 +258,58 @@ def _plan(
         },
         "at the end of the backward": always
         | {
-            "gradients": gradients,
-            "gradient of the embedding": tied * (2 if several else 1),
+            "gradients": step.gradients,
+            "gradient of the embedding": tied * (2 if step.several else 1),
         },
     }
-    if device == "cpu":
-        moments["while it loads"] = _loading(shape, mode, start, base)
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
-    most: dict[str, int] = {}
-    for named in moments.values():
-        most |= {name: max(size, most.get(name, 0)) for name, size in named.items()}
-    return Plan(
-        device=device,
-        precision=precision,
-        product=mode.product,
-        moment=moment,
-        parts=tuple((name, size) for name, size in moments[moment].items() if size),
-        most=tuple((name, size) for name, size in most.items() if size),
-        parameters=sum(blocks.count(shape)) + shape.towers * mode.full,
-        trained=trained,
-        tokens=sum(seen),
-        flops=parts.flops(shape, mode),
-    )
+    if step.device == "cpu":
+        moments["while it loads"] = _loading(step)
+    return moments
 
 
-def _loading(
-    shape: Shape, mode: Mode, start: dict[str, int], base: dict[str, int]
-) -> dict[str, int]:
+def _loading(step: _Step) -> dict[str, int]:
     """A file of another dtype is mapped while it is converted; of the same one it is the model."""
+    shape, mode = step.shape, step.mode
     number = sum(blocks.count(shape)) + shape.towers
     converted = mode.quantized or mode.width != shape.stored
     extra = {"checkpoint, mapped": number * shape.stored} if converted else {}
     if mode.quantized:  # freed one by one, between what stays
         matrices = blocks.matrices(shape)
         extra["linear layers before quantisation"] = sum(m.numbers for m in matrices) * mode.width
-    return start | {"libraries": LIBRARIES} | base | extra
+    return step.start | {"libraries": LIBRARIES} | step.base | extra
+
+
+def with_tower(
+    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
+) -> Plan:
+    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
+
+    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
+    frozen tower is gone before the language model's peak.
+    """
+    tower = parts.tower_of(settings["model_name_or_path"], shape)
+    rank, optim = settings["lora_r"], settings["optim"]
+    counted = (
+        not rank and shape.towers
+    )  # a table's towers are in the plan of a model that trains whole
+    size = 0 if counted else tower.parameters if tower else shape.towers
+    always = {"image tower and projector": size * width} if size else {}
+    most: dict[str, int] = {}
+    trained = 0
+    if tower and settings["train_vision"]:
+        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
+        each = 4 if rank else width
+        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
+        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
+        always["activations of the tower"] = tower.kept(
+            images, width, checkpointing=settings["gradient_checkpointing"]
+        )
+    elif tower:
+        most["images, passing the tower"] = tower.passing(images, width)
+    return dataclasses.replace(
+        plan,
+        parts=(*plan.parts, *always.items()),
+        most=(*plan.most, *always.items(), *most.items()),
+        parameters=plan.parameters + size,
+        trained=plan.trained + trained,
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from ft import machine
 from ft.errors import UserError, nearest
-from ft.plan import layers, peak, shapes, tower
+from ft.models import sources
+from ft.plan import layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
 from ft.train.optim import choose
 
@@ -85,13 +86,49 @@ def of(
     )
     if not sees:
         return plan
-    return tower.added(
+    return peak.with_tower(
         plan,
         shape,
         {**settings, "optim": optim},
         width=4 if precision == "fp32" or not bf16 else 2,
         images=settings["per_device_train_batch_size"] if images is None else images,
     )
+
+
+def check_memory(settings: Mapping[str, Any]) -> str:
+    """What training all parameters takes here, as a line, before any weight is read.
+
+    Raises ``UserError`` where not even weights, gradients and optimizer states fit; activations come on
+    top. Where parameters are sharded (FSDP), the processes share gradients and states.
+    """
+    name, optim = settings["model_name_or_path"], settings["optim"]
+    place = name if name == "embedded" else str(sources.fetch(name, weights=False))
+    room, where = machine.free_memory()
+    # one example: its gradients alone
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    plan = of({**settings, **one, "model_name_or_path": place}, device="cuda")
+    held = dict(plan.most)
+    weights = sum(held.get(part, 0) for part in parts.BASE)
+    gradients = held["gradients"] + held["gradient of the embedding"]
+    states = held.get(f"optimizer states, {optim}", 0)
+    total, *each = (
+        f"{n / GIB:.1f}" for n in (weights + gradients + states, weights, gradients, states)
+    )
+    need = (
+        f"{plan.parameters:,} parameters need {total} GiB (weights {each[0]}, gradients {each[1]}, "
+        f"optimizer states {each[2]}), and the activations on top"
+    )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if sharded else 1
+    if weights + (gradients + states) // processes > room:
+        others = ["--optim sgd, which keeps no states"] * bool(states)
+        others += ["--precision bf16, which halves all"] * (plan.precision != "bf16")
+        others += ["--lora-r 16, which trains an adapter alone"]
+        raise UserError(
+            f"full-parameter training with optim={optim} will not fit: {need}; {where} has "
+            f"{room / GIB:.1f} GiB free. Use {', or '.join(others)}."
+        )
+    return f"memory: {need}; {room / GIB:.1f} GiB are free"
 
 
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:

@@ -14,8 +14,8 @@ from ft import machine
 from ft.cli import plan
 from ft.config import to_dict
 from ft.errors import UserError
-from ft.plan import devices
 from ft.plan import settings as fit
+from ft.plan import time
 from ft.plan.peak import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,7 @@ def test_it_takes_under_three_seconds_and_no_torch():
 
 def test_this_machine_is_planned_for_and_measured(capsys, monkeypatch):
     monkeypatch.setattr(machine, "free_ram", lambda: 32 * GIB)
-    monkeypatch.setattr(devices, "cpu_rate", lambda _: 1e12)
+    monkeypatch.setattr(time, "cpu_rate", lambda _: 1e12)
     said = run(capsys, RECIPE)
     assert "peak of the process" in said
     assert "this CPU: 1.00 TFLOP/s" in said
@@ -194,12 +194,12 @@ def test_a_rate_makes_a_time():
             "gradient_accumulation_steps": 1,
         }
     )
-    fast, slow = (devices.speed(made, 1e14, checkpointing=again) for again in (False, True))
+    fast, slow = (time.speed(made, 1e14, checkpointing=again) for again in (False, True))
     assert fast == pytest.approx(1e14 * 0.4 / (made.flops[0] + made.flops[1] / 2))
     assert slow < fast
-    assert devices.duration(30) == "30 s"
-    assert devices.duration(1800) == "30 min"
-    assert devices.duration(3600 * 5) == "5.0 h"
+    assert time.duration(30) == "30 s"
+    assert time.duration(1800) == "30 min"
+    assert time.duration(3600 * 5) == "5.0 h"
 
 
 # multiprocessors, boost GHz, FLOP that one makes in a cycle with float32 sums
@@ -220,10 +220,10 @@ SILICON = {
 
 
 def test_the_rates_of_gpus_are_what_their_multiprocessors_make():
-    assert SILICON.keys() == devices.DEVICES.keys()
+    assert SILICON.keys() == time.DEVICES.keys()
     for name, (number, clock, flop) in SILICON.items():
         made = number * clock * flop / 1e3
-        assert devices.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
+        assert time.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
 
 
 def test_an_impossible_fit_is_a_users_mistake():

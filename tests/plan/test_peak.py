@@ -73,7 +73,7 @@ def test_a_4_bit_weight_takes_what_bitsandbytes_takes():
     weight = torch.randn(512, 1024)
     packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     taken = packed.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
-    assert weight.numel() * parts.NF4_BITS / 8 == taken
+    assert weight.numel() * parts.NF4_BYTES == taken
 
 
 def test_embeddings_and_what_bitsandbytes_skips_stay_in_16_bits():

@@ -11,7 +11,7 @@ from support import tiny
 from ft.errors import UserError
 from ft.models import parameters
 from ft.plan import layers, shapes
-from ft.plan.known_shapes import DEFAULTS, TABLE
+from ft.plan.shapes import DEFAULTS, TABLE
 
 # the parameters that the Hub shows beside each model
 PUBLISHED = {

@@ -5,8 +5,8 @@ from support import seeing
 
 from ft import models
 from ft.models import lora, parameters, tiny_vision
-from ft.plan import settings, shapes, tower
-from ft.plan.known_shapes import TABLE
+from ft.plan import parts, settings, shapes
+from ft.plan.shapes import TABLE
 
 SETTINGS = {
     "model_name_or_path": "google/gemma-3-4b-it",
@@ -27,11 +27,11 @@ def plan(images=None, **changed):
 
 def test_parameters_are_those_of_the_published_model_and_of_a_built_one(tmp_path):
     shape = shapes.of("google/gemma-3-4b-it")
-    found = tower.of("google/gemma-3-4b-it", shape)
+    found = parts.tower_of("google/gemma-3-4b-it", shape)
     assert found.parameters == TABLE["gemma-3-4b"].towers
     base = models.load(str(seeing.folder(tmp_path)), precision="fp32", text_only=False)
-    built = tower.of(str(tmp_path), shapes.of(str(tmp_path)))
-    assert built == tower.of("tiny-vision", shapes.of("tiny-vision"))
+    built = parts.tower_of(str(tmp_path), shapes.of(str(tmp_path)))
+    assert built == parts.tower_of("tiny-vision", shapes.of("tiny-vision"))
     of_images = [p.numel() for n, p in base.model.named_parameters() if parameters.sees(n)]
     assert built.parameters == sum(of_images)
     model = lora.attach(base, r=4, alpha=8, vision=True)

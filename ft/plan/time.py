@@ -1,6 +1,7 @@
-"""How fast a step is: the rates of some GPUs, or of this CPU as measured, and the share that is reached."""
+"""How long a run takes: rates of GPUs, or of this CPU as measured, tokens a second, and an epoch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ft.machine import matrix_peak
@@ -29,6 +30,41 @@ DEVICES = {
     "h100": (80, 989.4),
     "h200": (141, 989.4),
 }
+
+
+def told(
+    plan: Plan,
+    settings: Mapping[str, Any],
+    device: str | None,
+    rows: Callable[[], Sequence[Mapping[str, Any]]],
+) -> str:
+    """FLOPs, and the time of an epoch of ``rows`` at an assumed share of the device's rate.
+
+    ``device`` is one of ``DEVICES``; any other is this CPU, if the plan is for one. Rows are read where
+    that downloads nothing.
+    """
+    token, supervised = (each / 1e9 for each in plan.flops)
+    said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
+    if device in DEVICES:
+        rate, name = DEVICES[device][1] * 1e12, device
+    elif plan.device == "cpu":
+        rate, name = cpu_rate(plan), "this CPU"
+    else:
+        return f"{said}; --device NAME tells the time: {', '.join(DEVICES)}"
+    reached = speed(plan, rate, checkpointing=settings["gradient_checkpointing"])
+    said += (
+        f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {UTILISATION:.0%} are assumed; with half "
+        f"of the tokens supervised {reached:,.0f} tokens/s"
+    )
+    data = str(settings.get("data", ""))
+    if data != "sample" and not Path(data).expanduser().exists():
+        return f"{said}; the time of an epoch is known once {data!r} is here"
+    found = rows()
+    tokens = tokens_of(found)
+    return (
+        f"{said}; an epoch of {len(found):,} rows, about {tokens:,.0f} tokens, in about "
+        f"{duration(tokens / reached)}"
+    )
 
 
 def speed(plan: Plan, rate: float, *, checkpointing: bool) -> float:

@@ -1,0 +1,80 @@
+"""A recipe's settings as a plan, and the training of all parameters that is refused before weights are read."""
+
+import pytest
+from support import tiny
+
+from ft import machine
+from ft.errors import UserError
+from ft.models import full
+from ft.plan import settings
+from ft.plan.peak import GIB
+from ft.train import optim
+
+FULL = {
+    "precision": "fp32",
+    "lora_r": 0,
+    "optim": "adamw",
+    "max_length": 64,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+}
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    def checked(room: int, kind: str = "gemma", sizes=(), **changed):
+        tiny.config(kind, **dict(sizes)).save_pretrained(tmp_path)
+        monkeypatch.setattr(machine, "free_memory", lambda: (room, "a GPU"))
+        return settings.check_memory(FULL | {"model_name_or_path": str(tmp_path)} | changed)
+
+    return checked
+
+
+@pytest.mark.parametrize("kind", [k for k in tiny.KINDS if k not in tiny.MULTIMODAL])
+def test_the_estimate_is_what_a_step_leaves_behind(kind, check):
+    model = tiny.build(kind)
+    trained = [p for n, p in model.named_parameters() if full.trains(n)]
+    optimizer = optim.create(model, "adamw", learning_rate=1e-3)
+    for p in trained:
+        p.grad = p.detach().clone()
+    optimizer.step()
+    states = [s for p in trained for k, s in optimizer.state[p].items() if k != "step"]
+    head = model.get_input_embeddings().weight
+    weights = sum(p.nbytes for p in model.parameters())
+    least = weights + sum(p.grad.nbytes for p in trained) + head.nbytes
+    least += sum(s.nbytes for s in states)
+    assert f"memory: {sum(p.numel() for p in model.parameters()):,} parameters" in check(
+        least, kind
+    )
+    with pytest.raises(UserError, match="will not fit"):
+        check(least - 1, kind)
+
+
+LARGE = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18}
+
+
+def test_what_will_not_fit_is_refused_with_the_estimate(check, monkeypatch):
+    said = r"optim=adamw will not fit: [\d,]+ parameters need 27.1 GiB \(weights 6.8, .* a GPU has 16.0"
+    with pytest.raises(UserError, match=said) as error:
+        check(16 * GIB, sizes=LARGE)
+    assert "Use --optim sgd" in str(error.value)
+    assert "16.0 GiB are free" in check(16 * GIB, sizes=LARGE, optim="sgd")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "16.0 GiB are free" in check(16 * GIB, sizes=LARGE)
+
+
+def test_less_is_needed_by_sgd_8_bits_and_bf16(check):
+    def states(name: str, precision: str = "fp32") -> float:
+        said = check(64 * GIB, sizes=LARGE, optim=name, precision=precision)
+        return float(said.split("optimizer states ")[1].split(")")[0])
+
+    assert states("sgd") == 0
+    assert states("adamw") == pytest.approx(4 * states("adamw_8bit"), abs=0.2)
+    assert states("adamw") == pytest.approx(2 * states("adamw", "bf16"), abs=0.1)
+
+
+def test_the_ways_out_are_those_that_are_left(check):
+    with pytest.raises(UserError, match="free. Use --lora-r 16, which"):
+        check(10, optim="sgd", precision="bf16")
