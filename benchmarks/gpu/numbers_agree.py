@@ -1,5 +1,6 @@
 """Small steps of LoRA on the GPU, launched and as graphs, against the same on this machine's CPU."""
 
+import functools
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     from ft.generate.answers import generate
     from ft.kernels import cross_entropy
     from ft.models import load, lora
-    from ft.score import evaluate
+    from ft.score import likelihood
     from ft.text import batches
     from ft.train import graphs
 
@@ -84,8 +85,9 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     }
     model.zero_grad()
     pad = base.tokenizer.pad_token_id
-    for name, packing in (("packed", True), ("padded", False)):
-        found[name] = evaluate.loss(model, rows, packing=packing, pad=pad)
+    found["packed"] = likelihood.loss(model, rows)
+    padded = functools.partial(batches.padded_batch, pad=pad)
+    found["padded"] = likelihood.loss(model, rows, batch=padded)
     if precision == "fp32":
         prompts = [[2, 50, 60, 70], [2, 80]]
         answers = generate(model, base.tokenizer, prompts, max_new_tokens=12)

@@ -1,5 +1,6 @@
 """What a visible pretraining loop leans on: its clock, a learning rate, and checkpoints to go on from exactly."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 Schedule = Literal["constant", "linear", "cosine"]
 MODEL, OPTIMIZER, DONE = "model.safetensors", "optimizer.safetensors", "done.json"
+
+
+def digest(value: Any) -> str:
+    """A hash of JSON values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def rate(

@@ -10,7 +10,12 @@ from ft.errors import UserError
 from ft.kernels import cross_entropy
 from ft.models import lora
 from ft.score import likelihood
+from ft.text.batches import padded_batch
 from ft.text.tokens import IGNORE
+
+
+def padded(some):
+    return padded_batch(some, 0)
 
 
 @pytest.fixture
@@ -20,7 +25,7 @@ def model():
     return made
 
 
-def test_the_loss_is_a_mean_over_tokens_not_over_examples(model, monkeypatch):
+def test_the_loss_is_a_mean_over_tokens_not_over_examples(model):
     examples = toy.examples(5)
     summed = count = 0.0
     for example in examples:
@@ -30,9 +35,8 @@ def test_the_loss_is_a_mean_over_tokens_not_over_examples(model, monkeypatch):
             logits = model(input_ids=ids).logits[0, :-1]
         summed += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += (labels != -100).sum().item()
-    for packing in (True, False):
-        monkeypatch.setattr(likelihood, "packs_exactly", lambda _, packing=packing: packing)
-        found = likelihood.loss(model, examples, batch_size=2)
+    for batch in (None, padded):
+        found = likelihood.loss(model, examples, batch_size=2, batch=batch)
         assert found == pytest.approx(summed / count, rel=1e-6)
 
 
@@ -49,15 +53,16 @@ def test_nothing_supervised_is_an_error(model):
         likelihood.loss(model, [example])
 
 
-def test_likelihood_is_the_same_packed_and_padded(monkeypatch):
+def test_likelihood_is_the_same_packed_and_padded():
     model = tiny.build("gemma3_text")
     cross_entropy.install(model)
     examples = toy.examples(7)
-    packed = likelihood.of_examples(model, examples, batch_size=3)
-    monkeypatch.setattr(likelihood, "packs_exactly", lambda _: False)
-    padded = likelihood.of_examples(model, examples, batch_size=3)
-    assert packed.loss == pytest.approx(padded.loss, rel=1e-6)
-    assert (packed.accuracy, packed.tokens) == (padded.accuracy, padded.tokens)
+    packed, other = (
+        likelihood.of_examples(model, examples, batch_size=3, batch=batch)
+        for batch in (None, padded)
+    )
+    assert packed.loss == pytest.approx(other.loss, rel=1e-6)
+    assert (packed.accuracy, packed.tokens) == (other.accuracy, other.tokens)
 
 
 def plain(model, example) -> torch.Tensor:
