@@ -122,9 +122,8 @@ def load_all(name: str, c: Config) -> tuple[dict[str, Any], Any]:
         machine.here = lambda: here
     install, found, base = quantized.install_nf4, {}, None
     for side, precision in SIDES.items():
-        quantized.install_nf4 = (
-            install if side == "ft" else lambda model: None
-        )  # bitsandbytes' own layers
+        # or bitsandbytes' own layers
+        quantized.install_nf4 = install if side == "ft" else lambda model: None
         base = models.load(name, precision=precision)
         torch.manual_seed(0)
         found[side] = lora.attach(base, r=c.lora_r, alpha=c.lora_r).train()

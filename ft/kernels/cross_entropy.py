@@ -126,7 +126,7 @@ def install(model: Any) -> None:
             for name in ("example_lengths", "example_offsets"):
                 kwargs.pop(name, None)
         # every Gemma's causal model is `model` and a head without bias
-        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden = self.model(*args, **kwargs | {"use_cache": False}).last_hidden_state
         weight = self.get_output_embeddings().weight
         if not torch.is_grad_enabled():
             total, correct = supervised_score(hidden, weight, labels, softcap)

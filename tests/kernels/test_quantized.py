@@ -13,6 +13,7 @@ from ft import machine, models
 from ft.errors import UserError
 from ft.generate import answers
 from ft.kernels import quantized
+from ft.machine import Machine
 from ft.models import lora, precision
 from ft.runs import divergence
 
@@ -300,6 +301,6 @@ def test_training_is_refused(folder):
 
 def test_it_needs_a_processor_with_vectors():
     for device in ("cpu", "cuda:0", "mps"):
-        on = machine.Machine(device, True, True, "something else")
+        on = Machine(device, True, True, "something else")
         with pytest.raises(UserError, match="int8 needs a CPU with AVX2 .* this is something else"):
             precision.choose_precision("int8", on)

@@ -134,7 +134,7 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
     embedding = model.get_input_embeddings().weight
     embedding.requires_grad_(True)
     embedding.grad = None
-    model(IDS, labels=IDS, use_cache=False).loss.backward()
+    model(IDS, labels=IDS)["loss"].backward()
     return embedding.grad.clone()
 
 

@@ -28,7 +28,7 @@ torch.manual_seed(0)
 model = lora.attach(base, r=4, alpha=8).train()
 ids = torch.randint(6, 384, (2, 24), generator=torch.Generator().manual_seed(3))
 labels = ids.masked_fill(torch.arange(24) < 10, -100)
-loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+loss = model(input_ids=ids, labels=labels)["loss"]
 loss.backward()
 gradients = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
 print(json.dumps({"loss": loss.item(), "backend": base.backend, "attention": base.attention,

@@ -5,7 +5,6 @@ from support import tiny
 
 from ft import machine
 from ft.errors import UserError
-from ft.models import full
 from ft.plan import settings
 from ft.plan.peak import GIB
 from ft.train import optim
@@ -34,7 +33,7 @@ def check(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", [k for k in tiny.KINDS if k not in tiny.MULTIMODAL])
 def test_the_estimate_is_what_a_step_leaves_behind(kind, check):
     model = tiny.build(kind)
-    trained = [p for n, p in model.named_parameters() if full.trains(n)]
+    trained = [p for n, p in model.named_parameters() if parameters.in_language_model(n)]
     optimizer = optim.create(model, "adamw", learning_rate=1e-3)
     for p in trained:
         p.grad = p.detach().clone()
