@@ -5,6 +5,7 @@ from support import tiny
 
 from ft import machine
 from ft.errors import UserError
+from ft.models import parameters
 from ft.plan import settings
 from ft.plan.peak import GIB
 from ft.train import optim
