@@ -32,7 +32,7 @@ from ft.config import Count
 from ft.files import write_json
 from ft.generate import answers
 from ft.models import embedded
-from ft.runs import divergence
+from ft.runs import merge
 from ft.text import prompts
 
 TEXT = (
@@ -116,7 +116,7 @@ def main(c: Config) -> None:
     result["many"] = batch["ft"] | {"tokens_per_s": c.prompts * c.new_tokens / batch["ft"]["s"]}
     same = ours(plain, [ids], c.new_tokens)[0] == theirs(plain, ids, c.new_tokens)
     rows = [torch.tensor([x]) for x in (ids, *many[-4:])]
-    kl = divergence.compare(*(divergence.logits(b.model, rows) for b in (plain, small)), bound=1.0)
+    kl = merge.compare(*(merge.logits(b.model, rows) for b in (plain, small)), bound=1.0)
     result |= {"same": same, "int8": {"kl": kl.kl, "same_first_choice": kl.agreement}}
     if c.data:
         result["mtnt"] = translate(plain, c)

@@ -17,7 +17,7 @@ from ft.errors import UserError, exit_cleanly
 from ft.kernels import recurrent
 from ft.models import lora
 from ft.rewards import policy
-from ft.runs import folder, opened
+from ft.runs import folder, opened, record
 from ft.score import likelihood
 from ft.text import tokens
 
@@ -29,8 +29,7 @@ def main() -> None:
     recipe, c = opened.recipe(RECIPE, sys.argv[1:])
     if c.max_minutes is None:
         raise UserError("--max-minutes none: nothing else ends this run; give it minutes")
-    place = {"overwrite": c.overwrite_output_dir, "resume": None}
-    folder.check_folder(c.output_dir, **place)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = recipe.rows(c), recipe.template(c)
     machine.say(machine.use_all_cores())
     machine.seed_everything(c.seed)
@@ -40,10 +39,8 @@ def main() -> None:
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
-    )
-    folder.describe(
+    r = record.begin(target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed)
+    record.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     packing = recurrent.packs_exactly(base.model)
@@ -66,7 +63,7 @@ def main() -> None:
     )
     policy.save(model, tokenizer, r)
     r.note(training=asdict(trained))
-    folder.finish(r)
+    record.close(r)
     machine.say(
         f"{trained.steps} steps, validation loss {trained.start_loss:.3f} -> {trained.eval_loss:.3f}"
     )

@@ -26,7 +26,7 @@ from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
 from ft.data.rows import Rows
 from ft.errors import UserError
-from ft.runs import checkpoints, folder
+from ft.runs import folder, record
 from ft.text import prompts
 from ft.train import optim, pretraining
 
@@ -36,7 +36,7 @@ FULL |= {"max_steps": 58_246, "eval_steps": 7_280, "save_steps": 1_000, "valid_t
 
 
 # of the settings that may differ where a run goes on, those that only this recipe has
-MAY_CHANGE = folder.MAY_CHANGE | {"workers", "logging_steps", "valid_tokens", "prompt"}
+MAY_CHANGE = record.MAY_CHANGE | {"workers", "logging_steps", "valid_tokens", "prompt"}
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ def rows(c: Config) -> dict[str, Rows]:
 def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before text and model are known to be good.
-    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    folder.check_folder(c.output_dir, **place)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     texts, splits = sources(c), rows(c)
 
     import numpy as np
@@ -188,12 +187,12 @@ def main(c: Config) -> None:
     next(iter(corpus.windows(texts["train"], tokenizer, shuffle_buffer=0, workers=0, **reading)))
     reading |= {"shuffle_buffer": c.shuffle_buffer, "workers": c.workers}
     windows = corpus.windows(texts["train"], tokenizer, **reading)
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="pretraining"
     )
     same = {k: v for k, v in config.to_dict(c).items() if k not in MAY_CHANGE}
     same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
-    checkpoint, done = checkpoints.resumable(r.folder, c.resume_from_checkpoint, same), {}
+    checkpoint, done = folder.resumable(r.folder, c.resume_from_checkpoint, same), {}
     if checkpoint:
         done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)
         windows.load_state_dict(done["windows"][accelerator.process_index])
@@ -251,7 +250,7 @@ def main(c: Config) -> None:
 
     stream = iter(windows)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    with checkpoints.signals(meter.asked), meter:
+    with folder.signals(meter.asked), meter:
         found = {} if meter.step else validate()
         while not meter.over:
             meter.begin()
@@ -301,7 +300,7 @@ def main(c: Config) -> None:
     r.note(training={"steps": meter.step, **meter.figures(), **found})
     curves.curve(r.folder)
     curves.learning_rate(r.folder)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nmodel, card and curves: {r.folder}")
 

@@ -34,7 +34,7 @@ from typing import Any, Literal
 from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.rewards import drawn, guards
-from ft.runs import folder, opened
+from ft.runs import folder, opened, record
 from ft.text import tokens
 from ft.text.template import Template
 
@@ -119,7 +119,7 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     c = resolved(c)
-    folder.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     given = drawn.read_pairs(c.pairs) if c.pairs else None
     for split, found in splits.items():
@@ -140,14 +140,10 @@ def main(c: Config) -> None:
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = folder.start(
-        c.output_dir,
-        recipe=__file__,
-        config_yaml=config.to_yaml(c),
-        seed=c.seed,
-        overwrite=c.overwrite_output_dir,
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
     )
-    folder.describe(
+    record.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
@@ -211,7 +207,7 @@ def main(c: Config) -> None:
     machine.say(result.table)
     r.note(evaluation={"valid": result.values})
     r.write("samples.txt", result.samples)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
 

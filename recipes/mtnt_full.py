@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.generate import answers
-from ft.runs import folder
+from ft.runs import folder, record
 from ft.score import likelihood
 from ft.text import prompts, tokens
 from ft.text.template import Template
@@ -118,8 +118,7 @@ def encode(c: Config, tokenizer, found: data.Rows) -> tokens.Encoded:
 def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before model and data are known to be good.
-    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    folder.check_folder(c.output_dir, **place)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
 
     from ft import models, train
@@ -157,11 +156,11 @@ def main(c: Config) -> None:
     machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
     machine.say(f"memory that this needs:\n{plan}")
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
     )
     adapter = lora.describe(model) if c.lora_r else {}
-    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    record.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
     r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
@@ -203,13 +202,13 @@ def main(c: Config) -> None:
         save_steps=c.save_steps,
         seed=c.seed,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=folder.fingerprint(r, config.to_dict(c)),
+        fingerprint=record.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
     after = answer()
     r.write("samples.txt", f"source  {ASK['source']}\nbase    {before}\ntuned   {after}\n")
     curves.curve(r.folder)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
     machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")

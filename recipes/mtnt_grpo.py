@@ -34,7 +34,7 @@ from typing import Any, Literal
 from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.rewards import guards
-from ft.runs import folder, opened
+from ft.runs import folder, opened, record
 from ft.text import tokens
 from ft.text.template import Template
 
@@ -114,7 +114,7 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     c = resolved(c)
-    folder.check_folder(c.output_dir, overwrite=c.overwrite_output_dir)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
@@ -134,14 +134,10 @@ def main(c: Config) -> None:
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = folder.start(
-        c.output_dir,
-        recipe=__file__,
-        config_yaml=config.to_yaml(c),
-        seed=c.seed,
-        overwrite=c.overwrite_output_dir,
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
     )
-    folder.describe(
+    record.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
@@ -182,7 +178,7 @@ def main(c: Config) -> None:
     machine.say(result.table)
     r.note(evaluation={"valid": result.values})
     r.write("samples.txt", result.samples)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")
 

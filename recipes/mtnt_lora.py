@@ -13,14 +13,12 @@ Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled 
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, runs
 from ft.config import Amount, Count
-from ft.runs import folder
 from ft.score import likelihood, translation
 from ft.text import prompts, tokens
 from ft.text.template import Template
@@ -99,8 +97,7 @@ def template(c: Config, _: Any = None) -> Template:
 def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before model and data are known to be good.
-    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    folder.check_folder(c.output_dir, **place)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
@@ -111,7 +108,6 @@ def main(c: Config) -> None:
     from ft.kernels import recurrent
     from ft.models import lora
     from ft.plan import settings
-    from ft.runs import curves, hub
 
     machine.say(machine.use_all_cores())
     base = models.load(
@@ -134,19 +130,18 @@ def main(c: Config) -> None:
         return encoded
 
     encoded = {split: encode(split) for split in splits}
-    first = encoded["train"].examples[: c.per_device_train_batch_size]
-    machine.say("first example, supervised tokens marked:")
-    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    machine.say(f"memory that this needs:\n{plan}")
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    r = runs.start(
+        target,
+        recipe=__file__,
+        config=c,
+        task="translation",
+        base=base,
+        model=model,
+        template=t,
+        splits=splits,
+        encoded=encoded,
+        plan=settings.of_run(config.to_dict(c), base, encoded["train"]),
     )
-    adapter = lora.describe(model)
-    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
-    r.note(plan=plan.to_dict())
-    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
-    r.write("examples.txt", "\n\n".join(shown) + "\n")
 
     packing = recurrent.packs_exactly(base.model)
     trained = train.sft(
@@ -170,7 +165,7 @@ def main(c: Config) -> None:
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=folder.fingerprint(r, config.to_dict(c)),
+        fingerprint=r.made_with,
     )
     r.note(training=asdict(trained))
     result = translation.before_after(
@@ -181,16 +176,8 @@ def main(c: Config) -> None:
         encoded["test"].examples,
         ask={"source": "Hello, my name is Morgane."},
     )
-    machine.say(result.table)
-    r.note(evaluation={"test": result.values})
-    r.write("samples.txt", result.samples)
-    curves.curve(r.folder)
-    folder.finish(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\nadapter, card and curves: {r.folder}")
+    runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     machine.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
-    if c.push_to_hub and machine.is_main():
-        machine.say(hub.push(r.folder, c.push_to_hub))
 
 
 if __name__ == "__main__":

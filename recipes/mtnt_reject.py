@@ -33,7 +33,7 @@ from typing import Any, Literal
 from ft import config, data, machine
 from ft.config import Amount, Count
 from ft.rewards import drawn, guards
-from ft.runs import folder, opened
+from ft.runs import folder, opened, record
 from ft.score import likelihood
 from ft.text import tokens
 from ft.text.template import Template
@@ -117,8 +117,7 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     c = resolved(c)
-    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    folder.check_folder(c.output_dir, **place)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
@@ -140,16 +139,16 @@ def main(c: Config) -> None:
         split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
         for split, found in splits.items()
     }
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
     )
-    folder.describe(
+    record.describe(
         r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
     )
     settings = config.to_dict(c)
     for name in ("rounds", "max_minutes"):  # a resumed run may have more
         settings.pop(name)
-    state = Rounds(r, folder.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
+    state = Rounds(r, record.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
 
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
     bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift, c.min_kept)
@@ -224,7 +223,7 @@ def main(c: Config) -> None:
     machine.say(result.table)
     r.note(evaluation={"valid": result.values})
     r.write("samples.txt", result.samples)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
 

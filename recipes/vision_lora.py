@@ -29,7 +29,7 @@ from ft import config, machine
 from ft.config import Amount, Count
 from ft.data import images as image_rows
 from ft.data.rows import Rows
-from ft.runs import folder
+from ft.runs import folder, record
 from ft.text import chat_template, prompts, tokens
 from ft.text.template import Template
 
@@ -116,8 +116,7 @@ def template(c: Config, tokenizer: Any) -> Template:
 
 
 def main(c: Config) -> None:
-    place = {"overwrite": c.overwrite_output_dir, "resume": c.resume_from_checkpoint}
-    folder.check_folder(c.output_dir, **place)
+    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits = rows(c)
     for split, found in splits.items():
         machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
@@ -165,11 +164,11 @@ def main(c: Config) -> None:
     machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     plan = settings.of_run(config.to_dict(c), base, encoded["train"])
     machine.say(f"memory that this needs:\n{plan}")
-    r = folder.start(
-        c.output_dir, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, **place
+    r = record.begin(
+        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="images"
     )
     adapter = lora.describe(model) if c.lora_r else {}
-    folder.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
+    record.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
     r.note(plan=plan.to_dict())
     shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
     r.write("examples.txt", "\n\n".join(shown) + "\n")
@@ -202,7 +201,7 @@ def main(c: Config) -> None:
         seed=c.seed,
         report_to=c.report_to,
         resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=folder.fingerprint(r, config.to_dict(c)),
+        fingerprint=record.fingerprint(r, config.to_dict(c)),
     )
     r.note(training=asdict(trained))
     if machine.is_main():
@@ -214,7 +213,7 @@ def main(c: Config) -> None:
     r.note(evaluation={"test": result.values})
     r.write("samples.txt", result.samples)
     curves.curve(r.folder)
-    folder.finish(r)
+    record.close(r)
     r.write("README.md", hub.card(r.folder))
     machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
     machine.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")

@@ -97,6 +97,12 @@ def test_inside_ft_no_face_is_imported(name):
     assert not imported(MODULES[name]) & faces
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if n.startswith("ft.cli.")])
+def test_no_verb_imports_another(name):
+    others = {m for m in imported(MODULES[name]) if station(m) == "cli"}
+    assert others <= {"ft.cli.console"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.stem)
 def test_a_recipe_imports_ft_and_no_other_recipe(path):
     others = {p.stem for p in path.parent.glob("*.py")}

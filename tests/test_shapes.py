@@ -15,7 +15,7 @@ from support import tiny
 from torch import ones
 
 from ft.kernels import cross_entropy
-from ft.runs import divergence
+from ft.runs import merge
 from ft.score import logits
 
 IDS = torch.tensor([[2, 30, 40]])
@@ -91,13 +91,13 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
         [[GEMMA, IDS[0]], [GEMMA, IDS, IDS[:, 1:]], [GEMMA, IDS, None, 4, None, IDS[:, 1:]]],
     ),
     "logits.following": (logits.following, [GEMMA, IDS], [[GEMMA, IDS[0]], [GEMMA, ones(1, 3)]]),
-    "divergence.logits": (
-        divergence.logits,
+    "merge.logits": (
+        merge.logits,
         [GEMMA, [IDS, IDS[:, :2]]],
         [[None, [IDS[0]]], [None, [IDS.repeat(2, 1)]], [None, [ones(1, 3)]]],
     ),
-    "divergence.compare": (
-        divergence.compare,
+    "merge.compare": (
+        merge.compare,
         [[ones(3, 9)], [ones(3, 9)], 1e-6],
         [[[ones(3, 9)], [ones(3, 8)], 1e-6], [[ones(3)], [ones(3, 9)], 1e-6]],
     ),

@@ -13,7 +13,7 @@ def main() -> None:
 
     from ft import machine, models, train
     from ft.models import lora
-    from ft.runs import folder
+    from ft.runs import folder, record
     from ft.train import optim
 
     machine.use_all_cores()
@@ -26,7 +26,9 @@ def main() -> None:
         model,
         base.tokenizer,
         job.read_rows(),
-        run=folder.start(Path(job.output) / "run", recipe=__file__, config_yaml="", seed=42),
+        run=record.begin(
+            folder.Target(Path(job.output) / "run"), recipe=__file__, config_yaml="", seed=42
+        ),
         validate=lambda: 0.0,  # not part of a step
         learning_rate=job.learning_rate,
         optim=optim.choose(job.optim),

@@ -3,19 +3,17 @@
 import contextlib
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ft.chat.conversation import Conversation
-from ft.errors import UserError, hub_errors
+from ft.runs import opened
+from ft.runs.opened import Opened
 from ft.text.template import Template
 
 if TYPE_CHECKING:
     from ft.generate.draft import Answer
     from ft.generate.samplers import Filter
-    from ft.models.vision import Reader
-    from ft.runs.opened import Finished
 
 Pieces: TypeAlias = Generator[str, None, "Answer"]
 """An answer's text as it is written; in the end, the answer."""
@@ -26,25 +24,11 @@ BASE = re.compile(r"google/(?!.*-it(-|$)).*gemma.*")
 
 
 @dataclass
-class Partner:
+class Partner(Opened):
     """A model that answers, and the template that it is asked with."""
 
-    name: str
-    model: Any
-    tokenizer: Any
-    template: Template
+    template: Template  # pyright: ignore[reportIncompatibleVariableOverride]  # a partner has one
     note: str = ""  # what a user should know before the first question
-    run: "Finished | None" = None
-    precision: str = "auto"
-    see: "Reader | None" = None  # of a model that was loaded with its image tower
-    _base: Any = field(default=None, repr=False)  # of a run that trained all parameters, once asked
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that prompt and answer may have together; none where the model sets no limit."""
-        from ft.models.load import context_of
-
-        return context_of(self.model.config)
 
     def answer(
         self,
@@ -63,18 +47,9 @@ class Partner:
         """
         from ft.generate import answers
 
-        model, adapter = self.model, contextlib.nullcontext()
-        if not tuned and self.run is None:
-            raise UserError(
-                f"{self.name} is a model and not a run: there is no other one beside it"
-            )
-        if not tuned and self.run and self.run.whole:
-            from ft.runs import opened
-
-            self._base = self._base or opened.load(self.run, self.precision, tuned=False)[0]
-            model = self._base
-        elif not tuned:
-            adapter = self.model.disable_adapter()
+        model, context = self.model, contextlib.nullcontext()
+        if not tuned:
+            model, context = self.base, self.as_base()
         pieces = answers.stream(
             model,
             self.tokenizer,
@@ -85,7 +60,7 @@ class Partner:
             stop=stop,
             seed=seed,
         )
-        return _inside(adapter, pieces)
+        return _inside(context, pieces)
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text as it is, with one BOS in front."""
@@ -103,50 +78,22 @@ def load(
     ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. With ``images``
     it can be shown some. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
     """
-    from ft import machine
-    from ft.models import sources, vision
-    from ft.models.load import load as load_base
+    from ft.models import sources
     from ft.models.load import load_tokenizer
-    from ft.runs import opened
     from ft.text import prompts
 
-    folder = Path(name).expanduser()
-    if is_run(name):
-        if template:
-            raise UserError(f"--template {template}: {name} is a run and brings its own template")
-        run = opened.finished(folder if folder.is_dir() else name)
-        Conversation(run.template)  # its faults, before any weight is read
-        _check_base(run)
-        see = vision.reader(run.weights) if images or run.sees else None
-        model, tokenizer = opened.load(run, precision, images=images)
-        short = folder.resolve().name if folder.is_dir() else name
-        return Partner(short, model, tokenizer, run.template, run=run, precision=precision, see=see)
-    see = vision.reader(name) if images else None
-    tokenizer = load_tokenizer(name)
-    answers = tokenizer.chat_template and not BASE.fullmatch(sources.published_name(name))
-    chosen = prompts.by_name(template or ("chat" if answers else "plain"), tokenizer)
-    Conversation(chosen)
-    machine.use_all_cores()
-    model = load_base(name, precision=precision, inference=True, text_only=not images).model
-    note = "" if answers or template else NOTE.format(name)
-    return Partner(name, model, tokenizer, chosen, note, see=see)
-
-
-def is_run(name: str) -> bool:
-    """Whether a name is that of a run, and not of a model: an adapter, or a folder with a record."""
-    from ft.models import sources
-    from ft.runs.folder import RECORD
-
-    if name == "embedded":
-        return False
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return any((folder / file).is_file() for file in (RECORD, "adapter_config.json"))
-    repo = str(sources.resolve(name))
-    from huggingface_hub import snapshot_download
-
-    with hub_errors(repo, otherwise=f"There is no folder {name} here."):
-        return (Path(snapshot_download(repo, allow_patterns=[RECORD])) / RECORD).is_file()
+    run, note = opened.find(name), ""
+    if run:
+        asked = run.template
+    else:
+        tokenizer = load_tokenizer(name)
+        answers = tokenizer.chat_template and not BASE.fullmatch(sources.published_name(name))
+        asked = prompts.by_name(template or ("chat" if answers else "plain"), tokenizer)
+        note = "" if answers or template else NOTE.format(name)
+    Conversation(asked)  # the template's faults, before any weight is read
+    chosen = template if run else asked
+    found = opened.load(run or name, precision, template=chosen, images=images)
+    return Partner(**vars(found), note=note)
 
 
 def sampler(temperature: float, top_p: float) -> "Filter":
@@ -170,19 +117,6 @@ def trimmed(pieces: Pieces) -> Pieces:
             if text := held.rstrip():
                 started, held = True, held[len(text) :]
                 yield text
-
-
-def _check_base(run: "Finished") -> None:
-    """Raise ``UserError`` where the folder of a run's base model holds other weights than it was trained on."""
-    from ft.files import sampled_hash
-
-    folder = Path(run.settings["model_name_or_path"]).expanduser()
-    recorded = run.record.get("model", {}).get("sha256")
-    if recorded and not run.whole and folder.is_dir() and sampled_hash(folder) != recorded:
-        raise UserError(
-            f"{run.folder} is an adapter of another base: the weights in {folder} are not those "
-            "that it was trained on. Put those back, or train again."
-        )
 
 
 def _inside(context: contextlib.AbstractContextManager[Any], pieces: Pieces) -> Pieces:

@@ -1,19 +1,20 @@
-"""Talk with a run or a model: questions in, answers as they are written, with history and a few commands."""
+"""The talk at a pipe or a terminal: questions in, answers as they are written, history and a few commands."""
 
-import argparse
 import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ft.chat import partner
 from ft.chat.conversation import Conversation
 from ft.chat.partner import Pieces
-from ft.chat.screen import Pipe, Terminal
 from ft.data import images
 from ft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from ft.generate.draft import Answer
 
 COMMANDS = """\
 /reset             forget the conversation, but not the system message
@@ -27,49 +28,91 @@ COMMANDS = """\
 Ctrl-C stops an answer. A line that begins with a space is a question even if a / follows."""
 
 IMPATIENT = 1.0  # seconds between two Ctrl-C that end the program
+CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])  # but tab and line break
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``ft chat``."""
-    add = parser.add_argument
-    add("name", metavar="RUN|MODEL", help="a run, or a model: a folder, Hub id, or `embedded`")
-    add("--system", default="", help="system message (default none)")
-    add("--temperature", type=float, default=0.0, help="0 is the most likely answer (default 0)")
-    add("--top-p", type=float, default=1.0, help="share of probability to draw from (default 1)")
-    add("--max-new-tokens", type=int, default=512, help="longest answer (default 512)")
-    add("--seed", type=int, default=0, help="of what is drawn (default 0)")
-    add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-    add("--template", help="of a MODEL: chat, book, dolly, alpaca, plain, or a YAML file")
-    add("--image", action="append", default=[], help="show it with the first question; repeatable")
+class Pipe:
+    """Lines in, answers out, nothing else on standard output."""
+
+    interactive = False
+
+    def questions(self) -> Iterator[str]:
+        """The lines of standard input. Raises ``UserError`` where they are not UTF-8."""
+        try:
+            for line in sys.stdin:
+                yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input is not UTF-8: {error}") from None
+
+    def note(self, text: str, *, wrong: bool = False) -> None:
+        """Say something that is no answer: on standard error."""
+        print(text, file=sys.stderr, flush=True)
+
+    def answer(self, pieces: Pieces) -> "Answer":
+        """Print an answer piece by piece, with a line break at its end, and return it."""
+        try:
+            return _each(pieces, lambda piece: print(piece, end="", flush=True))
+        finally:
+            print(flush=True)
+
+    def pair(self, answers: Mapping[str, Pieces]) -> None:
+        """Print answers with their names, one below the other."""
+        for name, pieces in answers.items():
+            print(f"{name + ':':<7}", end="")
+            self.answer(pieces)
 
 
-def command(
-    name: str,
-    system: str,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int,
-    precision: str,
-    template: str | None,
-    image: Sequence[str] = (),
-) -> None:
-    """Load, and answer until the input ends."""
-    shown = [images.open_image(path) for path in image]
-    partner.sampler(temperature, top_p)  # a fault in an option, before a model is loaded
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
-    screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
-    found = partner.load(name, precision=precision, template=template, images=bool(shown))
-    chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed)
-    chat.shown = shown
-    if screen.interactive:
-        screen.note(f"{found.name}, template {found.template.name!r}. /help lists the commands.")
-    if found.note:
-        screen.note(found.note)
-    if not chat.talk.remembers:
-        screen.note(f"template {found.template.name!r}: each question stands alone")
-    chat.run()
+class Terminal:
+    """A prompt, colours, and two columns for two answers."""
+
+    interactive = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False)
+
+    def questions(self) -> Iterator[str]:
+        """What the user types, with readline's editing; Ctrl-C drops a line, Ctrl-D ends."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # input() uses it once it is imported
+        while True:
+            try:
+                yield input("\n> ")
+            except EOFError:
+                self.console.print()
+                return
+            except KeyboardInterrupt:
+                self.note("\n/quit or Ctrl-D leaves")
+
+    def note(self, text: str, *, wrong: bool = False) -> None:
+        """Say something that is no answer: in grey, or a mistake in red."""
+        self.console.print(text, style="red" if wrong else "dim", markup=False)
+
+    def answer(self, pieces: Pieces) -> "Answer":
+        """Print an answer while it is written, and return it.
+
+        Control characters are left out: they could do anything to a terminal.
+        """
+        try:
+            return _each(pieces, lambda piece: self.console.out(piece.translate(CONTROL), end=""))
+        finally:
+            self.console.print()
+
+    def pair(self, answers: Mapping[str, Pieces]) -> None:
+        """Two columns that grow."""
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        texts = {name: Text() for name in answers}
+        table = Table(expand=True)
+        for name in texts:
+            table.add_column(name, ratio=1)
+        table.add_row(*texts.values())
+        with Live(table, console=self.console, vertical_overflow="visible"):
+            for name, pieces in answers.items():
+                _each(pieces, lambda piece, to=texts[name]: to.append(piece.translate(CONTROL)))
 
 
 class Chat:
@@ -226,3 +269,13 @@ class Chat:
                 raise
             self._stopped = time.monotonic()
             self.screen.note(said)
+
+
+def _each(pieces: Pieces, show: Callable[[str], object]) -> "Answer":
+    """Show every piece, and return what the generator returns. It ends here, whatever happens."""
+    with contextlib.closing(pieces):
+        while True:
+            try:
+                show(next(pieces))
+            except StopIteration as ended:
+                return ended.value

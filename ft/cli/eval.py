@@ -1,4 +1,4 @@
-"""`ft eval`: base against tuned on a split of the run's data, on other data or on standard benchmarks."""
+"""Base against tuned: loss, scores, samples; standard benchmarks."""
 
 import argparse
 from pathlib import Path
@@ -14,6 +14,8 @@ CHAINS = 16  # of thought for a question
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft eval``."""
+    parser.epilog = "example: ft eval runs/mtnt_lora --data PATH/TO/MTNT"
     a = parser.add_argument
     a("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
     a("--data", help="MTNT's folder or archive; a file of instructions (default: as the run's)")
@@ -64,7 +66,7 @@ def command(
         found = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
     else:
         for flag, value in (("n", n), ("plot", plot), ("reward", reward)):
-            if value is not None and not run.reasons:
+            if value is not None and run.task != "reasoning":
                 raise UserError(
                     f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
                 )
@@ -114,14 +116,17 @@ def _split(
     from ft.score import instructions, reasoning, translation
     from ft.text import tokens
 
-    if run.sees:
+    if run.task == "images":
         return _seen(run, data, split, limit, precision, max_new_tokens)
     rows = _rows(run, data, split)
-    if run.reasons and not data:  # thousands of chains take hours: as many questions as the run
+    if (
+        run.task == "reasoning" and not data
+    ):  # thousands of chains take hours: as many questions as the run
         limit = limit or run.settings["eval_limit"]
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
-    model, tokenizer = opened.load(run, precision)
+    o = opened.load(run, precision)
+    model, tokenizer = o.model, o.tokenizer
     encoded = tokens.encode_rows(
         rows,
         run.template,
@@ -132,12 +137,12 @@ def _split(
     common: dict[str, Any] = {
         "split": split,
         "max_new_tokens": max_new_tokens or LONGEST,
-        "base": opened.load(run, precision, tuned=False)[0] if run.whole else None,
+        "base": o.base if run.whole else None,
     }
-    scored = rows if run.translates else [rows[i] for i in encoded.rows]
-    if run.translates:
+    scored = rows if run.task == "translation" else [rows[i] for i in encoded.rows]
+    if run.task == "translation":
         judge, common["ask"] = translation, {"source": "Hello, my name is Morgane."}
-    elif run.reasons:
+    elif run.task == "reasoning":
         judge = reasoning
         common |= {key: run.settings[key] for key in ("temperature", "seed")}
         common["n"] = n or CHAINS
@@ -158,7 +163,6 @@ def _seen(
 ) -> "Comparison":
     """Answers about images: of a split of the run's data, or of all rows of other data."""
     from ft.data import images as image_rows
-    from ft.models import vision
     from ft.runs import opened
     from ft.score import images
 
@@ -169,11 +173,10 @@ def _seen(
     rows = image_rows.read(data) if data else image_rows.splits(s["data"], **chosen)[split]
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
-    see = vision.reader(run.weights)
-    model, tokenizer = opened.load(run, precision)
+    o = opened.load(run, precision)
     most = max_new_tokens or s["max_new_tokens"]
     return images.before_after(
-        model, tokenizer, run.template, see, rows, max_new_tokens=most, split=split
+        o.model, o.tokenizer, run.template, o.see, rows, max_new_tokens=most, split=split
     )
 
 
@@ -185,11 +188,11 @@ def _rows(run: Any, data: str | None, split: str) -> Any:
 
     s = run.settings
     one_of("split", split, ("train", "valid", "test"))
-    if run.translates:
+    if run.task == "translation":
         return mtnt(split, s["language_pair"], data or s["data"])
     if data and split != "test":
         raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
-    if run.reasons:
+    if run.task == "reasoning":
         if data:
             return gsm8k.gsm8k(data, split="test")
         chosen = {key: s[key] for key in ("valid_rows", "seed", "on_bad_row")}

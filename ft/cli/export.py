@@ -1,17 +1,17 @@
-"""A run or a model as one GGUF file, for llama.cpp, Ollama and LM Studio."""
+"""Write a run or a model as one GGUF file, for llama.cpp."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from ft.chat import partner
 from ft.models.sources import license_of
-from ft.runs import export, merge
+from ft.runs import export, merge, opened
 from ft.runs.card_header import hub_name, title
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft export``."""
+    parser.epilog = "example: ft export runs/mtnt_lora mtnt.gguf"
     parser.add_argument(
         "name", metavar="RUN|MODEL", help="a run, or a model: folder, Hub id, or `embedded`"
     )
@@ -26,13 +26,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(name: str, out: Path, outtype: str) -> None:
     """Write the file, a run's adapter merged into its base, and say what the file cannot hold."""
     from ft.models import sources
-    from ft.runs import opened
 
     export.check(out, outtype)
     stop: tuple[str, ...] = ()
-    if partner.is_run(name):
-        run = opened.finished(name)
-        origin = sources.fetch(run.settings["model_name_or_path"], weights=False)
+    if run := opened.find(name):
+        origin = sources.fetch(run.base, weights=False)
         export.architecture(origin)  # before the work of merging
         base = hub_name(run.record["model"])
         about = {

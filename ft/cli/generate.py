@@ -1,4 +1,4 @@
-"""Write on from a prompt with a run or a model, by any sampler, from the command line."""
+"""Write on from a prompt, by any sampler."""
 
 import argparse
 import json as json_text
@@ -11,7 +11,6 @@ from ft.errors import UserError
 if TYPE_CHECKING:
     from ft.generate.draft import Answer
     from ft.generate.samplers import Sampler
-    from ft.models.vision import Reader
 
 # the settings of each sampler, and what they are where none is given
 SAMPLERS: dict[str, dict[str, float]] = {
@@ -27,6 +26,7 @@ SAMPLERS: dict[str, dict[str, float]] = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft generate``."""
+    parser.epilog = 'example: ft generate embedded "Once upon a time" --sampler top-k --k 5 --n 4'
     add = parser.add_argument
     add("name", metavar="RUN|MODEL", help="a run, or a model: a folder, Hub id, or `embedded`")
     add("prompts", metavar="PROMPT", nargs="+", help="one or several texts to go on from")
@@ -70,22 +70,28 @@ def command(
     """Print the answers; a single one while it is written."""
     from ft.data import images
     from ft.generate import answers as generate
+    from ft.runs import opened
 
     shown = [images.open_image(path) for path in image]
     chosen = named(sampler, settings, repetition_penalty)
     generate.check(chosen, max_new_tokens=max_new_tokens, stop=stop, n=n)
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("a prompt is empty: there is nothing to go on from")
-    see = _reader(name) if shown else None
-    model, tokenizer, used = load(name, precision, template, raw=raw, base=base, images=bool(shown))
+    run = opened.find(name)
+    for flag, given in (("--raw", raw), ("--base", base)):
+        if given and run is None:
+            raise UserError(f"{flag}: {name} is a model, not a run")
+    o = opened.load(run or name, precision, template=template, tuned=not base, images=bool(shown))
+    model, tokenizer, used = o.model, o.tokenizer, None if raw else o.template
     shared: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "template": used,
         "stop": stop,
         "seed": seed,
     }
-    if see:
-        ids = [see.prompt(used, _row(used, p) | {"images": shown}, tokenizer) for p in prompts]
+    if shown:
+        assert o.see
+        ids = [o.see.prompt(used, _row(used, p) | {"images": shown}, tokenizer) for p in prompts]
     else:
         ids = prompts if used is None else [_filled(used, prompt, tokenizer) for prompt in prompts]
     if len(ids) == n == 1 and sampler != "beam" and not json:
@@ -129,43 +135,6 @@ def named(
     if not isinstance(chosen, samplers.Filter):
         raise UserError(f"--repetition-penalty does not go with --sampler {sampler}")
     return samplers.Chain((constraints.RepetitionPenalty(repetition_penalty), chosen))
-
-
-def load(
-    name: str, precision: str, template: str | None, *, raw: bool, base: bool, images: bool = False
-) -> tuple[Any, Any, Any]:
-    """Model, tokenizer, and the template that prompts go into (none: they are taken as they are).
-
-    With ``images`` the model is loaded with what sees them.
-    """
-    from ft import machine
-    from ft.chat import partner
-    from ft.models.load import load as load_base
-    from ft.runs import opened
-    from ft.text import prompts
-
-    if partner.is_run(name):
-        if template:
-            raise UserError(f"--template {template}: {name} is a run and brings its own template")
-        run = opened.finished(name)
-        model, tokenizer = opened.load(run, precision, tuned=not base, images=images)
-        return model, tokenizer, None if raw else run.template
-    for flag, given in (("--raw", raw), ("--base", base)):
-        if given:
-            raise UserError(f"{flag}: {name} is a model, not a run")
-    machine.use_all_cores()
-    loaded = load_base(name, precision=precision, inference=True, text_only=not images)
-    used = prompts.by_name(template, loaded.tokenizer) if template else None
-    return loaded.model, loaded.tokenizer, used
-
-
-def _reader(name: str) -> "Reader":
-    """What reads images for a run or a model. Raises ``UserError`` for one that takes none."""
-    from ft.chat import partner
-    from ft.models import vision
-    from ft.runs import opened
-
-    return vision.reader(opened.finished(name).weights if partner.is_run(name) else name)
 
 
 def _filled(template: Any, prompt: str, tokenizer: Any) -> Sequence[int]:

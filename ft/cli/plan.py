@@ -1,4 +1,4 @@
-"""Whether a run fits, what would, and how long it takes: `ft plan`, before anything is loaded or downloaded."""
+"""Memory and time of a run, before anything is loaded or downloaded."""
 
 import argparse
 import re
@@ -14,7 +14,8 @@ from ft.plan.peak import GIB, MIB, Plan
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Name the options of `ft plan`."""
+    """The options of ``ft plan``."""
+    parser.epilog = "example: ft plan recipes/dolly_qlora.py --gpu 24GB"
     parser.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
     parser.add_argument("--gpu", metavar="SIZE", help="does it fit a GPU of, say, 24GB")
     parser.add_argument(

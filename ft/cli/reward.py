@@ -1,4 +1,4 @@
-"""`ft reward`: a reward model of a run's base, learnt from pairs, and how often it is right on others."""
+"""Train a reward model on pairs of a better and a worse answer."""
 
 import argparse
 import json
@@ -10,6 +10,10 @@ from ft.files import write_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft reward``."""
+    parser.epilog = (
+        "example: ft reward runs/mtnt_dpo/pairs.jsonl --run runs/mtnt_lora --out reward/"
+    )
     a = parser.add_argument
     a(
         "pairs",
@@ -49,7 +53,8 @@ def command(
     from ft.score import comparison
 
     start = opened.finished(run_folder)
-    rows = read_pairs(pairs, "source" if start.translates else "instruction")
+    translates = start.task == "translation"
+    rows = read_pairs(pairs, "source" if translates else "instruction")
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
     order = random.Random(seed).sample(list(rows), len(rows))
@@ -59,7 +64,7 @@ def command(
     print(f"{len(order) - held:,} pairs to learn from, {held:,} held out, {rows.origin}")
     print(machine.use_all_cores())
     reward_model.train(
-        start.settings["model_name_or_path"],
+        start.base,
         start.template,
         order[held:],
         out,
@@ -74,5 +79,5 @@ def command(
     file = out / reward_model.RECORD
     made = json.loads(file.read_text(encoding="utf-8"))
     write_json(file, made | {"accuracy": right, "held_out": held, "pairs": rows.sha256})
-    use = "accelerate launch recipes/mtnt_grpo.py --run" if start.translates else "ft eval"
+    use = "accelerate launch recipes/mtnt_grpo.py --run" if translates else "ft eval"
     print(f"use it: {use} {run_folder} --reward {out}")

@@ -1,4 +1,4 @@
-"""What each sampler makes of a model's real next-token distribution: one picture, a table, and a continuation of each."""
+"""Draw what each sampler keeps of a model's next tokens."""
 
 import argparse
 import io
@@ -31,6 +31,7 @@ class Kept:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft samplers``."""
+    parser.epilog = 'example: ft samplers "The capital of France is"'
     add = parser.add_argument
     add("prompt", help="the text whose next token is looked at")
     add("--model", default="embedded", metavar="RUN|MODEL", help="(default embedded)")
@@ -57,9 +58,9 @@ def command(
     precision: str,
 ) -> None:
     """Draw the picture, print the table, write the continuations."""
-    from ft.cli import generate
-    from ft.cli.score import pieces
     from ft.generate import answers
+    from ft.runs import opened
+    from ft.score.texts import pieces
 
     if not prompt.strip():
         raise UserError("the prompt is empty: give the text that should be continued")
@@ -68,7 +69,8 @@ def command(
     chosen = named(k, p, min_p, temperatures)
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: it must be 1 or above")
-    loaded, tokenizer, _ = generate.load(model, precision, None, raw=False, base=False)
+    o = opened.load(model, precision)
+    loaded, tokenizer = o.model, o.tokenizer
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = [*start, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     found = compare(loaded, ids, chosen)

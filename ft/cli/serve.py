@@ -1,4 +1,4 @@
-"""Serve a run over HTTP as OpenAI's clients expect it: chat completions and completions, whole or streamed."""
+"""Serve a run over HTTP, as OpenAI's clients expect it."""
 
 import argparse
 
@@ -8,6 +8,7 @@ from ft.errors import UserError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft serve``."""
+    parser.epilog = "example: ft serve runs/mtnt_lora --port 8000"
     add = parser.add_argument
     add("name", metavar="RUN", help="a run, or a model: a folder, Hub id, or `embedded`")
     add(

@@ -1,4 +1,4 @@
-"""`ft solve`: sample chains of thought for a question, let their answers vote, and show how they differ."""
+"""Draw chains of thought for a question and let them vote."""
 
 import argparse
 import json as json_text
@@ -10,6 +10,9 @@ LONGEST_BAR = 40  # characters
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft solve``."""
+    parser.epilog = (
+        'example: ft solve runs/gsm8k_lora "A pen costs 3 dollars. How much do 12 cost?"'
+    )
     add = parser.add_argument
     add("name", metavar="RUN|MODEL", help="a run, or a model: a folder, Hub id, or `embedded`")
     add("question", help="a question whose answer is a number")
@@ -36,8 +39,7 @@ def command(
     json: bool,
 ) -> None:
     """Print the vote, the distribution of answers and a chain for each. Raises ``UserError``."""
-    from ft.chat import partner
-    from ft.cli import console, generate
+    from ft.cli import console
     from ft.generate import answers
     from ft.rewards import reward_model
     from ft.runs import opened
@@ -48,26 +50,26 @@ def command(
     answers.check(draw, max_new_tokens=max_new_tokens, n=n)
     if not question.strip():
         raise UserError("the question is empty")
-    run = partner.is_run(name)
-    if run and "ANSWER:" not in opened.finished(name).template.prompt:
+    run = opened.find(name)
+    if run and "ANSWER:" not in run.template.prompt:
         raise UserError(
             f"{name} was not trained to write ANSWER: and a number, so its chains cannot vote; "
             "train one with recipes/gsm8k_lora.py"
         )
-    model, tokenizer, template = generate.load(
-        name, precision, None if run else "steps", raw=False, base=base
-    )
-    judge = reward_model.load(reward, tokenizer) if reward else None
+    asked = None if run else "steps"
+    o = opened.load(run or name, precision, template=asked, tuned=not base)
+    assert o.template
+    judge = reward_model.load(reward, o.tokenizer) if reward else None
     row = {"instruction": question}
     found = answers.generate(
-        model,
-        tokenizer,
-        [tokens.prompt_ids(template, row, tokenizer)],
+        o.model,
+        o.tokenizer,
+        [tokens.prompt_ids(o.template, row, o.tokenizer)],
         draw,
         n=n,
         seed=seed,
         max_new_tokens=max_new_tokens,
-        template=template,
+        template=o.template,
     )
     chains = [reasoning.chain(answer, row, judge) for answer in found[0]]
     counted, chosen = reasoning.tally(chains), reasoning.best(chains) if judge else None

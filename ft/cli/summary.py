@@ -1,4 +1,4 @@
-"""What a model is made of, from its configuration alone: parameters, their shapes and dtypes, an adapter, and more."""
+"""Show what a model is made of, without loading weights."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from ft.errors import UserError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft summary``."""
+    parser.epilog = "example: ft summary embedded"
     add = parser.add_argument
     add("name", metavar="MODEL|RUN", help="a folder, Hub id, `embedded`, or a run")
     add("--precision", help="as loaded in auto, fp32, bf16 or nf4 (default: as stored)")
@@ -14,16 +15,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(name: str, precision: str | None) -> None:
     """Print what the model is made of; no weight is read."""
-    from ft.chat import partner
     from ft.cli import console
     from ft.models import description
     from ft.runs import opened
 
     if precision == "int8":
         raise UserError("--precision int8: a summary shows a model in fp32, bf16 or nf4")
-    run = opened.finished(name) if partner.is_run(name) else None
-    base = run.settings["model_name_or_path"] if run else name
-    source = str(run.folder) if run and run.whole else base
+    run = opened.find(name)
+    base = run.base if run else name
+    source = run.weights if run else name
     if run and precision is None:
         precision = run.record.get("model", {}).get("precision")
     model, towers = description.skeleton(source)

@@ -1,4 +1,4 @@
-"""`ft tokenizer train`: a SentencePiece tokenizer of a corpus, to pretrain with."""
+"""Train a tokenizer on a corpus."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from ft.data import tokenizer
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft tokenizer``."""
+    parser.epilog = "example: ft tokenizer train CORPUS --out DIR"
     parser.add_argument("action", choices=["train"], help="train a new one")
     parser.add_argument(
         "corpus",

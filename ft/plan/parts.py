@@ -126,7 +126,7 @@ def _bytes(matrix: Matrix, mode: Mode) -> int:
 
 
 def flops(shape: Shape, mode: Mode) -> tuple[float, float]:
-    """FLOPs of a training step per token of the trunk and per supervised token, as ``ft.models.speed`` counts.
+    """FLOPs of a training step per token of the trunk and per supervised token, as ``ft.models.parameters`` counts.
 
     A mixture counts the experts that a token goes through.
     """

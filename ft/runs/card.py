@@ -1,19 +1,57 @@
-"""The model card of a run, written from the files of its folder alone."""
+"""The model card of a run, written from the files of its folder alone, and the Python in it that asks the run."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
 from ft.files import json_lines
 from ft.models.sources import license_of
-from ft.runs import card_example
 from ft.runs.card_header import METRICS, header, hub_name, title, trained_whole
+from ft.text.template import OPTIONAL, Template, from_record
 
 MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~$&:@!]|(?<=www)\.")  # also what would turn into a link
 LONGEST = 500  # characters of a table's cell
+HERE = 'tuned = "."  # the folder of this file'  # a push writes the repository's name here
+
+LOAD_ADAPTER = """
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+{here}
+tokenizer = AutoTokenizer.from_pretrained(tuned)
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, tuned)
+"""
+LOAD_MODEL = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+{here}
+tokenizer = AutoTokenizer.from_pretrained(tuned)
+model = AutoModelForCausalLM.from_pretrained(tuned)
+"""
+ASK = """
+inputs = tokenizer(prompt, return_tensors="pt")  # puts <bos> in front
+output = model.generate(
+    **inputs,
+    max_new_tokens=256,
+    do_sample=False,{stopping}
+)
+new_ids = output[0, inputs["input_ids"].shape[1] :]
+answer = tokenizer.decode(new_ids, skip_special_tokens=True)
+"""
+END = """
+    eos_token_id=tokenizer.convert_tokens_to_ids([tokenizer.eos_token, {end!r}]),"""
+STOP = """
+    stop_strings={stop!r},
+    tokenizer=tokenizer,"""
+CUT = """for text in {stop!r}:
+    answer = answer.partition(text)[0]
+"""
+ASKED = {"instruction": "How can I make brownies?", "source": "Hello, my name is Morgane."}
 
 
 def card(run_folder: Path) -> str:
@@ -67,7 +105,7 @@ def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, st
     if not base or "prompt" not in template:
         return ""
     sample = samples[0] if samples else {}
-    return _fence(card_example.code(template, base, sample, whole=trained_whole(run)), "python")
+    return _fence(example(template, base, sample, whole=trained_whole(run)), "python")
 
 
 def _template(template: dict[str, Any]) -> str:
@@ -148,3 +186,42 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     return MARKUP.sub(r"\\\g<0>", "\n".join(str(value).splitlines())).replace("\n", "<br>")
+
+
+def example(kept: Mapping[str, Any], base: str, sample: Mapping[str, Any], *, whole: bool) -> str:
+    """The example for a run with the template of its record, which asks for ``sample``'s fields.
+
+    ``whole``: the folder is a model, and not an adapter of ``base``.
+    """
+    template = from_record(kept)
+    pieces = list(template._pieces("prompt"))
+    fields = dict.fromkeys(name for _, *names, _ in pieces for name in names if name)
+    row = {name: str(sample.get(name, ASKED.get(name, OPTIONAL.get(name, "…")))) for name in fields}
+    stop = list(template.stop)
+    stopping = END.format(end=template.end) if template.end else ""  # else as its base names it
+    stopping += STOP.format(stop=stop) if stop else ""
+    lines = [
+        (LOAD_MODEL if whole else LOAD_ADAPTER).format(here=HERE, base=base),
+        *("row = {", *(f"    {name!r}: {text!r}," for name, text in row.items()), "}"),
+        *('prompt = "".join(', "    [", *_parts(template), "    ]", ")"),
+        ASK.format(stopping=stopping).strip(),
+        (CUT.format(stop=stop) if stop else "") + "print(answer.strip())",
+    ]
+    return "\n".join(lines)
+
+
+def _parts(template: Template) -> list[str]:
+    """The prompt's pieces as Python, a section's with the condition that it stands under."""
+    parts = []
+    for (section, present), group in itertools.groupby(
+        template._pieces("prompt"), key=lambda piece: piece[2:]
+    ):
+        value = " + ".join(
+            f"row[{field!r}]" + ".strip()" * (field in template.strip) if field else repr(literal)
+            for literal, field, *_ in group
+            if literal or field
+        )
+        condition = f"{'' if present else 'not '}row[{section!r}].strip()"
+        if value:
+            parts.append(f"        {value}" + f' if {condition} else ""' * bool(section) + ",")
+    return parts

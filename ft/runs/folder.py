@@ -1,26 +1,83 @@
-"""The run folder: resolved config, versions, hashes, metrics, samples; written by the main process only."""
+"""The run folder: the files that it has, metrics, checkpoints and signals; written by the main process only."""
 
-import dataclasses
-import datetime
+import contextlib
 import json
 import os
-import shlex
 import shutil
-import sys
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from ft import __version__
+from ft.config import differences
 from ft.errors import UserError
-from ft.files import json_lines, sampled_hash, sha256, sync_dir, write_json, write_text
-from ft.machine import git_commit, hardware, is_main, peak_gpu_memory, peak_ram, versions
+from ft.files import json_lines, sync_dir, write_json, write_text
+from ft.machine import is_main
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
-# settings that do not decide what is learnt, so that a resumed run may change them
-MAY_CHANGE = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
-    *("save_steps", "eval_steps"),
-}
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+MODEL = ("model.safetensors", "config.json")  # of a run that trained all parameters
+TEXTS = ("README.md", RECORD, CONFIG, "samples.txt")
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
+TOKENIZER += ("special_tokens_map.json", "chat_template.jinja", "processor_config.json")
+# all that travels: no checkpoint, optimizer state or pickle
+FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, *TOKENIZER)
+STATE = "ft_state.json"  # what a checkpoint was made with; its presence says that it is complete
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run will be written, and what may lie there."""
+
+    folder: Path
+    overwrite: bool = False  # an earlier run, which is then deleted
+    resume: str | None = None  # this run, which goes on from ``last`` or a checkpoint's folder
+
+
+def check_folder(folder: Path, overwrite: bool = False, resume: str | None = None) -> Target:
+    """Where a run could start. Raises ``UserError`` if it could not. Changes nothing.
+
+    A folder that holds anything is refused unless ``resume`` is set, or ``overwrite`` is and what it
+    holds is an earlier run.
+    """
+    target = Target(folder, overwrite, resume)
+    if not is_main():  # the main process may already have made it
+        return target
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output folder {folder}: that is a file; choose another --output-dir")
+    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(
+            f"output folder {folder}: {parent} is not writable; choose another --output-dir"
+        )
+    if resume is None and folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"output folder {folder} is not empty; choose another --output-dir, go on with "
+                "--resume last, or replace the run in it with --overwrite-output-dir"
+            )
+        if not (folder / CONFIG).exists():
+            raise UserError(
+                f"output folder {folder} is not empty and holds no earlier run (no {CONFIG}), so "
+                "--overwrite-output-dir does not delete it; choose another --output-dir"
+            )
+    return target
+
+
+def claim(target: Target) -> None:
+    """Make the folder; an earlier run in it is deleted. Raises ``UserError`` as ``check_folder`` does."""
+    folder = target.folder
+    check_folder(folder, target.overwrite, target.resume)
+    if target.resume is None and folder.exists() and any(folder.iterdir()):
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output folder {folder}: {error.strerror}; choose another --output-dir"
+        ) from None
 
 
 class Run:
@@ -29,6 +86,7 @@ class Run:
     def __init__(self, folder: Path, record: dict[str, Any], config_yaml: str) -> None:
         self.folder, self.record = folder, record
         self.begun = False
+        self.made_with: dict[str, Any] = {}  # what must be the same where it goes on
         self.held: dict[str, str] = {CONFIG: config_yaml}
 
     def begin(self) -> None:
@@ -67,78 +125,6 @@ class Run:
             write_text(self.folder / name, text)
 
 
-def start(
-    output_dir: str | Path,
-    *,
-    recipe: str | Path,
-    config_yaml: str,
-    seed: int,
-    overwrite: bool = False,
-    resume: str | None = None,
-) -> Run:
-    """Open a run's folder. Raises ``UserError`` if it is in use or cannot be written.
-
-    A folder that holds anything is refused unless ``resume`` is set, or ``overwrite`` is and what it
-    holds is an earlier run, which is then deleted.
-    """
-    folder = Path(output_dir)
-    if is_main():
-        _claim(folder, overwrite=overwrite, resume=resume)
-    record = {
-        "ft_version": __version__,
-        "recipe": Path(recipe).stem,
-        "recipe_sha256": sha256(Path(recipe)),
-        "command": shlex.join(["python", *sys.argv]),
-        "started": _now(),
-        "git_commit": git_commit(Path(recipe)),
-        "versions": versions(),
-        "hardware": hardware(),
-        "seed": seed,
-    }
-    run = Run(folder, record, config_yaml)
-    if resume is None:
-        run.begin()
-    return run
-
-
-def describe(
-    run: Run, *, base: Any, adapter: dict[str, Any], template: Any, splits: Any, encoded: Any
-) -> None:
-    """Note what the run is made of: base model, adapter, template, and each split with its hash."""
-    data = {
-        split: {
-            "origin": rows.origin,
-            "rows": len(rows),
-            "sha256": rows.sha256,
-            "skipped": rows.skipped,
-            "dropped": encoded[split].dropped,
-            "truncated": encoded[split].truncated,
-        }
-        for split, rows in splits.items()
-    }
-    model = {
-        "name": base.name,
-        "base_model": base.model.name_or_path,
-        "sha256": sampled_hash(base.path),
-        "precision": base.precision,
-        "backend": base.backend,
-        "attention": base.attention,
-    }
-    run.note(model=model, lora=adapter, template=dataclasses.asdict(template), data=data)
-
-
-def fingerprint(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
-    """What must be unchanged for a resumed run to be the same run, flat: ``{"data.train": hash}``."""
-    record = run.record
-    same = {f"data.{split}": value["sha256"] for split, value in record["data"].items()}
-    same |= {
-        f"model.{key}": record["model"][key] for key in ("name", "sha256", "precision", "backend")
-    }
-    same |= {f"template.{key}": value for key, value in record["template"].items()}
-    same |= {key: value for key, value in settings.items() if key not in MAY_CHANGE}
-    return same | {"recipe": record["recipe_sha256"]}
-
-
 def adopt(run: Run, made: Path) -> None:
     """Move the files of a finished folder into the run's, each at once."""
     if is_main():
@@ -148,14 +134,6 @@ def adopt(run: Run, made: Path) -> None:
             os.replace(file, run.folder / file.name)
         made.rmdir()
         sync_dir(run.folder)
-
-
-def finish(run: Run) -> None:
-    """Note the time and the peak memory of this process and its GPU."""
-    values: dict[str, Any] = {"finished": _now(), "peak_memory_bytes": peak_ram()}
-    if (gpu := peak_gpu_memory()) is not None:
-        values["peak_gpu_memory_bytes"] = gpu
-    run.note(**values)
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -174,41 +152,53 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return json_lines(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def check_folder(folder: Path, *, overwrite: bool = False, resume: str | None = None) -> None:
-    """Raise ``UserError`` if a run could not start in ``folder``. Changes nothing."""
-    if not is_main():  # the main process may already have made it
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output folder {folder}: that is a file; choose another --output-dir")
-    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
+
+
+def resumable(folder: Path, resume: str | None, fingerprint: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from: ``last``, or a folder. Raises ``UserError`` where there is none.
+
+    Also for one that was made with another ``fingerprint``, naming what differs.
+    """
+    if resume is None:
+        return None
+    if resume == "last":
+        found = checkpoints(folder)
+        if not found:
+            raise UserError(
+                f"--resume last: {folder} holds no complete checkpoint; start without --resume"
+            )
+        place = found[-1]
+    else:
+        place = Path(resume)
+        if not (place / STATE).exists():
+            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
+    made_with = json.loads((place / STATE).read_text(encoding="utf-8"))
+    if changed := differences(made_with, json.loads(json.dumps(fingerprint))):
         raise UserError(
-            f"output folder {folder}: {parent} is not writable; choose another --output-dir"
+            f"--resume {resume}: {place} was made with something else, so going on would not continue "
+            "that run:\n  "
+            + "\n  ".join(changed)
+            + "\nrestore it, or start anew in another --output-dir"
         )
-    if resume is None and folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"output folder {folder} is not empty; choose another --output-dir, go on with "
-                "--resume last, or replace the run in it with --overwrite-output-dir"
-            )
-        if not (folder / CONFIG).exists():
-            raise UserError(
-                f"output folder {folder} is not empty and holds no earlier run (no {CONFIG}), so "
-                "--overwrite-output-dir does not delete it; choose another --output-dir"
-            )
+    return place
 
 
-def _claim(folder: Path, *, overwrite: bool, resume: str | None) -> None:
-    check_folder(folder, overwrite=overwrite, resume=resume)
-    if resume is None and folder.exists() and any(folder.iterdir()):
-        shutil.rmtree(folder)
+@contextlib.contextmanager
+def signals(asked: Any) -> Iterator[None]:
+    """Let the first SIGTERM or Ctrl-C set ``asked.signal``, None so far; a second one ends at once."""
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked.signal is not None:
+            raise SystemExit(128 + number)
+        asked.signal = number
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output folder {folder}: {error.strerror}; choose another --output-dir"
-        ) from None
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

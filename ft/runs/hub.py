@@ -9,18 +9,10 @@ from typing import Any
 
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import new_dir
-from ft.runs.card import card, read
-from ft.runs.card_example import HERE
+from ft.runs.card import HERE, card, read
+from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
 
 __all__ = ["card", "pull", "push"]
-
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
-MODEL = ("model.safetensors", "config.json")  # of a run that trained all parameters
-TEXTS = ("README.md", "run.json", "config.yaml", "samples.txt")
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
-TOKENIZER += ("special_tokens_map.json", "chat_template.jinja", "processor_config.json")
-# all that travels: no checkpoint, optimizer state or pickle
-FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, *TOKENIZER)
 
 
 def push(

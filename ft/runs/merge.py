@@ -1,9 +1,9 @@
 """An adapter merged into its base: a plain transformers model that answers as both together do, or nothing."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,17 @@ from ft import files
 from ft.errors import UserError, nearest
 from ft.generate import draft
 from ft.models import lora
-from ft.runs import divergence
 from ft.text.template import OPTIONAL, Template
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
     from ft.runs.opened import Finished
 
+# Mean KL divergence, in nats a token, between adapter and merged model that rounding can explain:
+# bfloat16 keeps 8 bits of a weight, and rounds the adapter's own sum elsewhere than the merged one.
+BOUNDS = {"fp32": 1e-6, "bf16": 2e-2}
 KEPT = ("preprocessor_config.json", "processor_config.json", "tokenizer.model")
 TEXTS = (  # of which the merged model is compared
     "Hello, my name is Morgane.",
@@ -26,27 +31,31 @@ TEXTS = (  # of which the merged model is compared
 )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``ft merge``."""
-    parser.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the merged model")
+@dataclass(frozen=True)
+class Difference:
+    """How far the merged model is from base + adapter, over all tokens of the prompts."""
+
+    tokens: int
+    kl: float  # mean KL divergence of the next-token distributions, nats
+    largest: float  # largest absolute difference of a logit
+    agreement: float  # share of tokens where both prefer the same next token
+    bound: float  # of kl
+
+    def __str__(self) -> str:
+        return (
+            f"compared on {self.tokens} tokens: mean KL {self.kl:.1e} nats "
+            f"(bound {self.bound:.0e}), same first choice {self.agreement:.1%}, "
+            f"largest difference of a logit {self.largest:.1e}"
+        )
 
 
-def command(run_folder: str, out: Path) -> None:
-    """``ft merge``"""
-    from ft.runs import opened
-
-    print(merge_run(opened.finished(run_folder), out))
-
-
-def merge_run(run: "Finished", out: Path) -> divergence.Difference:
+def merge_run(run: "Finished", out: Path) -> Difference:
     """``merge`` of a run, with its base and its template."""
     pieces = run.template._pieces("prompt")
     fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
     rows = [OPTIONAL | dict.fromkeys(fields, text) for text in TEXTS]
     prompts = [run.template.prompt_for(row) for row in rows]
-    base = run.settings["model_name_or_path"]
-    return merge(run.folder, out, base=base, template=run.template, prompts=prompts)
+    return merge(run.folder, out, base=run.base, template=run.template, prompts=prompts)
 
 
 def merge(
@@ -58,7 +67,7 @@ def merge(
     template: Template | None = None,
     dtype: str = "auto",
     bound: float | None = None,
-) -> divergence.Difference:
+) -> Difference:
     """Write base + adapter as one plain model folder, safetensors and tokenizer included.
 
     The tokenizer has the adapter's chat template, where it brought one, and its SentencePiece model,
@@ -67,7 +76,7 @@ def merge(
     ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
     bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
     The written folder is loaded again by plain transformers and compared with base + adapter;
-    ``bound`` limits the mean KL divergence (by default ``divergence.BOUNDS``). Nothing is written
+    ``bound`` limits the mean KL divergence (by default ``BOUNDS``). Nothing is written
     unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
     """
     import torch
@@ -75,10 +84,10 @@ def merge(
 
     from ft.models.load import load, load_config
 
-    if dtype not in {"auto", *divergence.BOUNDS}:
+    if dtype not in {"auto", *BOUNDS}:
         raise UserError(
-            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(divergence.BOUNDS)}, "
-            "never in 4 bits." + nearest(dtype, divergence.BOUNDS)
+            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(BOUNDS)}, "
+            "never in 4 bits." + nearest(dtype, BOUNDS)
         )
     if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
         raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
@@ -99,7 +108,7 @@ def merge(
     loaded = load(base, precision=dtype, backend="transformers", text_only=False)
     ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
     model = lora.load(loaded, adapter_folder)
-    expected = divergence.logits(model, ids)
+    expected = logits(model, ids)
     merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     with files.new_dir(out_folder) as new:
         if template:
@@ -123,9 +132,7 @@ def merge(
             from ft.kernels import recurrent
 
             recurrent.install(plain)
-        difference = divergence.compare(
-            expected, divergence.logits(plain.to(device), ids), bound or divergence.BOUNDS[dtype]
-        )
+        difference = compare(expected, logits(plain.to(device), ids), bound or BOUNDS[dtype])
         if not difference.kl <= difference.bound:
             raise UserError(
                 f"merged and adapter differ, {difference}. Nothing was written. In fp32 merging "
@@ -139,3 +146,29 @@ def _ends(model: Any, tokenizer: Any, template: Template) -> list[int]:
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]) if template.stop else []
     holding = {i for i, piece in enumerate(pieces) if any(stop in piece for stop in template.stop)}
     return sorted(draft.end_ids(model, tokenizer, template.end, *template.stop) | holding)
+
+
+def logits(model: Any, ids: Sequence["Int[Tensor, '1 _']"]) -> list["Float[Tensor, '_ v']"]:
+    """Next-token logits of each row of ``ids``, in float32 on the CPU."""
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return [model(row.to(device), use_cache=False).logits[0].float().cpu() for row in ids]
+
+
+def compare(
+    expected: Sequence["Float[Tensor, '_ v']"],
+    got: Sequence["Float[Tensor, '_ v']"],
+    bound: float,
+) -> Difference:
+    """The difference of two results of ``logits``."""
+    tokens = sum(len(rows) for rows in expected)
+    kl, largest, agreeing = 0.0, 0.0, 0
+    for a, b in zip(expected, got, strict=True):
+        p, q = a.double().log_softmax(-1), b.double().log_softmax(-1)
+        kl += (p.exp() * (p - q)).sum().item()
+        largest = max(largest, (a - b).abs().max().item())
+        agreeing += int((a.argmax(-1) == b.argmax(-1)).sum())
+    return Difference(tokens, kl / tokens, largest, agreeing / tokens, bound)

@@ -1,12 +1,18 @@
-"""Runs as a user names them: a recipe's file and flags before training, a run's folder after it."""
+"""What a user names: a recipe's file and flags before training; a run's folder, a Hub run or a model after it."""
 
+import contextlib
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ft.errors import UserError
+from ft.errors import UserError, hub_errors
+from ft.runs.record import Task
 from ft.text.template import Template, from_record
+
+if TYPE_CHECKING:
+    from ft.models.vision import Reader
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,18 @@ class Finished:
     record: dict[str, Any]  # run.json
     settings: dict[str, Any]  # config.yaml
     template: Template  # the one it was trained with
+    named: str = ""  # as the user named it
+
+    @property
+    def name(self) -> str:
+        """Its name on the Hub, or that of its folder."""
+        on_hub = self.named and not Path(self.named).expanduser().is_dir()
+        return self.named if on_hub else self.folder.resolve().name
+
+    @property
+    def task(self) -> Task:
+        """What it learnt to do."""
+        return task_of(self.record, self.settings, self.template)
 
     @property
     def whole(self) -> bool:
@@ -24,24 +42,70 @@ class Finished:
         return (self.folder / "model.safetensors").is_file()
 
     @property
-    def translates(self) -> bool:
-        """Whether it was trained on pairs of source and target, and not on instructions."""
-        return "{source}" in self.template.prompt
-
-    @property
     def weights(self) -> str:
         """The model that it is, or that its adapter belongs to."""
-        return str(self.folder) if self.whole else self.settings["model_name_or_path"]
+        return str(self.folder) if self.whole else self.base
 
     @property
-    def sees(self) -> bool:
-        """Whether it was trained on images."""
-        return "train_vision" in self.settings
+    def base(self) -> str:
+        """The model that it was trained from, as its settings name it."""
+        return self.settings["model_name_or_path"]
+
+
+@dataclass
+class Opened:
+    """A model that is loaded, with what goes with it: the tuned one of a run, its base, or a model as it is."""
+
+    name: str  # short, for a user to know it by
+    model: Any
+    tokenizer: Any
+    template: Template | None  # that prompts go into; none: they are taken as they are
+    see: "Reader | None" = None  # of a model that was loaded with its image tower
+    run: Finished | None = None
+    precision: str = "auto"
+    _base: Any = field(default=None, repr=False)
 
     @property
-    def reasons(self) -> bool:
-        """Whether it learnt to reach a number step by step, and is scored by chains that it draws."""
-        return "chains" in self.settings
+    def context(self) -> int | None:
+        """Tokens that prompt and answer may have together; none where the model sets no limit."""
+        from ft.models.load import context_of
+
+        return context_of(self.model.config)
+
+    @property
+    def base(self) -> Any:
+        """The model that answers in ``as_base``: of a run that trained all parameters its base, loaded once.
+
+        Raises ``UserError`` for a model, which has no other one beside it.
+        """
+        if self.run is None:
+            raise UserError(
+                f"{self.name} is a model and not a run: there is no other one beside it"
+            )
+        if self._base is None:
+            whole = self.run.whole
+            self._base = load(self.run, self.precision, tuned=False).model if whole else self.model
+        return self._base
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[Any]:
+        """The run's base while this lasts: an adapter is off then. Raises as ``base`` does."""
+        base = self.base
+        with self.model.disable_adapter() if base is self.model else contextlib.nullcontext():
+            yield base
+
+
+def task_of(record: dict[str, Any], settings: dict[str, Any], template: Template) -> Task:
+    """What a run learnt to do: as its record says, or for an older one as its settings tell."""
+    if "task" in record:
+        return cast(Task, record["task"])
+    if record.get("recipe") == "minigpt_pretrain":
+        return "pretraining"
+    if "train_vision" in settings:
+        return "images"
+    if "chains" in settings:
+        return "reasoning"
+    return "translation" if "{source}" in template.prompt else "instructions"
 
 
 def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, Any]:
@@ -77,35 +141,96 @@ def finished(run: str | Path) -> Finished:
     from ft.runs import hub
     from ft.runs.folder import CONFIG, read
 
-    folder = hub.pull(run)
+    local = Path(run).expanduser()
+    folder = hub.pull(local if local.is_dir() else run)
     record = read(folder)
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
-    return Finished(folder, record, settings, from_record(record["template"]))
+    return Finished(folder, record, settings, from_record(record["template"]), str(run))
+
+
+def find(name: str) -> Finished | None:
+    """The run that a name means: a folder or a Hub repository; none where it names a model.
+
+    Raises ``UserError`` for a run that is not whole, and for what is on the Hub and cannot be reached.
+    """
+    return finished(name) if is_run(name) else None
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run, and not of a model: an adapter, or a folder with a record."""
+    from ft.models import sources
+    from ft.runs.folder import RECORD
+
+    if name == "embedded":
+        return False
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return any((folder / file).is_file() for file in (RECORD, "adapter_config.json"))
+    repo = str(sources.resolve(name))
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo, otherwise=f"There is no folder {name} here."):
+        return (Path(snapshot_download(repo, allow_patterns=[RECORD])) / RECORD).is_file()
 
 
 def load(
-    run: Finished, precision: str = "auto", *, tuned: bool = True, images: bool = False
-) -> tuple[Any, Any]:
-    """The tuned model of a run, on all cores and with the loss of ``ft.kernels.cross_entropy``, and its tokenizer.
+    named: Finished | str,
+    precision: str = "auto",
+    *,
+    template: str | Template | None = None,
+    tuned: bool = True,
+    images: bool = False,
+) -> Opened:
+    """A run or a model, ready to answer on all cores.
 
-    Without ``tuned``, its base model. With ``images`` it can be shown some, as one can that was trained
-    on them.
+    A run brings its template; it is loaded with the loss of ``ft.kernels.cross_entropy``. A model takes
+    ``template``, itself or what ``prompts.by_name`` takes, or none. Without ``tuned`` it is the base model
+    of a run. With ``images`` it can be shown some, as one can that was trained on them. Raises
+    ``UserError`` for what cannot be loaded, and for an adapter of other weights than those of its base.
     """
     from ft import machine
-    from ft.models import lora
+    from ft.models import lora, vision
     from ft.models.load import load as load_base
+    from ft.text import prompts
 
-    machine.use_all_cores()
-    if precision == "auto":  # the one that it was trained in
+    run = find(named) if isinstance(named, str) else named
+    if run and template:
+        raise UserError(f"--template {template}: {run.named} is a run and brings its own template")
+    images = images or bool(run and run.task == "images")
+    if run and precision == "auto":  # the one that it was trained in
         precision = run.record.get("model", {}).get("precision", precision)
-    whole = tuned and run.whole
-    name = str(run.folder) if whole else run.settings["model_name_or_path"]
-    text = not (images or run.sees)
-    base = load_base(name, precision=precision, inference=True, text_only=text)
-    if not tuned or whole:
-        return base.model, base.tokenizer
-    model = lora.load(base, run.folder)
-    return model, base.tokenizer
+    options: dict[str, Any] = {"precision": precision, "inference": True, "text_only": not images}
+    if run is None:
+        assert isinstance(named, str)
+        if not tuned:
+            raise UserError(f"{named} is a model, not a run")
+        see = vision.reader(named) if images else None
+        machine.use_all_cores()
+        base = load_base(named, **options)
+        if isinstance(template, str):
+            template = prompts.by_name(template, base.tokenizer)
+        return Opened(named, base.model, base.tokenizer, template, see, precision=precision)
+    adapted = tuned and not run.whole
+    if adapted:
+        _check_base(run)
+    see = vision.reader(run.weights) if images else None
+    machine.use_all_cores()
+    base = load_base(run.weights if tuned else run.base, **options)
+    model = lora.load(base, run.folder) if adapted else base.model
+    return Opened(run.name, model, base.tokenizer, run.template, see, run, precision)
+
+
+def _check_base(run: Finished) -> None:
+    """Raise ``UserError`` where the folder of a run's base model holds other weights than it was trained on."""
+    from ft.files import sampled_hash
+
+    folder = Path(run.base).expanduser()
+    recorded = run.record.get("model", {}).get("sha256")
+    if recorded and folder.is_dir() and sampled_hash(folder) != recorded:
+        raise UserError(
+            f"{run.folder} is an adapter of another base: the weights in {folder} are not those "
+            "that it was trained on. Put those back, or train again."
+        )

@@ -65,9 +65,10 @@ def compare(
     """
     from ft.runs import opened
 
-    model, tokenizer = opened.load(run, precision)
+    o = opened.load(run, precision)
+    model, tokenizer = o.model, o.tokenizer
     options = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size}
-    base = opened.load(run, precision, tuned=False)[0] if run.whole else None
+    base = o.base if run.whole else None
     both = comparison.both(lambda each: evaluate(each, tokenizer, tasks, **options), model, base)
     result: dict[str, Any] = {name: found["results"] for name, found in both.items()}
     found = both["tuned"]

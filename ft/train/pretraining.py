@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ft import files, machine
 from ft.errors import UserError
 from ft.machine import is_main
-from ft.runs import checkpoints
+from ft.runs import folder as run
 from ft.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def save(
         }
         save_file(tensors, place / OPTIMIZER)
         files.write_json(place / DONE, done)
-        files.write_json(place / checkpoints.STATE, made_with)
-    for old in checkpoints.complete(folder)[:-1]:
+        files.write_json(place / run.STATE, made_with)
+    for old in run.checkpoints(folder)[:-1]:
         shutil.rmtree(old)
 
 

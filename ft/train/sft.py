@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.machine import peak_memory, prepare_sharding, processes, say
-from ft.runs import checkpoints
-from ft.runs.folder import Run, adopt
+from ft.runs.folder import Run, adopt, resumable, signals
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import graphs
@@ -96,7 +95,7 @@ def sft(
     prepare_sharding()
     fingerprint = (fingerprint or {}) | processes()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
+    checkpoint = resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
         run.begin()
         run.note(resumed_from=checkpoint.name)
@@ -167,7 +166,7 @@ def sft(
     )
     journal.attach(trainer)
     start = time.perf_counter()
-    with checkpoints.signals(journal):
+    with signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     wall = time.perf_counter() - start
     if number := journal.signalled():

@@ -21,8 +21,7 @@ from ft.errors import UserError
 from ft.files import sync_dir, write_json
 from ft.kernels import cross_entropy
 from ft.machine import say
-from ft.runs.checkpoints import STATE
-from ft.runs.checkpoints import complete as checkpoints
+from ft.runs.folder import STATE, checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.tokens import IGNORE, Example
 from ft.train import graphs, optim
@@ -214,7 +213,9 @@ class Trainer(SFTTrainer):
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # counted by ft.models.speed, which knows what is frozen and what is supervised
+        return (
+            0  # counted by ft.models.parameters, which knows what is frozen and what is supervised
+        )
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the card is made from the finished run, not at each checkpoint."""

@@ -13,6 +13,7 @@ from ft.chat.conversation import Conversation
 from ft.errors import UserError
 from ft.files import sampled_hash
 from ft.generate.samplers import Greedy, TopP
+from ft.runs import opened
 from ft.text import prompts
 
 CHAT = prompts.by_name("chat", tiny.tokenizer())
@@ -169,7 +170,7 @@ def test_a_name_on_the_hub_is_a_run_if_it_has_a_record(files, run, tmp_path, mon
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert partner.is_run("owner/name") == run
+    assert opened.is_run("owner/name") == run
 
 
 def test_a_sampler_of_temperature_and_nucleus():

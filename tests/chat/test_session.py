@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from ft import __main__ as cli
-from ft.chat import partner, screen, session
+from ft.chat import partner, session
 from ft.chat.conversation import Conversation
 from ft.errors import UserError
 from ft.generate.draft import Answer
@@ -59,7 +59,7 @@ class Scripted(partner.Partner):
 def talk(monkeypatch, capsys, who, *lines: str, **options):
     """The chat, and what it wrote to standard output and standard error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    made = session.Chat(who, screen.Pipe(), **options)
+    made = session.Chat(who, session.Pipe(), **options)
     made.run()
     out, err = capsys.readouterr()
     return made, out, err
@@ -199,7 +199,7 @@ def test_a_translation_is_asked_line_by_line(monkeypatch, capsys):
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(monkeypatch, capsys):
     who = Scripted()
-    made = session.Chat(who, screen.Pipe())
+    made = session.Chat(who, session.Pipe())
     who.interrupt = True
     made.ask("one")
     who.interrupt = False
@@ -213,7 +213,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(monkeypatch, capsys):
 def test_ctrl_c_twice_at_once_ends_the_program(monkeypatch, capsys):
     who = Scripted()
     who.interrupt = True
-    made = session.Chat(who, screen.Pipe())
+    made = session.Chat(who, session.Pipe())
     made.ask("one")
     with pytest.raises(KeyboardInterrupt):
         made.ask("two")
@@ -239,7 +239,7 @@ class Typed:
 def on_terminal(monkeypatch, who, *lines) -> str:
     from rich.console import Console
 
-    terminal = screen.Terminal()
+    terminal = session.Terminal()
     terminal.console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr("builtins.input", Typed(*lines))
     session.Chat(who, terminal).run()
@@ -274,7 +274,7 @@ def test_standard_input_must_be_utf_8(monkeypatch):
     wrong = io.TextIOWrapper(io.BytesIO(b"caf\xe9 \xff\n"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", wrong)
     with pytest.raises(UserError, match="standard input is not UTF-8"):
-        list(screen.Pipe().questions())
+        list(session.Pipe().questions())
 
 
 @pytest.fixture(scope="module")

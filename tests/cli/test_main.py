@@ -1,7 +1,12 @@
 """The commands as a user runs them: help at once, clear mistakes, and a run used from end to end."""
 
+import argparse
+import ast
+import importlib
+import inspect
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +83,35 @@ def test_unknown_arguments_of_a_command_are_refused():
 def test_several_mistakes_come_at_once():
     done = ft("check", RECIPE, "--lora-r", "x", "--seed", "y", "--modle", "z", code=2)
     assert all(word in done.stderr for word in ("--lora-r", "--seed", "--modle"))
+
+
+VERBS = {verb: line for verbs in cli.VERBS.values() for verb, line in verbs.items()}
+FILES = {p.stem: p for p in (ROOT / "ft" / "cli").glob("*.py")}
+
+
+def test_each_file_is_a_verb_of_the_help():
+    assert set(FILES) - {"__init__", "console"} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_line_is_the_first_sentence_of_its_file(verb):
+    text = ast.get_docstring(ast.parse(FILES[verb].read_text())) or ""
+    assert text.split("\n\n")[0] == VERBS[verb]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_help_has_an_example_that_can_be_parsed(verb, capsys):
+    module, parser = importlib.import_module(f"ft.cli.{verb}"), argparse.ArgumentParser()
+    module.arguments(parser)
+    said, name, *words = shlex.split(parser.epilog or "")
+    assert (said, name, words[0]) == ("example:", "ft", verb)
+    options, rest = parser.parse_known_args(words[1:])
+    assert not rest or verb in cli.TAKE_RECIPE_FLAGS
+    taken = inspect.signature(module.command).parameters
+    assert set(vars(options)) <= set(taken) or "settings" in taken
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    assert "example: ft" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from support import finished_run, tiny
 
 from ft.cli import console, score
 from ft.errors import UserError
+from ft.score import texts
 
 TEXTS = ["le chat dort", "Hello, my name is Morgane.", "é", "table " * 20]
 
@@ -42,10 +43,10 @@ def logprobs(model: Any, text: str, prompt: str = "") -> torch.Tensor:
 def test_a_batch_of_texts_scores_as_each_does_by_transformers(
     prompt: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "BATCH", 40)  # two of the texts together, the longest alone
+    monkeypatch.setattr(texts, "BATCH", 40)  # two of the texts together, the longest alone
     model = tiny.build("gemma3_text")
     rows = [(prompt, text) for text in TEXTS]
-    for text, found in zip(TEXTS, score.score_texts(model, tiny.tokenizer(), rows), strict=True):
+    for text, found in zip(TEXTS, texts.score_texts(model, tiny.tokenizer(), rows), strict=True):
         expected = logprobs(model, text, prompt)
         torch.testing.assert_close(torch.tensor(found.logprobs), expected, rtol=1e-5, atol=1e-5)
         assert found.text == text
@@ -57,20 +58,20 @@ def test_a_batch_of_texts_scores_as_each_does_by_transformers(
 
 def test_the_likeliest_tokens_stand_where_the_text_has_its_own() -> None:
     model, tokenizer = tiny.build("gemma3_text"), tiny.tokenizer()
-    (found,) = score.score_texts(model, tokenizer, [("", "le chat")], top=3)
+    (found,) = texts.score_texts(model, tokenizer, [("", "le chat")], top=3)
     ids = torch.tensor([[2, *found.ids]])
     with torch.no_grad():
         expected = model(ids).logits[0, :-1].log_softmax(-1).topk(3)
     assert len(found.likeliest) == len(found.ids)
     for at, (values, which) in enumerate(zip(*expected, strict=True)):
         assert [p for _, p in found.likeliest[at]] == pytest.approx(values.tolist(), abs=1e-5)
-        assert [t for t, _ in found.likeliest[at]] == list(score.pieces(tokenizer, which.tolist()))
+        assert [t for t, _ in found.likeliest[at]] == list(texts.pieces(tokenizer, which.tolist()))
 
 
 def test_parts_of_a_character_have_their_names() -> None:
     tokenizer = tiny.tokenizer()
     ids = tokenizer("☃a\n", add_special_tokens=False)["input_ids"]
-    assert score.pieces(tokenizer, ids) == ("<0xE2>", "<0x98>", "<0x83>", "a", "\n")
+    assert texts.pieces(tokenizer, ids) == ("<0xE2>", "<0x98>", "<0x83>", "a", "\n")
 
 
 def test_a_pipe_gets_a_plain_table(base: str, capsys: Any) -> None:
@@ -143,7 +144,7 @@ def test_a_run_scores_with_its_adapter_or_its_base(tmp_path: Path, capsys: Any) 
 
 
 def test_perplexity_beyond_a_float_is_infinite() -> None:
-    scored = score.Scored("a", (1,), ("a",), (-800.0,), ((),))
+    scored = texts.Scored("a", (1,), ("a",), (-800.0,), ((),))
     assert scored.perplexity == math.inf
 
 
@@ -197,6 +198,6 @@ def test_without_a_bos_a_prompt_is_needed() -> None:
     model, tokenizer = tiny.build("gemma"), tiny.tokenizer()
     tokenizer.bos_token = None
     with pytest.raises(UserError, match="give a --prompt"):
-        score.score_texts(model, tokenizer, [("", "le chat")])
-    (found,) = score.score_texts(model, tokenizer, [("a", "le chat")])
+        texts.score_texts(model, tokenizer, [("", "le chat")])
+    (found,) = texts.score_texts(model, tokenizer, [("a", "le chat")])
     assert len(found.logprobs) == len(found.ids)

@@ -15,7 +15,7 @@ from ft.generate import answers
 from ft.kernels import quantized
 from ft.machine import Machine
 from ft.models import lora, precision
-from ft.runs import divergence
+from ft.runs import merge
 
 Folder = Callable[..., str]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -262,9 +262,7 @@ def test_a_model_in_int8_is_close_to_itself(kind, folder):
     assert any("int8" in note for note in base.notes)
     assert is_int8(base.model)
     assert not is_int8(plain.model)
-    found = divergence.compare(
-        divergence.logits(plain.model, ids), divergence.logits(base.model, ids), bound=1.0
-    )
+    found = merge.compare(merge.logits(plain.model, ids), merge.logits(base.model, ids), bound=1.0)
     assert 0 < found.kl < 0.02
     ((answer,),) = answers.generate(base.model, base.tokenizer, ["le chat"], max_new_tokens=5)
     assert len(answer.ids) == 5
@@ -285,9 +283,7 @@ def test_an_adapter_goes_on_it(folder, tmp_path):
     assert isinstance(loaded, PeftModel)
     assert is_int8(loaded)
     ids = [torch.tensor([[2, 40, 50, 60, 70]])]
-    found = divergence.compare(
-        divergence.logits(trained, ids), divergence.logits(loaded, ids), bound=1.0
-    )
+    found = merge.compare(merge.logits(trained, ids), merge.logits(loaded, ids), bound=1.0)
     assert found.kl < 0.02
 
 

@@ -38,7 +38,7 @@ def part(plan: peak.Plan, name: str) -> int:
 def test_the_adapter_and_the_flops_are_those_of_the_model(kind):
     model = tiny.build(kind)
     shape = shapes.from_config(model.config.to_dict())
-    if kind != "gemma4_moe":  # ft.models.speed sees linear layers, and experts are none
+    if kind != "gemma4_moe":  # ft.models.parameters sees linear layers, and experts are none
         count = pytest.approx(parameters.training_flops(full_model(kind)), rel=1e-9)
         assert parts.flops(shape, Mode(full=True)) == count
     mode = Mode(rank=4)

@@ -93,7 +93,7 @@ def test_show_prints_an_example_with_its_image_tokens(adapted, capsys):
 
 
 def test_a_merged_run_sees_as_the_adapter_did(adapted, tmp_path):
-    model, _ = opened.load(opened.finished(adapted), "fp32")
+    model = opened.load(opened.finished(adapted), "fp32").model
     cli.main(["merge", str(adapted), str(tmp_path / "merged")])
     plain = models.load(str(tmp_path / "merged"), precision="fp32", text_only=False).model
     red = vision.reader(str(tmp_path / "merged")).pixels([Image.new("RGB", (64, 64), "red")])

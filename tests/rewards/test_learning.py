@@ -6,7 +6,7 @@ from support import learner
 
 from ft.errors import UserError
 from ft.rewards import drawn, learning, policy
-from ft.runs import folder, opened
+from ft.runs import folder, opened, record
 from ft.score.rewards import Reward
 from ft.text.tokens import prompt_ids
 
@@ -28,7 +28,9 @@ def base(finished):
 
 @pytest.fixture
 def r(tmp_path):
-    return folder.start(tmp_path / "out", recipe=__file__, config_yaml="{}\n", seed=0)
+    return record.begin(
+        folder.Target(tmp_path / "out"), recipe=__file__, config_yaml="{}\n", seed=0
+    )
 
 
 def trainer(base, r, finished, reward=EARLY, method="grpo", **options):

@@ -37,7 +37,7 @@ def test_it_learns_what_is_better(trained, start):
     record = json.loads((trained / "model" / reward_model.RECORD).read_text())
     assert record["accuracy"] == 1.0
     assert record["held_out"] == 4
-    tokenizer = opened.load(opened.finished(start), "fp32")[1]
+    tokenizer = opened.load(opened.finished(start), "fp32").tokenizer
     reward = reward_model.named(str(trained / "model"), tokenizer)
     row = {"source": "the cat 99", "target": "unused"}
     assert reward("le chat dort 99", row) > reward("the cat sleeps 99", row)

@@ -1,6 +1,5 @@
 """The run folder: refused when in use, never half-written, rewound on resume; threads are shared."""
 
-import json
 import os
 
 import pytest
@@ -9,21 +8,12 @@ import torch
 from ft import machine
 from ft.errors import UserError
 from ft.runs import folder as run
+from ft.runs import record
 
 
-def start(folder, **options):
-    return run.start(folder, recipe=__file__, config_yaml="seed: 1\n", seed=1, **options)
-
-
-def test_a_new_run_records_where_it_came_from(tmp_path):
-    start(tmp_path / "run").note(extra=1)
-    record = run.read(tmp_path / "run")
-    assert record["recipe"] == "test_folder"
-    assert record["seed"] == 1
-    assert record["extra"] == 1
-    assert record["versions"]["torch"] == torch.__version__
-    assert record["hardware"]["cores"] == os.cpu_count()
-    assert (tmp_path / "run" / run.CONFIG).read_text() == "seed: 1\n"
+def start(place, overwrite=False, resume=None):
+    target = run.Target(place, overwrite, resume)
+    return record.begin(target, recipe=__file__, config_yaml="seed: 1\n", seed=1)
 
 
 def test_a_folder_in_use_is_refused_unless_told(tmp_path):
@@ -116,17 +106,3 @@ def test_local_processes_share_the_cores(monkeypatch):
         assert said == f"1 threads in each of {cores} processes ({cores} cores)"
     finally:
         torch.set_num_threads(before)
-
-
-def test_the_fingerprint_leaves_out_what_does_not_decide_what_is_learnt(tmp_path):
-    r = start(tmp_path)
-    r.note(
-        data={"train": {"sha256": "a"}},
-        model={"name": "m", "sha256": "b", "precision": "fp32", "backend": "transformers"},
-        template={"name": "t", "stop": ["\n"]},
-    )
-    found = run.fingerprint(r, {"learning_rate": 1.0, "output_dir": "x", "save_steps": 3})
-    assert found["learning_rate"] == 1.0
-    assert found["data.train"] == "a"
-    assert not {"output_dir", "save_steps"} & found.keys()
-    json.dumps(found)

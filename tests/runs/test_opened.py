@@ -1,14 +1,18 @@
 """A recipe opened by its file, and a finished run by its folder."""
 
 import dataclasses
+import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from support import finished_run
 
+from ft import __main__ as cli
 from ft import config
 from ft.errors import UserError
-from ft.runs import opened
+from ft.runs import hub, opened
 from ft.text import prompts
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "mtnt_lora.py"
@@ -53,3 +57,85 @@ def test_a_run_that_is_not_whole(name: str, run_folder: Path) -> None:
     (run_folder / name).unlink()
     with pytest.raises(UserError, match=name):
         opened.finished(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "task"),
+    [
+        ({}, {}, "translation"),
+        ({}, {"chains": 4}, "reasoning"),
+        ({}, {"train_vision": False}, "images"),
+        ({"recipe": "minigpt_pretrain"}, {}, "pretraining"),
+        ({"task": "instructions"}, {"chains": 4}, "instructions"),
+    ],
+)
+def test_what_a_run_learnt_is_recorded_or_inferred(record, settings, task) -> None:
+    assert opened.task_of(record, settings, prompts.translation("French")) == task
+    if not record and not settings:
+        assert opened.task_of({}, {}, prompts.INSTRUCTION["dolly"]) == "instructions"
+
+
+OLDER = Path(__file__).parents[1] / "fixtures" / "older_run"
+
+
+@pytest.fixture
+def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run made before `run.json` had a `task`, its base beside it, in the working folder."""
+    shutil.copytree(OLDER, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place" / "run"
+
+
+def test_an_older_run_has_no_task_and_is_known_nevertheless(older: Path) -> None:
+    assert "task" not in json.loads((older / "run.json").read_text())
+    assert opened.finished("run").task == "translation"
+
+
+# its base is named relative here, PEFT makes the name absolute
+renamed = pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path`")
+SHORT = ["--max-new-tokens", "3", "--precision", "fp32"]
+
+
+@renamed
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["translate", "run", "hello", *SHORT], "\n"),
+        (["translate", "run", "hello", "--base", *SHORT], "\n"),
+        (["eval", "run", "--limit", "2", *SHORT], "chrF"),
+        (["chat", "run", *SHORT], "\n"),
+        (["generate", "run", "hello", *SHORT], "\n"),
+        (["score", "run", "--text", "bonjour", "--precision", "fp32"], "perplexity"),
+        (["samplers", "bonjour le chat", "--model", "run", *SHORT], "top-k"),
+        (["summary", "run"], "lora"),
+        (["merge", "run", "merged"], "mean KL"),
+    ],
+)
+def test_every_command_reads_an_older_run(words, said, older: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    cli.main(words)
+    assert said in capsys.readouterr().out
+
+
+def test_a_chain_and_a_server_take_an_older_run(older: Path, capsys, monkeypatch) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["solve", "run", "How many?"])
+    assert "was not trained to write ANSWER:" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "ft.chat.openai_server.Server.serve_forever", lambda self: print(self.partner.name)
+    )
+    cli.main(["serve", "run", "--port", "0", "--precision", "fp32"])
+    assert capsys.readouterr().out.endswith("run\n")
+
+
+def test_the_scores_of_an_older_run_come_out_again(older: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    cli.main(["eval", "run", "--limit", "2", "--precision", "fp32", "--json", str(file)])
+    kept = json.loads((older / "run.json").read_text())["evaluation"]["test"]
+    found = json.loads(file.read_text())
+    for name in ("base", "tuned"):
+        assert found[name]["loss"] == pytest.approx(kept[name]["loss"], rel=1e-5)
+
+
+def test_an_older_runs_card_is_written_again(older: Path) -> None:
+    assert hub.card(older) == (older / "README.md").read_text()

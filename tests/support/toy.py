@@ -15,7 +15,7 @@ from ft.errors import exit_cleanly
 from ft.kernels import cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
-from ft.runs import folder
+from ft.runs import folder, record
 from ft.score import likelihood, translation
 from ft.text import prompts, tokens
 
@@ -87,7 +87,8 @@ def go(
 ) -> train.Trained:
     """Train, save, and return what it cost."""
     use_all_cores()
-    r = folder.start(out, recipe=__file__, config_yaml="{}\n", seed=0, resume=resume)
+    target = folder.Target(out, resume=resume)
+    r = record.begin(target, recipe=__file__, config_yaml="{}\n", seed=0)
     seed_everything(0)
     base = tiny.build(kind)
     cross_entropy.install(base)

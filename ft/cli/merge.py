@@ -1,0 +1,18 @@
+"""Merge an adapter into its base and check that the logits agree."""
+
+import argparse
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``ft merge``."""
+    parser.epilog = "example: ft merge runs/mtnt_lora merged/"
+    parser.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the merged model")
+
+
+def command(run_folder: str, out: Path) -> None:
+    """Write a plain transformers model, and say how far it is from base and adapter."""
+    from ft.runs import merge, opened
+
+    print(merge.merge_run(opened.finished(run_folder), out))
