@@ -174,6 +174,7 @@ def _seen(
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
     o = opened.load(run, precision)
+    assert o.see
     most = max_new_tokens or s["max_new_tokens"]
     return images.before_after(
         o.model, o.tokenizer, run.template, o.see, rows, max_new_tokens=most, split=split

@@ -186,8 +186,7 @@ def load(
 ) -> Opened:
     """A run or a model, ready to answer on all cores.
 
-    A run brings its template; it is loaded with the loss of ``ft.kernels.cross_entropy``. A model takes
-    ``template``, itself or what ``prompts.by_name`` takes, or none. Without ``tuned`` it is the base model
+    A run brings its template. A model takes ``template``, itself or what ``prompts.by_name`` takes, or none. Without ``tuned`` it is the base model
     of a run. With ``images`` it can be shown some, as one can that was trained on them. Raises
     ``UserError`` for what cannot be loaded, and for an adapter of other weights than those of its base.
     """
