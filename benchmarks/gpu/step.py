@@ -25,7 +25,7 @@ from common import (
 class Replayed:
     """A graph where there is no GPU: replaying runs again."""
 
-    def capture(self, run: Callable[[], None]) -> None:
+    def capture(self, run: Callable[[], None], beside: Any = None) -> None:
         self.replay = run
 
     @staticmethod

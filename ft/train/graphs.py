@@ -100,19 +100,24 @@ def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -
 class CudaGraph:
     """What is launched while it is captured, launched again at once by ``replay``."""
 
-    pool: Any = None  # of all graphs: only one runs at a time, and nothing it makes outlives it
+    def capture(self, run: Callable[[], None], beside: "CudaGraph | None" = None) -> None:
+        """Record ``run`` without running it. Raises what the capture raises.
 
-    def capture(self, run: Callable[[], None]) -> None:
-        """Record ``run`` without running it. Raises what the capture raises."""
+        It takes the memory of ``beside``, which must live as long: only one of the two runs at a time,
+        and nothing that a run makes outlives it.
+        """
         import torch
 
-        CudaGraph.pool = CudaGraph.pool or torch.cuda.graph_pool_handle()
         self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        pool = beside.graph.pool() if beside else None
         try:
             # only this thread's calls can spoil it, not one that pins memory
-            mode = "thread_local"
-            with torch.cuda.graph(self.graph, pool=CudaGraph.pool, capture_error_mode=mode):
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 run()
+        except BaseException:  # whose generator would go on as in a capture, and refuse to draw
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         finally:  # torch leaves its own stream current when the end of a capture fails
             torch.cuda.set_stream(stream)
 
@@ -173,6 +178,11 @@ class Graphs:
             held[name].copy_(x, non_blocking=True)
         return graph.replay()
 
+    def release(self) -> None:
+        """Give back the memory of all graphs; rows that come again get new ones."""
+        self.graphs.clear()
+        self.uses.clear()
+
     def _eagerly(self, inputs: Mapping[str, Any]) -> None:
         self.run(inputs)
         if not self.gradients:  # those that a row gives; others have none, as without graphs
@@ -199,8 +209,9 @@ class Graphs:
             self.say(f"CUDA graphs: {len(self.graphs)} sizes have one, others run without: {why}")
             return False
         held, graph = {name: x.clone() for name, x in tensors.items()}, self.make()
+        beside = next((other for _, other in self.graphs.values()), None)
         try:
-            graph.capture(lambda: self.run(held))
+            graph.capture(lambda: self.run(held), beside)
         except Exception as error:  # whatever it is: the same row can run without a graph
             self.off = True
             self.graphs.clear()

@@ -108,6 +108,14 @@ class Trainer(SFTTrainer):
         )
         self.graphs = graphs.Graphs(self._run, self.model.parameters(), say, make=make)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what comes after has the memory of the graphs."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.graphs:
+                self.graphs.release()
+
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
         super().create_accelerator_and_postprocess()

@@ -21,8 +21,8 @@ class Replayed:
 
     made: list["Replayed"] = []
 
-    def capture(self, work) -> None:
-        self.work, self.replays = work, 0
+    def capture(self, work, beside=None) -> None:
+        self.work, self.replays, self.beside = work, 0, beside
         Replayed.made.append(self)
 
     def replay(self) -> None:
@@ -169,7 +169,7 @@ def test_a_rare_size_has_no_graph_and_there_is_a_bound():
 @pytest.mark.parametrize("fault", ["capture", "lack"])
 def test_without_a_graph_the_run_goes_on_and_says_why(fault):
     class Faulty(Replayed):
-        def capture(self, work) -> None:
+        def capture(self, work, beside=None) -> None:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     class Full(Replayed):
@@ -185,6 +185,33 @@ def test_without_a_graph_the_run_goes_on_and_says_why(fault):
     assert len(side.lines) == 1
     assert ("not permitted" in side.lines[0]) == (fault == "capture")
     assert Replayed.made == []
+
+
+def test_graphs_share_memory_with_those_that_live():
+    """With the first of their own object, and with none of another that may have died."""
+    rows = [toy.examples(1, seed=3), toy.examples(8, seed=4)]
+    for _ in range(2):
+        side = Side("gemma", Replayed)
+        for examples in rows * 2:
+            side.run(inputs(examples))
+    first, second, third, fourth = Replayed.made
+    assert (first.beside, second.beside) == (None, first)
+    assert (third.beside, fourth.beside) == (None, third)
+
+
+def test_after_a_training_its_graphs_are_gone(tmp_path, monkeypatch):
+    import weakref
+
+    class Watched(Replayed):
+        def capture(self, work, beside=None) -> None:
+            self.work, self.replays = work, 0
+            alive.append(weakref.ref(self))
+
+    alive: list[weakref.ref] = []
+    monkeypatch.setattr(graphs, "refusal", lambda *_, **__: "")
+    toy.go(tmp_path / "run", make_graph=Watched)
+    assert alive
+    assert not any(graph() for graph in alive)
 
 
 def lines(folder, key) -> list[float]:
