@@ -5,6 +5,8 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ft.kernels import fused_nf4
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -143,9 +145,7 @@ def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None
         return None
     if tuple(state.shape) != (base.out_features, base.in_features):
         return None
-    from bitsandbytes.functional import dequantize_4bit
-
-    return lambda: dequantize_4bit(weight.data, state).to(x.dtype)
+    return lambda: fused_nf4.weight(weight.data, state, x.dtype)
 
 
 @functools.cache

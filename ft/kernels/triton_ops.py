@@ -1,4 +1,4 @@
-"""Triton kernels: losses of rows of logits, RMSNorm, GEGLU, rotary embedding. Imports Triton at its top.
+"""Triton kernels: losses of rows, RMSNorm, GEGLU, rotary embedding, 4-bit weights. Imports Triton at its top.
 
 All arithmetic is in fp32, rounded where PyTorch's own operations would round. Offsets of rows are
 64-bit: 8,192 rows of 262,144 words are 2**31 numbers. Names in capitals are compiled in.
@@ -263,3 +263,30 @@ def rotate(
     into = out + batch * out_batch + time * out_time + head[:, None] * out_head + pair[None, :]
     tl.store(into, low.to(out.dtype.element_ty), mask=inside)
     tl.store(into + half, high.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def nf4_decode(
+    codes,  # [blocks, HALF] bytes, the first of each two values in the high bits
+    scales,  # [blocks] bytes
+    levels,  # [16] what four bits stand for
+    steps,  # [256] what a byte of ``scales`` stands for, of the top of NESTED of them
+    tops,
+    offset,  # one number, added to each scale
+    out,  # [blocks, 2 HALF]
+    blocks,
+    HALF: tl.constexpr,
+    NESTED: tl.constexpr,
+    GROUPS: tl.constexpr,  # blocks of a program
+):
+    block = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    inside = block < blocks
+    step = tl.load(scales + block, mask=inside, other=0).to(tl.int32)
+    top = tl.load(tops + block // NESTED, mask=inside, other=0.0)
+    scale = (tl.load(steps + step) * top + tl.load(offset))[:, None]
+    start, inside = block.to(tl.int64)[:, None], inside[:, None]
+    byte = tl.load(codes + start * HALF + tl.arange(0, HALF)[None, :], mask=inside, other=0)
+    high, low = byte.to(tl.int32) >> 4, byte.to(tl.int32) & 15
+    pair = tl.join(tl.load(levels + high) * scale, tl.load(levels + low) * scale)
+    values = tl.reshape(pair, [GROUPS, 2 * HALF]).to(out.dtype.element_ty)
+    tl.store(out + start * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :], values, mask=inside)

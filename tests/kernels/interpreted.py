@@ -12,7 +12,7 @@ import unittest.mock
 import torch
 from support import tiny
 
-from ft.kernels import fused, fused_head, fused_layers
+from ft.kernels import fused, fused_head, fused_layers, fused_nf4
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -198,6 +198,27 @@ def a_loss_that_is_not_a_number_stays_one():
     assert found.isnan().tolist() == [False, True, *[False] * 4]
 
 
+def four_bits():
+    """A weight comes back as bitsandbytes brings it, to the bit; what the kernel cannot take, by bitsandbytes."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for dtype, shape in itertools.product(DTYPES, ((75, 256), (3, 64))):  # 300 blocks, and 3
+        weight = torch.randn(shape).to(dtype)
+        weight[0] *= 9
+        codes, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+        assert fused_nf4.usable(codes, state, dtype)
+        expected = dequantize_4bit(codes, state)
+        found = fused_nf4.decode(codes, state, dtype)
+        if dtype == torch.bfloat16:  # the interpreter cuts off where a GPU rounds
+            close(found, expected, dtype, ulps=1)
+        else:
+            assert torch.equal(found, expected)
+    assert fused_nf4.works(torch.device("cpu"), torch.float16)
+    plain = quantize_4bit(weight, compress_statistics=False, quant_type="nf4")
+    assert not fused_nf4.usable(*plain, dtype)
+    assert torch.equal(fused_nf4.weight(*plain, dtype), dequantize_4bit(*plain))
+
+
 def answer(model, ids):
     """Logits, and the gradients of all parameters."""
     model.zero_grad()
@@ -242,6 +263,7 @@ CASES = (
     head_in_tiles,
     head_scores,
     a_loss_that_is_not_a_number_stays_one,
+    four_bits,
 )
 
 if __name__ == "__main__":
