@@ -148,6 +148,28 @@ def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None
     return lambda: fused_nf4.weight(weight.data, state, x.dtype)
 
 
+def _product(x: "Tensor", y: "Tensor", dtype: Any) -> "Tensor":
+    """``x @ y`` in ``dtype``: of 16 bits to float32 in one operation, where PyTorch has that."""
+    import torch
+
+    if x.is_cuda and dtype == torch.float32 != x.dtype and _widens(x.device, x.dtype):
+        return torch.mm(x, y, out_dtype=dtype)
+    return (x @ y).to(dtype)
+
+
+@functools.cache
+def _widens(device: Any, dtype: Any) -> bool:
+    """Whether a product of ``dtype`` here can come as the float32 that it is summed in; tried once."""
+    import torch
+
+    x = torch.ones(16, 16, dtype=dtype, device=device)
+    try:
+        found = torch.mm(x, x, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):  # before PyTorch 2.8; not on this device
+        return False
+    return found.dtype == torch.float32 and bool((found == 16).all())
+
+
 @functools.cache
 def _function() -> Any:
     import torch
@@ -192,8 +214,9 @@ def _whole_function() -> Any:
         def forward(ctx, x, a, b, scale, weight, bias):  # noqa: ANN001, ANN205
             flat, low_a, low_b = x.reshape(-1, x.shape[-1]), _cast(a, x.dtype), _cast(b, x.dtype)
             result = torch.nn.functional.linear(x, weight(), bias)
-            low = flat @ low_a.T  # [N, R]
-            result.view(-1, result.shape[-1]).addmm_(low, low_b.T, alpha=scale)
+            low = x.new_empty(len(flat), len(a))  # scaled, as the gradient of b takes it
+            low.addmm_(flat, low_a.T, beta=0, alpha=scale)
+            result.view(-1, result.shape[-1]).addmm_(low, low_b.T)
             ctx.save_for_backward(flat, low, low_a, low_b)
             ctx.scale, ctx.weight = scale, weight
             ctx.dtypes, ctx.shape = (a.dtype, b.dtype), x.shape
@@ -203,15 +226,14 @@ def _whole_function() -> Any:
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
             flat, low, a, b = ctx.saved_tensors
             rows = grads[0].reshape(-1, grads[0].shape[-1])  # [N, O]
-            scaled = {"beta": 0, "alpha": ctx.scale}
-            through_b = torch.empty_like(low).addmm_(rows, b, **scaled)  # [N, R]
+            through_b = torch.empty_like(low).addmm_(rows, b, beta=0, alpha=ctx.scale)  # [N, R]
             d_x = d_a = d_b = None
             if ctx.needs_input_grad[0]:
                 d_x = (rows @ ctx.weight()).addmm_(through_b, a).view(ctx.shape)
             if ctx.needs_input_grad[1]:
-                d_a = (through_b.T @ flat).to(ctx.dtypes[0])
+                d_a = _product(through_b.T, flat, ctx.dtypes[0])
             if ctx.needs_input_grad[2]:
-                d_b = torch.empty_like(b).addmm_(rows.T, low, **scaled).to(ctx.dtypes[1])
+                d_b = _product(rows.T, low, ctx.dtypes[1])
             return d_x, d_a, d_b, None, None, None
 
     return Adapted

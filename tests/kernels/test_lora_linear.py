@@ -209,6 +209,36 @@ def test_base_and_update_as_one_function_compute_the_same(quantized, monkeypatch
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
+    """Three forward and five backward, and on a CPU, whose products stay in 16 bits, two casts."""
+    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    ours = torch.nn.Sequential(torch.nn.Linear(6, 8, bias=False).bfloat16())
+    model = get_peft_model(ours, LoraConfig(r=2, target_modules=["0"]))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    lora_linear.install(model)
+    layer = model.base_model.model[0]
+    factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    for parameter in factors:  # what refresh makes
+        low = (parameter.detach().bfloat16(), parameter._version, parameter.data_ptr())
+        setattr(parameter, lora_linear.LOW, low)
+    x = torch.randn(1, 3, 6, dtype=torch.bfloat16, requires_grad=True)
+    names = collections.Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names[function.overloadpacket.__name__] += 1
+            return function(*args, **kwargs or {})
+
+    gradient = torch.ones(1, 3, 8, dtype=torch.bfloat16)
+    with Counting():
+        torch.autograd.grad(model(x), [x, *factors], gradient)
+    assert names["mm"] + names["addmm_"] == 8
+    assert names["_to_copy"] == 2
+    without_work = {"view", "_unsafe_view", "t", "permute", "new_empty", "empty_like", "detach"}
+    assert names.keys() <= {"mm", "addmm_", "_to_copy"} | without_work
+
+
 @pytest.mark.parametrize(
     "options", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"]
 )
