@@ -1,13 +1,14 @@
 """Parts of a check on a GPU: ``python benchmarks/gpu/check.py PART…``, all of them in one process.
 
 Command   bash benchmarks/gpu/pack.sh, then on the machine with the GPU: bash benchmarks/gpu/check.sh
-          DEV=cpu runs each part in a tiny size on a CPU
+          DEV=cpu runs each part in a tiny size on a CPU; SLOW=2 gives each part twice the time
 Hardware  one GPU with bf16; the models of random weights lie in memory where there is room
 Time      6 minutes for all parts
 
 Each part prints short lines; what fails is one line, and the next part goes on.
 """
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from common import (
     ROOT,
     SHAPE,
     WORK,
+    begin,
     clean,
     clock,
     failed,
@@ -103,13 +105,14 @@ def linear4bit() -> None:
 
 
 def kernels() -> None:
-    """The fused kernels one by one, by their own benchmark where it is there."""
-    parts = os.environ.get("KERNELS", "head elementwise layers").split()
-    command = [sys.executable, str(ROOT / "benchmarks/gpu/fused_kernels.py"), *parts]
-    done = subprocess.run(command, text=True, cwd=ROOT, stdout=subprocess.PIPE)
-    say(done.stdout[-9000:])
-    if done.returncode:
-        say(f"FAILED fused_kernels.py: status {done.returncode}")
+    """The fused kernels one by one; on a CPU in a process of its own, of Triton's interpreter."""
+    parts = os.environ.get("KERNELS", "weights elementwise layers").split()
+    if not GPU:
+        command = [sys.executable, str(ROOT / "benchmarks/gpu/fused_kernels.py"), *parts]
+        return say(subprocess.run(command, text=True, cwd=ROOT, stdout=subprocess.PIPE).stdout)
+    import fused_kernels
+
+    return fused_kernels.main(parts)
 
 
 def decode() -> None:
@@ -200,30 +203,54 @@ def recipe() -> None:
         say(file.parent.name, kept)
 
 
-PARTS = {
-    "env": env,
-    "step": steps_alone.step,
-    "attention": steps_alone.attention,
-    "steps": trainers.steps,
-    "kernels": kernels,
-    "parity": numbers_agree.parity,
-    "_numbers": numbers_agree.of_this_device,
-    "decode": decode,
-    "recipe": recipe,
+PARTS = {  # and the seconds that each may take
+    "env": (env, 25),
+    "steps": (trainers.steps, 95),
+    "step": (steps_alone.step, 55),
+    "attention": (steps_alone.attention, 15),
+    "kernels": (kernels, 25),
+    "parity": (numbers_agree.parity, 60),
+    "decode": (decode, 35),
+    "recipe": (recipe, 70),
+    "_numbers": (numbers_agree.of_this_device, 120),
 }
 
 
+def alive() -> bool:
+    """Whether the device still answers: after some faults nothing in this process can use it."""
+    try:
+        sync()
+    except Exception as error:
+        failed("the device", error)
+        return False
+    return True
+
+
 def main() -> None:
-    """Run the parts that are named, each to its end or its failure."""
+    """Run the parts that are named, each to its end or its failure; status 3 if the rest needs another process."""
     WORK.mkdir(parents=True, exist_ok=True)
+    slow = float(os.environ.get("SLOW", "1" if GPU else "10"))
     for name in sys.argv[1:]:
-        start = time.perf_counter()
+        run, seconds = PARTS[name]
+        start, seconds = time.perf_counter(), begin(seconds * slow)
+        if not name.startswith("_"):
+            if seconds < 8:
+                say(f"## {name}: no time left")
+                continue
+            say(f"## {name} (at most {seconds:.0f} s)")
+            print(f"## {name}", file=sys.stderr, flush=True)
+            with (WORK / "begun").open("a") as begun:
+                begun.write(f"{name}\n")
+            faulthandler.dump_traceback_later(seconds + 5, exit=True)  # the next process goes on
         try:
-            PARTS[name]()
+            run()
         except Exception as error:
             failed(name, error)
+        faulthandler.cancel_dump_traceback_later()
         if not name.startswith("_"):
             say(f"({name}: {time.perf_counter() - start:.0f} s on {DEV})")
+        if not alive():
+            sys.exit(3)
         clean()
 
 

@@ -17,8 +17,8 @@ GPU = DEV == "cuda"
 WORK = Path(os.environ.get("WORK", "/dev/shm/ft-check" if GPU else "/tmp/ft-check"))
 DATA = Path(os.environ.get("DATA", ROOT / ".gpu/data"))
 SHAPE = os.environ.get("SHAPE", "gemma-2-2b" if GPU else "tiny")
-LIMIT = float(os.environ.get("LIMIT", "1e9"))  # seconds that this part may take
-START = time.perf_counter()
+END = time.perf_counter() + float(os.environ.get("LIMIT", "1e9"))  # of the process
+part_end = END
 KINDS = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "recurrent_gemma")
 
 
@@ -27,9 +27,16 @@ def say(*words: Any) -> None:
     print(*words, flush=True)
 
 
+def begin(seconds: float) -> float:
+    """Begin a part that may take so long; how long it has."""
+    global part_end
+    part_end = min(END, time.perf_counter() + seconds)
+    return left()
+
+
 def left() -> float:
-    """Seconds until the part is ended from outside."""
-    return LIMIT - (time.perf_counter() - START)
+    """Seconds until the part should have ended."""
+    return part_end - time.perf_counter()
 
 
 def failed(what: str, error: BaseException) -> None:
@@ -64,6 +71,39 @@ def clock(run: Callable[[], Any], repeats: int = 10, warm: int = 3) -> float:
             break
     times = times[warm:]
     return 1e3 * sorted(times)[len(times) // 2]
+
+
+def fresh(x: Any) -> Any:
+    """A leaf like x that no stream has seen: the node of its gradient remembers its first one."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+def captured(run: Callable[[], Any]) -> Any:
+    """A graph of ``run``, whose leaves are ``fresh``, after it ran on a stream of its own."""
+    import torch
+
+    from ft.train.graphs import CudaGraph
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = CudaGraph()
+    graph.capture(run)
+    return graph
+
+
+def graphed(run: Callable[[], Any]) -> float:
+    """Milliseconds of a replay: what the GPU takes without launches; no number where none is possible."""
+    if not GPU:
+        return clock(run)
+    try:
+        return clock(captured(run).replay)
+    except RuntimeError as error:
+        say(f"no graph: {' '.join(str(error).split())[:200]}")
+        return float("nan")
 
 
 def peak_of(run: Callable[[], Any]) -> float:

@@ -8,13 +8,10 @@ Each line: milliseconds of forward and backward, and the largest difference to f
 """
 
 import functools
-import gc
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 GPU = os.environ.get("DEV", "cuda") == "cuda"
@@ -22,11 +19,9 @@ if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch  # noqa: E402
+from common import clean, clock, failed, fresh, graphed, peak_of, sync  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from ft.kernels import cross_entropy, fused, fused_layers, lora_linear  # noqa: E402
+from ft.kernels import cross_entropy, fused, fused_layers, fused_nf4, lora_linear  # noqa: E402
 
 DEV = "cuda" if GPU else "cpu"
 HALF = torch.bfloat16
@@ -34,60 +29,10 @@ CAP = 30.0
 Run = Callable[..., torch.Tensor]
 
 
-def sync() -> None:
-    torch.cuda.synchronize() if GPU else None
-
-
-def clock(run: Callable[[], Any]) -> float:
-    """Median milliseconds of ten, after three."""
-    times = []
-    for _ in range(13 if GPU else 1):
-        sync()
-        start = time.perf_counter()
-        run()
-        sync()
-        times.append(time.perf_counter() - start)
-    return 1e3 * sorted(times[3:] or times)[len(times[3:]) // 2]
-
-
-def graphed(run: Callable[[], Any]) -> float:
-    """Milliseconds of a replay: what the GPU takes without launches; none where a graph cannot hold it."""
-    if not GPU:
-        return clock(run)
-    try:
-        return clock(captured(run).replay)
-    except RuntimeError as error:
-        print(f"no graph: {str(error)[:200]}")
-        return float("nan")
-
-
-def captured(run: Callable[[], Any]) -> Any:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
-def peak(run: Callable[[], Any]) -> float:
-    """GB above what is held."""
-    if not GPU:
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-
 def both_ways(run: Run, inputs: list[torch.Tensor], gradient: torch.Tensor) -> list[torch.Tensor]:
     out = run(*inputs)
     wanted = [x for x in inputs if x.requires_grad]
-    return [out, *torch.autograd.grad(out, wanted, gradient.to(out.dtype))]
+    return [out.detach(), *torch.autograd.grad(out, wanted, gradient.to(out.dtype))]
 
 
 def compared(name: str, ours: Run, plain: Run, inputs: list[torch.Tensor]) -> None:
@@ -101,9 +46,12 @@ def compared(name: str, ours: Run, plain: Run, inputs: list[torch.Tensor]) -> No
         off = max(
             ((f.double() - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True)
         )
-        step = functools.partial(both_ways, run, inputs, gradient)
+        step, alone = (
+            functools.partial(both_ways, run, given, gradient)
+            for given in (inputs, [fresh(x) for x in inputs])
+        )
         words.append(
-            f"{label} {clock(step):.3f} ms ({graphed(step):.3f} in a graph), off {off:.1e}"
+            f"{label} {clock(step):.3f} ms ({graphed(alone):.3f} in a graph), off {off:.1e}"
         )
     print(f"{name}: {'; '.join(words)}", flush=True)
 
@@ -189,7 +137,7 @@ def losses(rows: int, weight: torch.Tensor, functions: dict[str, Run]) -> None:
             return value, torch.autograd.grad(value, h)[0]
 
         try:
-            took, more = clock(once), peak(once)
+            took, more = clock(once), peak_of(once)
             value, found = once(hidden[:200].detach().requires_grad_(), targets[:200])
         except Exception as error:
             print(f"head, {rows} rows, {name}: FAILED {str(error)[:200]}", flush=True)
@@ -232,6 +180,26 @@ def adapted(quantized: bool) -> torch.nn.Module:
     )
     torch.nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.02)
     return model
+
+
+def weights() -> None:
+    """A 4-bit weight brought to bf16 by bitsandbytes and by one kernel."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    for shape in ((2304, 9216), (1024, 2304)) if GPU else ((75, 256),):
+        plain = torch.randn(shape, device=DEV, dtype=HALF)
+        codes, state = quantize_4bit(plain, compress_statistics=True, quant_type="nf4")
+        theirs = functools.partial(dequantize_4bit, codes, state)
+        ours = functools.partial(fused_nf4.decode, codes, state, HALF)
+        same = torch.equal(ours(), theirs())
+        times = [graphed(lambda run=run: [run() for _ in range(20)]) / 20 for run in (theirs, ours)]
+        rates = [2.5 * plain.numel() / 1e9 / ms for ms in times]
+        print(
+            f"nf4 {shape}: bitsandbytes {times[0]:.4f} ms ({rates[0]:.2f} TB/s), one kernel "
+            f"{times[1]:.4f} ms ({rates[1]:.2f} TB/s), in a graph; the same bits: {same}; used: "
+            f"{fused_nf4.works(plain.device, HALF)}",
+            flush=True,
+        )
 
 
 def layers() -> None:
@@ -313,17 +281,19 @@ def step() -> None:
         )
 
 
-if __name__ == "__main__":
+def main(names: list[str]) -> None:
+    """The parts that are named, or all; what fails is a line, and the next goes on."""
     start = time.perf_counter()
-    for part in (head, elementwise, layers, step, peers):
-        if len(sys.argv) > 1 and part.__name__ not in sys.argv[1:]:
+    for part in (head, weights, elementwise, layers, step, peers):
+        if names and part.__name__ not in names:
             continue
         try:
             part()
-        except Exception:
-            traceback.print_exc()
-            print(f"FAILED {part.__name__}", flush=True)
-        gc.collect()
-        if GPU:
-            torch.cuda.empty_cache()
+        except Exception as error:
+            failed(part.__name__, error)
+        clean()
         print(f"({part.__name__}: {time.perf_counter() - start:.0f} s so far)", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

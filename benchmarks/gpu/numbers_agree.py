@@ -105,7 +105,12 @@ def parity() -> None:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running[name] = subprocess.Popen([sys.executable, str(CHECK), "_numbers"], env=e, **pipes)
     for name, process in running.items():
-        out, err = process.communicate(timeout=max(5, left() - 2))
+        try:
+            out, err = process.communicate(timeout=max(5, left() - 2))
+        except subprocess.TimeoutExpired:
+            for other in running.values():
+                other.kill()
+            raise
         line = [x for x in out.splitlines() if x.startswith("JSON")]
         both[name] = json.loads(line[0][4:]) if line else {}
         if not line or "Traceback" in err:

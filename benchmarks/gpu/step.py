@@ -1,6 +1,8 @@
 """One step of LoRA in one process: plain, with fused kernels, as a CUDA graph, and both; and attention alone."""
 
+import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,12 +16,16 @@ from common import (
     clock,
     failed,
     flops,
+    fresh,
+    graphed,
     left,
     peak_of,
     prepared,
     rows_of,
     say,
 )
+
+ALL = bool(os.environ.get("ALL"))
 
 
 class Replayed:
@@ -121,12 +127,13 @@ def measure(
     """A line of one way to take a step on one row."""
     import torch
 
-    inputs, n, s = inputs_of(name, vocabulary, step.run != step.row)
-    start = time.perf_counter()
-    found = [step(inputs, renew) for _ in range(3)][-1]  # plain, captured, replayed
-    ready = time.perf_counter() - start
     quick = step.run != step.row
-    ms = clock(lambda: step(inputs, renew), 12 if quick else 4, 1)
+    inputs, n, s = inputs_of(name, vocabulary, quick)
+    start = time.perf_counter()
+    steps = 3 if quick else 1  # plain, captured, replayed
+    found = [step(inputs, renew) for _ in range(steps)][-1]
+    ready = time.perf_counter() - start
+    ms = clock(lambda: step(inputs, renew), 12 if quick else 2, 0)
     gb = peak_of(lambda: step(inputs, renew))
     first.setdefault(name, found)
     off = [abs(a / b - 1) for a, b in zip(found, first[name], strict=True)]
@@ -137,7 +144,7 @@ def measure(
         f"{flops(SHAPE, n, s) / ms * 1e3 / peak:.1%} of the bf16 peak; {n} tokens as "
         f"{inputs['input_ids'].shape[1]}, {s} supervised as {len(inputs['targets'])}; loss {found[0]:.4f}, "
         f"norm {found[1]:.4f}, off {off[0]:.1e} {off[1]:.1e}{wrong}; peak {gb:.2f} GB more, reserved {held:.1f}; "
-        f"three steps took {ready:.1f} s"
+        f"{'three steps' if quick else 'the first step'} took {ready:.1f} s"
     )
     return inputs
 
@@ -166,7 +173,10 @@ def profile(label: str, step: Step, inputs: Mapping[str, Any]) -> None:
 
 
 def step() -> None:
-    """Every way, in bf16 and 4 bits, on rows of both data sets; each failure is one line."""
+    """Plain and the best way, in 4 bits and bf16; ALL=1: every way, on rows of both data sets.
+
+    Each failure is one line.
+    """
     import torch
     from harness.random_model import shape_of
 
@@ -189,24 +199,26 @@ def step() -> None:
                 p.data.copy_(torch.randn(p.shape, generator=generator) * 0.01)
         model.train()
         # the plain way first, as the others are compared with it; then the best
-        for fused, graphs in ((False, False), (True, True), (False, True), (True, False)):
+        ways = ((False, False), (True, True), (False, True), (True, False))
+        for fused, graphs in ways if ALL else ways[:2]:
             label = f"{precision} {'fused' if fused else 'plain'}{', graphs' if graphs else ''}"
+            if left() < 8:
+                return say("no time left")
             try:
                 there = switch(model, fused)
                 if fused and not there:
                     continue
                 way = Step(model, graphs)
-                for name in ("dolly", "mtnt"):
-                    if left() < 8:
-                        return say("no time left")
+                for name in ("dolly", "mtnt") if ALL else ("dolly",):
                     inputs = measure(label, way, name, vocabulary, peak, first, fused and there)
-                    if GPU and graphs and fused and name == "dolly" and left() > 25:
+                    if GPU and graphs and fused and name == "dolly" and left() > 15:
                         profile(label, way, inputs)
                 del way
             except Exception as error:
                 failed(label, error)
             clean()
-        checkpointed(model, precision, vocabulary, peak, first)
+        if ALL or precision == "nf4":
+            checkpointed(model, precision, vocabulary, peak, first)
         del model, base
         clean()
 
@@ -216,11 +228,12 @@ def checkpointed(model: Any, precision: str, vocabulary: int, peak: float, first
     if left() < 12:
         return
     try:
+        switch(model, True)
         options = {"use_reentrant": False, "preserve_rng_state": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         model.enable_input_require_grads()
         way = Step(model, True)
-        measure(f"{precision} recomputed, graphs", way, "dolly", vocabulary, peak, first, False)
+        measure(f"{precision} recomputed, graphs", way, "dolly", vocabulary, peak, first, True)
     except Exception as error:
         failed(f"{precision} recomputed", error)
 
@@ -247,34 +260,27 @@ def attention() -> None:
         ]
         g = torch.randn(1, t, heads, size, device=DEV).bfloat16()
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEV)
-        ways: dict[str, Callable[[], Any]] = {
-            "varlen": lambda made=made, o=offsets, t=t: ours.varlen(*made, o, t, scale),
-            "one by one": lambda made=made, n=lengths: ours._one_by_one(*made, n, 0.0, scale, 0),
-            "tiled, by lengths": lambda made=made, n=lengths: ours.tiled(*made, n, None, scale),
-            "tiled, capped, by lengths": lambda made=made, n=lengths: ours.tiled(
-                *made, n, None, scale, 0, 50.0
+        ways: dict[str, Callable[..., Any]] = {
+            "varlen": lambda *qkv, o=offsets, t=t: ours.varlen(*qkv, o, t, scale),
+            "one by one": lambda *qkv, n=lengths: ours._one_by_one(*qkv, n, 0.0, scale, 0),
+            "tiled, by lengths": lambda *qkv, n=lengths: ours.tiled(*qkv, n, None, scale),
+            "tiled, capped, by lengths": lambda *qkv, n=lengths: ours.tiled(
+                *qkv, n, None, scale, 0, 50.0
             ),
-            "tiled, capped": lambda made=made, o=offsets: ours.tiled(
-                *made, None, o, scale, 0, 50.0
-            ),
+            "tiled, capped": lambda *qkv, o=offsets: ours.tiled(*qkv, None, o, scale, 0, 50.0),
         }
         for way, run in ways.items():
             if way == "varlen" and not GPU:
                 continue
+            if left() < 2:
+                return say("no time left")
             try:
-                both = lambda run=run, made=made, g=g: torch.autograd.grad(run(), made, g)  # noqa: E731
-                line = (
-                    f"{name} ({t} tokens) {way}: {clock(both, 5, 2):.3f} ms, {peak_of(both):.3f} GB"
+                both = lambda m, run=run, g=g: torch.autograd.grad(run(*m), m, g)  # noqa: E731
+                step, alone = (functools.partial(both, m) for m in (made, [fresh(x) for x in made]))
+                say(
+                    f"{name} ({t} tokens) {way}: {clock(step, 5, 2):.3f} ms, {peak_of(step):.3f} GB, "
+                    f"as a graph {graphed(alone):.3f} ms"
                 )
-                if GPU:
-                    graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-                    try:
-                        with torch.cuda.graph(graph):
-                            both()
-                    finally:
-                        torch.cuda.set_stream(main)
-                    line += f", as a graph {clock(graph.replay, 5, 2):.3f} ms"
-                say(line)
             except Exception as error:
                 failed(f"{name} {way}", error)
         with suppress(NameError):
