@@ -243,6 +243,7 @@ def attention() -> None:
     import torch
 
     from ft.kernels import attention as ours
+    from ft.kernels import flash
 
     heads, kv, size = (8, 4, 256) if GPU else (4, 2, 16)
     cases = {"dolly": [len(r["input_ids"]) for r in rows_of("dolly", 8, 1000, 16)]}
@@ -250,7 +251,8 @@ def attention() -> None:
     device, scale = torch.device(DEV, 0) if GPU else torch.device(DEV), size**-0.5
     for width in (64, 128, 256):
         say(
-            f"varlen_attn with heads of {width} is right: {ours.works(device, torch.bfloat16, width)}"
+            f"varlen_attn with heads of {width} is right: {ours.works(device, torch.bfloat16, width)}, "
+            f"flash, capped: {ours.flash_works(device, torch.bfloat16, width, True)}"
         )
     for name, lengths in cases.items():
         t = sum(lengths)
@@ -262,6 +264,8 @@ def attention() -> None:
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEV)
         ways: dict[str, Callable[..., Any]] = {
             "varlen": lambda *qkv, o=offsets, t=t: ours.varlen(*qkv, o, t, scale),
+            "flash": lambda *qkv, o=offsets: flash.attend(*qkv, o, scale),
+            "flash, capped": lambda *qkv, o=offsets: flash.attend(*qkv, o, scale, 0, 50.0),
             "one by one": lambda *qkv, n=lengths: ours._one_by_one(*qkv, n, 0.0, scale, 0),
             "tiled, by lengths": lambda *qkv, n=lengths: ours.tiled(*qkv, n, None, scale),
             "tiled, capped, by lengths": lambda *qkv, n=lengths: ours.tiled(
@@ -270,7 +274,7 @@ def attention() -> None:
             "tiled, capped": lambda *qkv, o=offsets: ours.tiled(*qkv, None, o, scale, 0, 50.0),
         }
         for way, run in ways.items():
-            if way == "varlen" and not GPU:
+            if way in ("varlen", "flash", "flash, capped") and not GPU:
                 continue
             if left() < 2:
                 return say("no time left")

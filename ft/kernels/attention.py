@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ft.kernels import flash, fused
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -42,11 +44,14 @@ def describe(model: Any, compute: str, head: int) -> str:
     """How a packed row is attended, for people."""
     import torch
 
-    weight = next(model.parameters())
-    if model.config.get_text_config()._attn_implementation == CAPPED:
-        return "scores of packed rows in pieces, formed again for the gradient"
-    if works(weight.device, getattr(torch, compute), head):
+    place = next(model.parameters()).device, getattr(torch, compute), head
+    capped = model.config.get_text_config()._attn_implementation == CAPPED
+    if not capped and works(*place):
         return "packed rows by PyTorch's flash kernel of examples"
+    if flash_works(*place, capped):
+        return "packed rows by a flash kernel of examples"
+    if capped:
+        return "scores of packed rows in pieces, formed again for the gradient"
     return "the examples of a packed row one by one"
 
 
@@ -103,9 +108,15 @@ def _forward(
     if example_offsets is not None and plain and works(query.device, query.dtype, size):
         longest = query.shape[2] if example_lengths is None else max(example_lengths)
         return varlen(query, key, value, example_offsets, longest, scaling, window), None
+    scale = size**-0.5 if scaling is None else scaling
+    place, capped = (query.device, query.dtype, size), softcap is not None
+    wanted = (capped or example_offsets is not None) and not dropout
+    if wanted and fused.usable(query, key, value) and flash_works(*place, capped):
+        if example_offsets is None:
+            example_offsets = flash.offsets_of(tuple(example_lengths or ()), query.device)
+        return flash.attend(query, key, value, example_offsets, scale, window, softcap), None
     if example_lengths is not None and softcap is None:
         return _one_by_one(query, key, value, example_lengths, dropout, scaling, window), None
-    scale = size**-0.5 if scaling is None else scaling
     return tiled(query, key, value, example_lengths, example_offsets, scale, window, softcap), None
 
 
@@ -159,31 +170,21 @@ def varlen(
 @functools.cache
 def works(device: Any, dtype: Any, size: int) -> bool:
     """Whether ``varlen`` answers here as ``tiled`` does, forward and backward; tried once."""
-    import torch
+    run = lambda q, k, v, offsets, *rest: varlen(q, k, v, offsets, q.shape[2], *rest[:2])  # noqa: E731
+    return flash.agrees(run, _masked, device, dtype, size)
 
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or not half or torch.cuda.is_current_stream_capturing():
+
+@functools.cache
+def flash_works(device: Any, dtype: Any, size: int, capped: bool) -> bool:
+    """Whether ``flash.attend`` answers here as ``tiled`` does, forward and backward; tried once."""
+    if size not in flash.SIZES:
         return False
-    generator = torch.Generator(device).manual_seed(0)
-    lengths, found = [70, 5, 60], []
-    offsets = torch.tensor([0, 70, 75, 135, 135], dtype=torch.int32, device=device)
-    made = [
-        torch.randn(1, heads, 135, size, device=device, generator=generator).to(dtype)
-        for heads in (4, 2, 2)
-    ]
-    try:
-        with torch.enable_grad():
-            for kind in (varlen, tiled):
-                q, k, v = leaves = [x.clone().requires_grad_() for x in made]
-                if kind is varlen:
-                    out = varlen(q, k, v, offsets, 135, size**-0.5, 40)
-                else:
-                    out = tiled(q, k, v, lengths, None, size**-0.5, 40, None)
-                found.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
-    except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError):
-        return False
-    pairs = zip(*found, strict=True)
-    return all(bool((a - b).float().norm() < 0.02 * b.float().norm()) for a, b in pairs)
+    return flash.agrees(flash.attend, _masked, device, dtype, size, 5.0 if capped else None)
+
+
+def _masked(query, key, value, offsets, *options):  # noqa: ANN001, ANN002, ANN202
+    """``tiled`` of offsets alone."""
+    return tiled(query, key, value, None, offsets, *options)
 
 
 def tiled(
