@@ -186,9 +186,10 @@ def load(
 ) -> Opened:
     """A run or a model, ready to answer on all cores.
 
-    A run brings its template. A model takes ``template``, itself or what ``prompts.by_name`` takes, or none. Without ``tuned`` it is the base model
-    of a run. With ``images`` it can be shown some, as one can that was trained on them. Raises
-    ``UserError`` for what cannot be loaded, and for an adapter of other weights than those of its base.
+    A run brings its template. A model takes ``template``, itself or what ``prompts.by_name`` takes, or
+    none. Without ``tuned`` it is the base model of a run. With ``images`` it can be shown some, as one
+    can that was trained on them. Raises ``UserError`` for what cannot be loaded, and for an adapter of
+    other weights than those of its base.
     """
     from ft import machine
     from ft.models import lora, vision
