@@ -126,6 +126,17 @@ def test_importing_ft_loads_nothing_heavy():
     assert heavy_after("\n".join(f"import {name}" for name in names)) == set()
 
 
+LATE = [n for n in MODULES if n not in OPEN and n != "ft" and station(n) != "kernels"]
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_kernels_are_imported_where_they_are_needed(name):
+    top = ast.parse(MODULES[name].read_text()).body
+    at_once = {n.module for n in top if isinstance(n, ast.ImportFrom) and n.module}
+    kernels = {module for module in at_once if module.startswith("ft.kernels")}
+    assert not kernels or name in TURNS, f"{name} would load torch, which a kernel may import"
+
+
 def test_that_test_can_fail():
     assert heavy_after("import numpy") == {"numpy"}
 

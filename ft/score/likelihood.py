@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
-from ft.kernels import attention, cross_entropy
-from ft.kernels.recurrent import packs_exactly
 from ft.score import logits
 from ft.text.batches import layout, pack, packed_row, row_length
 from ft.text.tokens import IGNORE, Example
@@ -57,6 +55,8 @@ def of_examples(
     from accelerate import PartialState
     from accelerate.utils import reduce
     from tqdm import tqdm
+
+    from ft.kernels.recurrent import packs_exactly
 
     state = PartialState()
     quiet = not (progress and state.is_main_process)
@@ -148,6 +148,8 @@ def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
     supervised positions meet the head, whose logits exist a tile at a time.
     """
     import torch
+
+    from ft.kernels import attention, cross_entropy
 
     device = model.get_input_embeddings().weight.device
     weight, cap = model.get_output_embeddings().weight, cross_entropy.softcap_of(model.config)

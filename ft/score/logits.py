@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError, nearest
-from ft.kernels import cross_entropy
 from ft.models.load import context_of
 from ft.text import batches
 from ft.text.tokens import IGNORE
@@ -244,6 +243,8 @@ def _goals(model: Any, ids: "Tensor", mask: "Tensor | None", targets: "Tensor | 
 def _head(model: Any) -> Callable[["Tensor"], "Tensor"]:
     """Hidden states [..., D] to logits [..., V] in fp32, under the model's soft cap."""
     head = unwrapped(model).get_output_embeddings()
+    from ft.kernels import cross_entropy
+
     cap = cross_entropy.softcap_of(model.config)
 
     def logits(hidden: "Tensor") -> "Tensor":
