@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numbers_agree
 import step as steps_alone
@@ -39,7 +40,7 @@ from common import (
 def env() -> None:
     """Versions, the device, how long imports take, 4-bit layers."""
     import importlib
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
@@ -48,7 +49,7 @@ def env() -> None:
     for name in names.split():
         try:
             found[name] = version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except PackageNotFoundError:
             found[name] = "absent"
     say("python", sys.version.split()[0], " ".join(f"{k} {v}" for k, v in found.items()))
     taken = []
@@ -83,10 +84,11 @@ def linear4bit() -> None:
     wide, narrow = 9216, 2304
     plain = torch.nn.Linear(narrow, wide, bias=False).bfloat16()
     options = {"compute_dtype": torch.bfloat16, "quant_type": "nf4", "compress_statistics": True}
-    layer = bnb.nn.Linear4bit(narrow, wide, bias=False, **options)
+    made: Any = bnb  # its types are not exported
+    layer = made.nn.Linear4bit(narrow, wide, bias=False, **options)
     layer.load_state_dict(plain.state_dict())
     layer = layer.to("cuda")
-    stored = bnb.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
+    stored = made.functional.dequantize_4bit(layer.weight, layer.weight.quant_state)
     off = (stored - plain.weight.cuda()).float().norm() / plain.weight.float().norm()
     say(
         f"nf4 of a normal weight comes back as {stored.dtype}, {off:.3f} off (0.09 to 0.1 is right)"
@@ -131,10 +133,10 @@ def decode() -> None:
         for many in (1, 16):
             prompts = [[2, i + 3, *range(2, 34)] for i in range(many)]
 
-            def ours(k: int, prompts: list = prompts, base: object = base) -> object:
+            def ours(k: int, prompts: list = prompts, base: Any = base) -> object:
                 return generate(base.model, base.tokenizer, prompts, max_new_tokens=k)
 
-            def theirs(k: int, prompts: list = prompts, base: object = base) -> object:
+            def theirs(k: int, prompts: list = prompts, base: Any = base) -> object:
                 given = torch.tensor(prompts, device=base.model.device)
                 mask = torch.ones_like(given)
                 return base.model.generate(

@@ -31,7 +31,7 @@ if test "${UNSLOTH:-1}" = 1; then for r in $more; do unpack "$r" .gpu/unsloth; d
 
 # only the library of CUDA 13.0 and the one for a CPU; nothing that no import needs
 find .gpu -name 'libbitsandbytes_*.so' ! -name '*cuda130.so' ! -name '*cpu.so' -delete
-rm -rf .gpu/unsloth/studio .gpu/unsloth/unsloth_cli .gpu/unsloth/unsloth_zoo/mlx .gpu/*/*.data .gpu/*/bin
+rm -rf .gpu/unsloth/studio .gpu/unsloth/unsloth_cli .gpu/*/*.data .gpu/*/bin
 find .gpu -type d \( -name tests -o -name __pycache__ -o -name examples \) -prune -exec rm -rf {} +
 find .gpu -name RECORD -delete
 

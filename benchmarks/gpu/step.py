@@ -27,6 +27,8 @@ from common import (
 
 ALL = bool(os.environ.get("ALL"))
 
+USABLE: list[Callable[..., bool]] = []  # the first is the true one
+
 
 class Replayed:
     """A graph where there is no GPU: replaying runs again."""
@@ -47,9 +49,8 @@ def switch(model: Any, fused_on: bool) -> bool:
         from ft.kernels import fused, fused_layers
     except ImportError:
         return False
-    if not hasattr(fused, "really"):
-        fused.really = fused.usable
-    fused.usable = fused.really if fused_on else lambda *_: False
+    USABLE.append(fused.usable)
+    fused.usable = USABLE[0] if fused_on else lambda *_: False
     lora_linear.WHOLE = ("cuda",) if fused_on else ()
     if fused_on:
         fused_layers.install(model.get_base_model())
@@ -159,7 +160,9 @@ def profile(label: str, step: Step, inputs: Mapping[str, Any]) -> None:
     with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         step(inputs, True)
         torch.cuda.synchronize()
-    kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kinds: Any = torch.autograd
+    events: Any = seen.events()
+    kernels = [e for e in events if e.device_type == kinds.DeviceType.CUDA]
     groups: dict[str, list[float]] = {}
     for e in kernels:
         one = groups.setdefault(e.name[:100], [0, 0.0])
@@ -242,9 +245,10 @@ def attention() -> None:
     """Packed rows in the heads of Gemma 2 2B: the ways that ft takes, launched and as a graph."""
     import torch
 
-    from ft.kernels import attention as ours
-    from ft.kernels import flash
+    from ft.kernels import attention, flash
 
+    ours: Any = attention
+    attend: Any = flash.attend
     heads, kv, size = (8, 4, 256) if GPU else (4, 2, 16)
     cases = {"dolly": [len(r["input_ids"]) for r in rows_of("dolly", 8, 1000, 16)]}
     cases |= {"2 x 1,024": [1024] * 2, "8 x 1,024": [1024] * 8} if GPU else {}
@@ -264,8 +268,8 @@ def attention() -> None:
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEV)
         ways: dict[str, Callable[..., Any]] = {
             "varlen": lambda *qkv, o=offsets, t=t: ours.varlen(*qkv, o, t, scale),
-            "flash": lambda *qkv, o=offsets: flash.attend(*qkv, o, scale),
-            "flash, capped": lambda *qkv, o=offsets: flash.attend(*qkv, o, scale, 0, 50.0),
+            "flash": lambda *qkv, o=offsets: attend(*qkv, o, scale),
+            "flash, capped": lambda *qkv, o=offsets: attend(*qkv, o, scale, 0, 50.0),
             "one by one": lambda *qkv, n=lengths: ours._one_by_one(*qkv, n, 0.0, scale, 0),
             "tiled, by lengths": lambda *qkv, n=lengths: ours.tiled(*qkv, n, None, scale),
             "tiled, capped, by lengths": lambda *qkv, n=lengths: ours.tiled(

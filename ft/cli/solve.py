@@ -2,8 +2,12 @@
 
 import argparse
 import json as json_text
+from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
+
+if TYPE_CHECKING:
+    from ft.score.reasoning import Chain
 
 LONGEST_BAR = 40  # characters
 
@@ -74,22 +78,15 @@ def command(
     chains = [reasoning.chain(answer, row, judge) for answer in found[0]]
     counted, chosen = reasoning.tally(chains), reasoning.best(chains) if judge else None
     if json:
+        best = {"best": chosen and reasoning.shown(chosen)} if judge else {}
         values = {
             "question": question,
             "answer": reasoning.shown(counted[0][0]) if counted else None,
             "votes": [[reasoning.shown(number), count] for number, count in counted],
-            **({"best": chosen and reasoning.shown(chosen)} if judge else {}),
-            "chains": [
-                {
-                    "text": c.text,
-                    "number": None if c.number is None else reasoning.shown(c.number),
-                    "reward" if judge else "logprob": round(c.reward, 4),
-                }
-                for c in chains
-            ],
+            **best,
+            "chains": [_values(c, "reward" if judge else "logprob") for c in chains],
         }
-        print(json_text.dumps(values, ensure_ascii=False))
-        return
+        return print(json_text.dumps(values, ensure_ascii=False))
     silent = n - sum(count for _, count in counted)
     where = console.standard_output()
     made = console.table(where, "answer", "votes", "share", "", right=("answer", "votes", "share"))
@@ -107,6 +104,14 @@ def command(
             print(f"best by the {judge.name}: {reasoning.shown(chosen)}")
     else:
         print(f"\nno chain came to ANSWER: and a number; the first of them:\n{chains[0].text}")
+
+
+def _values(chain: "Chain", judged_by: str) -> dict[str, Any]:
+    """A chain as plain values."""
+    from ft.score import reasoning
+
+    number = None if chain.number is None else reasoning.shown(chain.number)
+    return {"text": chain.text, "number": number, judged_by: round(chain.reward, 4)}
 
 
 def _bar(count: int, n: int, block: str) -> tuple[str, str, str]:

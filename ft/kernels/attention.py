@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ft.kernels import flash, fused
+from ft.text.batches import QUERIES, ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "sdpa_by_example"
 CAPPED = "eager_by_example"  # for scores with a soft cap, which sdpa does not have
-QUERIES = 512  # whose scores `tiled` holds at once
-ROW = 1024  # tokens of a row whose masked scores cost less than more launches on a GPU
 
 
 def install(model: Any) -> None:
@@ -164,7 +163,8 @@ def varlen(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     back = window - 1 if window else -1
     span: Any = {"window_size": (back, 0), "scale": scaling}
-    return varlen_attn(q, k, v, offsets, offsets, longest, longest, **span)[None]
+    out: Any = varlen_attn(q, k, v, offsets, offsets, longest, longest, **span)
+    return out[None]
 
 
 @functools.cache

@@ -128,13 +128,13 @@ def install(model: Any) -> None:
         # every Gemma's causal model is `model` and a head without bias
         hidden = self.model(*args, **kwargs | {"use_cache": False}).last_hidden_state
         weight = self.get_output_embeddings().weight
-        if not torch.is_grad_enabled():
-            total, correct = supervised_score(hidden, weight, labels, softcap)
-            return {"loss": total, "correct": correct}
-        if targets is None:
+        if labels is None:
+            rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
+            return {"loss": cross_entropy(rows, weight, targets, softcap)}  # pyright: ignore[reportArgumentType]
+        if torch.is_grad_enabled():
             return {"loss": supervised_loss(hidden, weight, labels, softcap)}
-        rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
-        return {"loss": cross_entropy(rows, weight, targets, softcap)}
+        total, correct = supervised_score(hidden, weight, labels, softcap)
+        return {"loss": total, "correct": correct}
 
     # `partial` and not a closure: it follows a deep copy of the model
     new: Any = functools.partial(forward, model, model.forward)

@@ -2,21 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ft.text import batches
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-TILE = 2**29  # bytes of logits held at once: about 1,024 rows of 256,000 words in 16 bits
-STEP = 128  # rows of a tile are a multiple of it, so that the products' own tiles are full
 SPAN, BLOCK = 2**15, 2**12  # words of a program, and those that it has in registers
-
-
-def tiles(n: int, vocabulary: int, width: int) -> list[slice]:
-    """Slices of ``n`` rows whose logits of ``width`` bytes are held at once, all but the last of one size."""
-    most = max(1, TILE // (vocabulary * width))
-    size = -(-n // max(1, round(n / most)))
-    if size > STEP:
-        size = -(-size // STEP) * STEP
-    return [slice(at, min(at + size, n)) for at in range(0, n, max(1, size))]
 
 
 def losses(
@@ -98,7 +89,7 @@ def _tiles(hidden: "Tensor", weight: "Tensor") -> Any:
     """Each tile's rows and their logits, in memory that the next tile's will take."""
     import torch
 
-    parts = tiles(len(hidden), len(weight), hidden.element_size())
+    parts = batches.gpu_tiles(len(hidden), len(weight), hidden.element_size())
     held = hidden.new_empty(max((p.stop - p.start for p in parts), default=0), len(weight))
     for part in parts:
         logits = held[: part.stop - part.start]

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ft.kernels import fused_head
-from ft.kernels.attention import QUERIES, ROW
 from ft.models import tiny_vision
 from ft.models.parameters import NF4_BYTES
 from ft.plan import layers as blocks
 from ft.plan.autograd import Matrix, Mode, kept
 from ft.plan.shapes import Shape
-from ft.text.batches import PIECE, tiles
+from ft.text.batches import PIECE, QUERIES, ROW, gpu_tiles, tiles
 from ft.train.optim import STATE_BYTES
 
 BASE = (  # parts of the base model
@@ -98,7 +96,7 @@ def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
     copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
     states = 3 * supervised * shape.hidden_size * mode.width
     if device == "cuda":
-        parts = fused_head.tiles(supervised, vocabulary, mode.product)
+        parts = gpu_tiles(supervised, vocabulary, mode.product)
         most = max((tile.stop - tile.start for tile in parts), default=0)
         return most * vocabulary * mode.product + copy + states
     rows = max(tile.stop - tile.start for tile in tiles(supervised, vocabulary))

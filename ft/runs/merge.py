@@ -82,6 +82,7 @@ def merge(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ft.kernels import recurrent
     from ft.models.load import load, load_config
 
     if dtype not in {"auto", *BOUNDS}:
@@ -129,8 +130,6 @@ def merge(
             local_files_only=True,
         )
         if plain.config.model_type == "recurrent_gemma":
-            from ft.kernels import recurrent
-
             recurrent.install(plain)
         difference = compare(expected, logits(plain.to(device), ids), bound or BOUNDS[dtype])
         if not difference.kl <= difference.bound:

@@ -10,6 +10,12 @@ from ft.text.tokens import IGNORE, Example
 if TYPE_CHECKING:
     from torch import Tensor
 
+GPU_TILE = (
+    2**29
+)  # bytes of logits that a GPU holds at once: about 1,024 rows of 256,000 words in 16 bits
+STEP = 128  # rows of a tile are a multiple of it, so that the products' own tiles are full
+QUERIES = 512  # whose attention scores are held at once, where a soft cap keeps a fused kernel away
+ROW = 1024  # tokens of a row whose masked scores cost less than more launches on a GPU
 TILE = 2**25  # logits held at once, of any number of rows: 128 MiB in fp32, at most half more
 PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
 
@@ -149,3 +155,12 @@ def tiles(n: int, vocabulary: int) -> list[slice]:
     count = max(1, round(n / max(1, TILE // vocabulary)))
     bounds = [n * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+
+def gpu_tiles(n: int, vocabulary: int, width: int) -> list[slice]:
+    """Slices of ``n`` rows whose logits of ``width`` bytes are held at once, all but the last of one size."""
+    most = max(1, GPU_TILE // (vocabulary * width))
+    size = -(-n // max(1, round(n / most)))
+    if size > STEP:
+        size = -(-size // STEP) * STEP
+    return [slice(at, min(at + size, n)) for at in range(0, n, max(1, size))]

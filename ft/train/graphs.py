@@ -193,7 +193,8 @@ class Graphs:
         import torch
 
         if any(p.grad is None for p in self.gradients):
-            torch._foreach_zero_(list(self.gradients.values()))
+            clear: Any = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
+            clear(list(self.gradients.values()))
             for parameter, gradient in self.gradients.items():
                 parameter.grad = gradient
 

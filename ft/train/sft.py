@@ -99,9 +99,6 @@ def sft(
     if checkpoint:
         run.begin()
         run.note(resumed_from=checkpoint.name)
-    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
-    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__  # transformers 5.22
-    recompute: Any = "activation_checkpointing" if renamed else "gradient_checkpointing"
     args = SFTConfig(
         output_dir=str(run.folder),
         learning_rate=learning_rate,
@@ -114,34 +111,11 @@ def sft(
         max_steps=max_steps if max_steps is not None else -1,
         per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        **dict[str, Any](
-            {
-                recompute: gradient_checkpointing,
-                # to ask a GPU for its generator's state takes time, and is forbidden in a graph
-                f"{recompute}_kwargs": {
-                    "use_reentrant": False,
-                    "preserve_rng_state": _drops(model),
-                },
-            }
-        ),
-        bf16=half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
-        max_length=None,
-        packing=False,  # TRL's own; ours happens in the collator, within one batch
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="steps",
         save_steps=save_steps,
-        disable_tqdm=True,
         report_to=report_to,
         seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},
-        use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
+        **_always(model, gradient_checkpointing, autocast),
     )
     if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
         say(
@@ -176,14 +150,51 @@ def sft(
         n for n, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()
     ]:
         raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
-    model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
+    _save(trainer, run)
+    summary = journal.summary() | {"peak_memory_bytes": peak_memory()}
+    return Trained(trainer.state.global_step, wall, **summary)
+
+
+def _always(model: Any, recompute: bool, autocast: bool) -> dict[str, Any]:
+    """What is the same in every training, or follows from model and machine."""
+    import torch
+    from trl.trainer.sft_config import SFTConfig
+
+    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__  # transformers 5.22
+    name, gpu = (
+        f"{'activation' if renamed else 'gradient'}_checkpointing",
+        torch.cuda.is_available(),
+    )
+    return {
+        name: recompute,
+        # to ask a GPU for its generator's state takes time, and is forbidden in a graph
+        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": _drops(model)},
+        "bf16": half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
+        "max_length": None,
+        "packing": False,  # TRL's own; ours happens in the collator, within one batch
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+        "accelerator_config": {"non_blocking": gpu},
+        "use_cpu": not gpu,
+    }
+
+
+def _save(trainer: Any, run: Run) -> None:
+    """Write what was learnt into the run's folder, complete or not at all."""
+    trainer.model.config.use_cache = True  # the trainer clears it; a saved model would be slow
     made = run.folder / ".adapter"
     trainer.save_model(str(made), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
     (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
     adopt(run, made)
-    summary = journal.summary() | {"peak_memory_bytes": peak_memory()}
-    return Trained(trainer.state.global_step, wall, **summary)
 
 
 def _drops(model: Any) -> bool:

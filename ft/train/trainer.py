@@ -106,7 +106,8 @@ class Trainer(SFTTrainer):
             "CUDA graphs: each row is filled up to one of few sizes, and the second row of a size is "
             "captured, as launching the kernels one by one takes longer than they do"
         )
-        self.graphs = graphs.Graphs(self._run, self.model.parameters(), say, make=make)
+        model: Any = self.model
+        self.graphs = graphs.Graphs(self._run, model.parameters(), say, make=make)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what comes after has the memory of the graphs."""
@@ -190,7 +191,8 @@ class Trainer(SFTTrainer):
         """Forward and backward of one row, without a look at any value."""
         with self.compute_loss_context_manager():
             given = {name: x for name, x in inputs.items() if name != "share"}
-            part = self.model_wrapped(**given)["loss"] * inputs["share"]
+            model: Any = self.model_wrapped
+            part = model(**given)["loss"] * inputs["share"]
         self.accelerator.backward(part)
         self.step_loss += part.detach()
 
@@ -200,7 +202,7 @@ class Trainer(SFTTrainer):
         The one time in a step that the processor waits for a GPU: what is not finite must stop the run
         here, and the log wants both. Raises ``UserError`` for that.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm)
         norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
         both = torch.stack([self._tr_loss, norm.to(self._tr_loss)])

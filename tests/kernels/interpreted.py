@@ -13,6 +13,7 @@ import torch
 from support import tiny
 
 from ft.kernels import fused, fused_head, fused_layers, fused_nf4
+from ft.text import batches
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -162,8 +163,8 @@ def head_in_tiles():
     hidden, weight, targets = rows_of(torch.float32, n=7)
     whole, tiled, padded = (torch.empty(n, 24) for n in (7, 7, 10))
     expected = fused_head.losses(hidden, weight, targets, 5.0, whole)
-    fused_head.TILE, fused_head.STEP = 4 * 1003 * 3, 2
-    assert len(fused_head.tiles(7, 1003, 4)) > 1
+    batches.GPU_TILE, batches.STEP = 4 * 1003 * 3, 2
+    assert len(batches.gpu_tiles(7, 1003, 4)) > 1
     close(fused_head.losses(hidden, weight, targets, 5.0, tiled), expected, torch.float32)
     close(tiled, whole, torch.float32)
     wide = torch.nn.functional.pad(hidden, (0, 0, 0, 3))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ft.kernels import fused, fused_head
+from ft.kernels import fused
+from ft.text import batches
 
 HERE = Path(__file__).parent
 SOURCE = (HERE / "interpreted.py").read_text()
@@ -44,12 +45,12 @@ def test_on_a_cpu_they_are_not_used():
 @pytest.mark.parametrize("n", [0, 1, 200, 640, 1100, 8192])
 @pytest.mark.parametrize("width", [2, 4])
 def test_tiles_are_full_and_few(vocabulary, n, width):
-    parts = fused_head.tiles(n, vocabulary, width)
+    parts = batches.gpu_tiles(n, vocabulary, width)
     sizes = [part.stop - part.start for part in parts]
     assert sum(sizes) == n
     assert all(a.stop == b.start for a, b in zip(parts, parts[1:], strict=False))
     assert len(set(sizes[:-1])) <= 1
-    assert all(size % fused_head.STEP == 0 for size in sizes[:-1])
-    assert max(sizes, default=0) * vocabulary * width <= 2 * fused_head.TILE
+    assert all(size % batches.STEP == 0 for size in sizes[:-1])
+    assert max(sizes, default=0) * vocabulary * width <= 2 * batches.GPU_TILE
     if n == 8192 and vocabulary == 256_000 and width == 2:
         assert sizes == [1024] * 8
