@@ -69,7 +69,12 @@ def attach(
 
 
 def summary(model: Any) -> str:
-    """One line: the adapter, the number of its layers, the trained parameters and their share."""
+    """One line: the adapter, the number of its layers, the trained parameters and their share.
+
+    Of a model without one, how many of its parameters train.
+    """
+    if not hasattr(model, "peft_config"):
+        return parameters.summary(model)
     config: Any = model.active_peft_config
     trained, total = count(model)
     kind = "DoRA" if config.use_dora else "rsLoRA" if config.use_rslora else "LoRA"

@@ -156,6 +156,15 @@ _TALK = [
 ]
 
 
+def install(tokenizer: Any, template: Template) -> None:
+    """Have a tokenizer ask in the way that ``template`` trains, in every program that it is saved for.
+
+    A template ``chat`` is the tokenizer's own, and stays.
+    """
+    if template.name != "chat" or not tokenizer.chat_template:
+        tokenizer.chat_template = write(template, tokenizer.eos_token)
+
+
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
     """What the tokenizer's chat template makes of a conversation; nothing where it refuses it."""
     from jinja2 import TemplateError

@@ -47,30 +47,6 @@ class Encoded:
         return text
 
 
-def encode_splits(
-    splits: Mapping[str, Iterable[Mapping[str, Any]]],
-    template: Template,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    policy: Policy = "drop",
-    seed_parity: bool = False,
-) -> dict[str, Encoded]:
-    """``encode_rows`` of each split, which is said in a line."""
-    encoded = {}
-    for split, rows in splits.items():
-        encoded[split] = encode_rows(
-            rows,
-            template,
-            tokenizer,
-            max_length=max_length,
-            policy=policy,
-            seed_parity=seed_parity,
-        )
-        say(f"{split}: {encoded[split].summary(max_length)}")
-    return encoded
-
-
 def encode_rows(
     rows: Iterable[Mapping[str, Any]],
     template: Template,
@@ -97,6 +73,23 @@ def encode_rows(
         end=template.end,
         tail=template.tail,
     )
+
+
+def encode_splits(
+    splits: Mapping[str, Any],
+    template: Template,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    encode: Callable[..., Encoded] = encode_rows,
+    **options: Any,
+) -> dict[str, Encoded]:
+    """Each split's rows as ``encode`` makes examples of them, with its ``options``; said in a line each."""
+    encoded = {}
+    for split, rows in splits.items():
+        encoded[split] = encode(rows, template, tokenizer, max_length=max_length, **options)
+        say(f"{split}: {encoded[split].summary(max_length)}")
+    return encoded
 
 
 def encode(

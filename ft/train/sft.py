@@ -13,7 +13,7 @@ from ft.runs.folder import Run, adopt, resumable, signals
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import graphs
-from ft.train.optim import Name
+from ft.train.optim import Name, choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def sft(
     run: Run,
     validate: Callable[[], float],
     learning_rate: float,
-    optim: Name = "adamw",
+    optim: Name | Literal["auto"] = "adamw",
     weight_decay: float = 0.0,
     adam_beta2: float = 0.999,
     lr_scheduler_type: Schedule = "linear",
@@ -56,7 +56,7 @@ def sft(
     per_device_train_batch_size: int = 8,
     gradient_accumulation_steps: int = 1,
     shuffle: bool = True,
-    packing: bool = True,
+    packing: bool | None = None,
     row_length: int | None = None,
     gradient_checkpointing: bool = False,
     autocast: bool = False,
@@ -72,28 +72,31 @@ def sft(
 ) -> Trained:
     """Train the trainable parameters of ``model`` on encoded examples.
 
-    A batch is a number of **examples**; packing lays them in rows of at most ``row_length`` tokens
-    (512 on a CPU, which is busy with that; 8,192 on a GPU, which is not) and changes speed alone. The loss of an optimizer step is the mean over all its supervised
-    tokens, whatever the accumulation and the number of processes.
+    A batch is a number of **examples**; packing (none: wherever it is exact) lays them in rows of at most
+    ``row_length`` tokens (512 on a CPU, which is busy with that; 8,192 on a GPU, which is not) and changes
+    speed alone. The loss of an optimizer step is the mean over all its supervised tokens, whatever the
+    accumulation and the number of processes.
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
     ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
-    ``UserError`` when ``fingerprint`` (data, model, template, recipe, settings) differs from the
-    one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
+    ``UserError`` when ``fingerprint`` (by default the run's: data, model, template, recipe, settings) differs
+    from the one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
     step and exit with 143 and 130.
     """
     assert batch is None or not packing
     import torch
     from trl.trainer.sft_config import SFTConfig
 
+    from ft.kernels.recurrent import packs_exactly
     from ft.train.journal import Journal
     from ft.train.trainer import RETRY, Trainer
 
     prepare_sharding()
-    fingerprint = (fingerprint or {}) | processes()
+    packing = batch is None and packs_exactly(model) if packing is None else packing
+    fingerprint = (run.made_with if fingerprint is None else fingerprint) | processes()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
@@ -132,7 +135,7 @@ def sft(
         shuffle=shuffle,
         packing=packing,
         row_length=row_length,
-        optimizer_name=optim,
+        optimizer_name=choose(optim),
         fingerprint=fingerprint,
         callbacks=[journal, *callbacks],
         batch=batch,

@@ -117,6 +117,15 @@ def test_written_as_jinja_a_template_gives_the_text_of_training(name, texts, sys
     assert tokenizer.apply_chat_template(messages, tokenize=False) == wanted
 
 
+def test_a_tokenizer_asks_as_was_trained_and_its_own_chat_stays():
+    tokenizer = tokenizer_of(GEMMA3)
+    chat_template.install(tokenizer, prompts.by_name("chat", tokenizer))
+    assert tokenizer.chat_template == GEMMA3
+    dolly = prompts.INSTRUCTION["dolly"]
+    chat_template.install(tokenizer, dolly)
+    assert tokenizer.chat_template == chat_template.write(dolly, tokenizer.eos_token)
+
+
 def test_jinja_refuses_turns_out_of_order():
     tokenizer = tokenizer_of(GEMMA3)
     tokenizer.chat_template = chat_template.write(prompts.INSTRUCTION["dolly"], "<eos>")

@@ -224,3 +224,18 @@ def test_splits_are_encoded_alike_and_each_is_said(capsys):
     assert found == alone
     said = capsys.readouterr().out.splitlines()
     assert said == [f"{name}: {encoded.summary(100)}" for name, encoded in alone.items()]
+
+
+def test_splits_are_encoded_by_another_function_with_its_options():
+    asked = []
+
+    def encode(rows, template, tokenizer, **options):
+        asked.append((rows, options))
+        return tokens.encode_rows(rows, template, tokenizer, **options)
+
+    t = Template(name="t", prompt="{source} ", completion="{target}")
+    rows = [{"source": "a", "target": "b"}, {"source": "a", "target": "b " * 50}]
+    options = {"max_length": 20, "policy": "truncate"}
+    found = tokens.encode_splits({"test": rows}, t, tiny.tokenizer(), encode=encode, **options)
+    assert asked == [(rows, options)]
+    assert found["test"].truncated == 1
