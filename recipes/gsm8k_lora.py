@@ -18,19 +18,18 @@ Data      Cobbe et al. 2021, https://github.com/openai/grade-school-math (MIT): 
 Source    GSM8K https://arxiv.org/abs/2110.14168; self-consistency https://arxiv.org/abs/2203.11171
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, models, plan, runs, score, text, train
 from ft.config import Amount, Count
 from ft.data import gsm8k
-from ft.runs import folder, record
+from ft.machine import say
+from ft.runs import curves
 from ft.score import reasoning
-from ft.text import chat_template, prompts, tokens
-from ft.text.template import Template
+from ft.text import Template, chat_template, prompts
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class Config:
     lora_r: int = 16  # rank of the update
     lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
-    lora_target_modules: tuple[str, ...] = (
-        "auto",
-    )  # auto: all linear layers of the language model
+    lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
@@ -87,7 +84,7 @@ class Config:
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    splits = gsm8k.splits(c.data, valid_rows=c.valid_rows, seed=c.seed, on_bad_row=c.on_bad_row)
+    splits = gsm8k.splits(c.data, **config.pick(c, gsm8k.splits))
     if c.eval_limit:
         splits["test"] = splits["test"].head(c.eval_limit)
     return splits
@@ -99,81 +96,50 @@ def template(c: Config, _: Any = None) -> Template:
 
 
 def main(c: Config) -> None:
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-    if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
-        machine.say(f"note: {len(shared)} training questions also stand in valid or test")
+    say(data.summary(splits))
 
-    from ft import models, train
-    from ft.kernels import recurrent
-    from ft.models import lora
-    from ft.plan import settings
-    from ft.runs import curves, hub
-    from ft.score import likelihood
-
-    machine.say(machine.use_all_cores())
+    say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    machine.say("\n".join(base.notes))
-    # so that every program asks as we trained
-    base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
+    say("\n".join(base.notes))
+    chat_template.install(base.tokenizer, t)
     machine.seed_everything(c.seed)
-    model = lora.attach(
+    model = models.attach_lora(
         base,
         r=c.lora_r,
         alpha=c.lora_alpha,
         dropout=c.lora_dropout,
-        targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
+        targets=c.lora_target_modules,
         variant=c.lora_variant,
     )
-    machine.say(lora.summary(model))
-
-    encoded = {}
-    for split, found in splits.items():
-        encoded[split] = tokens.encode_rows(
-            found, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
-        )
-        machine.say(f"{split}: {encoded[split].summary(c.max_length)}")
-    first = encoded["train"].examples[: c.per_device_train_batch_size]
-    machine.say("first example, supervised tokens marked:")
-    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    machine.say(f"memory that this needs:\n{plan}")
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="reasoning"
+    say(models.summary(model))
+    encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
     )
-    adapter = lora.describe(model)
-    record.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
-    r.note(plan=plan.to_dict())
-    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
-    r.write("examples.txt", "\n\n".join(shown) + "\n")
+    r = runs.start(
+        target,
+        recipe=__file__,
+        config=c,
+        task="reasoning",
+        base=base,
+        model=model,
+        template=t,
+        splits=splits,
+        encoded=encoded,
+        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
+    )
 
-    packing = recurrent.packs_exactly(base.model)
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: likelihood.loss(model, encoded["valid"].examples),
-        learning_rate=c.learning_rate,
-        optim=c.optim,
-        lr_scheduler_type=c.lr_scheduler_type,
-        warmup_ratio=c.warmup_ratio,
-        num_train_epochs=c.num_train_epochs,
-        max_steps=c.max_steps,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        gradient_accumulation_steps=c.gradient_accumulation_steps,
-        packing=packing,
-        gradient_checkpointing=c.gradient_checkpointing,
-        eval_steps=c.eval_steps,
+        validate=lambda: score.loss(model, encoded["valid"].examples),
         save_steps=c.eval_steps,
-        seed=c.seed,
-        report_to=c.report_to,
-        resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=record.fingerprint(r, config.to_dict(c)),
+        **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))
     result = reasoning.before_after(
@@ -187,17 +153,9 @@ def main(c: Config) -> None:
         seed=c.seed,
         max_new_tokens=c.max_new_tokens,
     )
-    machine.say(result.table)
-    r.note(evaluation={"test": result.values})
-    r.write("samples.txt", result.samples)
     curves.accuracy(result.values, r.folder / "accuracy.png")
-    curves.curve(r.folder)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\nadapter, card and curves: {r.folder}")
-    machine.say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
-    if c.push_to_hub and machine.is_main():
-        machine.say(hub.push(r.folder, c.push_to_hub))
+    runs.finish(r, test=result, push_to_hub=c.push_to_hub)
+    say(f'try it: ft solve {r.folder} "A pen costs 3 dollars. How much do 12 pens cost?"')
 
 
 if __name__ == "__main__":

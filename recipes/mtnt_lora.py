@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine, runs
+from ft import config, data, machine, models, plan, runs, score, text, train
 from ft.config import Amount, Count
-from ft.score import likelihood, translation
-from ft.text import prompts, tokens
-from ft.text.template import Template
+from ft.machine import say
+from ft.text import Template, prompts
+
+ASK = {"source": "Hello, my name is Morgane."}  # of base and tuned, at the end
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,15 @@ class Config:
     # Adapter
     lora_r: int = 16  # rank of the update
     lora_alpha: Amount = 32  # the update is scaled by alpha / r
-    lora_target_modules: tuple[str, ...] = (
-        "auto",
-    )  # auto: all linear layers of the language model
+    lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
     data: str = "sample"  # `sample`, `release` (fetched once), folder or .tar.gz of MTNT
-    extra_data: str | None = (
-        None  # more training pairs: FILE.jsonl, NAME.en:NAME.fr, folder, Hub id
-    )
+    extra_data: str | None = None  # more pairs: FILE.jsonl, NAME.en:NAME.fr, a folder, a Hub id
     extra_rows: Count | None = None  # how many of them, drawn by seed; none: all
     language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
-    normalize_punctuation: bool = (
-        True  # French quotes and apostrophes of training targets as MTNT's
-    )
+    normalize_punctuation: bool = True  # French quotes and apostrophes of targets as MTNT has them
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 512  # tokens of a whole example; longer ones are left out and counted
 
@@ -95,41 +90,22 @@ def template(c: Config, _: Any = None) -> Template:
 
 
 def main(c: Config) -> None:
-    # What can be wrong without a model is found before torch is imported, and nothing is written
-    # before model and data are known to be good.
+    # what can be wrong without a model is found before torch is loaded, and nothing is written before
+    # model and data are known to be good
     target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-    if shared := data.overlap(splits["train"], splits["valid"], splits["test"]):
-        machine.say(f"note: {len(shared)} training sources also stand in valid or test")
-
-    from ft import models, train
-    from ft.kernels import recurrent
-    from ft.models import lora
-    from ft.plan import settings
-
-    machine.say(machine.use_all_cores())
+    say(data.summary(splits))
+    say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
-    machine.say("\n".join(base.notes))
+    say("\n".join(base.notes))
     machine.seed_everything(c.seed)
-    model = lora.attach(
-        base,
-        r=c.lora_r,
-        alpha=c.lora_alpha,
-        targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
-        variant=c.lora_variant,
+    model = models.attach_lora(
+        base, r=c.lora_r, alpha=c.lora_alpha, targets=c.lora_target_modules, variant=c.lora_variant
     )
-    machine.say(lora.summary(model))
-
-    def encode(split: str) -> tokens.Encoded:
-        encoded = tokens.encode_rows(splits[split], t, base.tokenizer, max_length=c.max_length)
-        machine.say(f"{split}: {encoded.summary(c.max_length)}")
-        return encoded
-
-    encoded = {split: encode(split) for split in splits}
+    say(models.summary(model))
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
     r = runs.start(
         target,
         recipe=__file__,
@@ -140,44 +116,24 @@ def main(c: Config) -> None:
         template=t,
         splits=splits,
         encoded=encoded,
-        plan=settings.of_run(config.to_dict(c), base, encoded["train"]),
+        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
-
-    packing = recurrent.packs_exactly(base.model)
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: likelihood.loss(model, encoded["valid"].examples),
-        learning_rate=c.learning_rate,
-        optim=c.optim,
-        lr_scheduler_type="linear",
-        warmup_ratio=0.05,
-        num_train_epochs=c.num_train_epochs,
-        max_steps=c.max_steps,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        gradient_accumulation_steps=c.gradient_accumulation_steps,
-        packing=packing,
-        gradient_checkpointing=c.gradient_checkpointing,
-        eval_steps=c.eval_steps,
+        validate=lambda: score.loss(model, encoded["valid"].examples),
+        warmup_ratio=0.05,  # then it falls to 0 in a line
         save_steps=c.eval_steps,
-        seed=c.seed,
-        report_to=c.report_to,
-        resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=r.made_with,
+        **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))
-    result = translation.before_after(
-        model,
-        base.tokenizer,
-        t,
-        splits["test"],
-        encoded["test"].examples,
-        ask={"source": "Hello, my name is Morgane."},
+    result = score.translation.before_after(
+        model, base.tokenizer, t, splits["test"], encoded["test"].examples, ask=ASK
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
-    machine.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
 
 
 if __name__ == "__main__":

@@ -20,18 +20,17 @@ Without --model a tiny Gemma 3 with random weights is made: an adapter cannot te
 trained, the tower included. An image of Gemma 3 takes 256 tokens of --max-length.
 """
 
-import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, machine
+from ft import config, data, machine, models, plan, runs, score, text, train
 from ft.config import Amount, Count
-from ft.data import images as image_rows
-from ft.data.rows import Rows
-from ft.runs import folder, record
-from ft.text import chat_template, prompts, tokens
-from ft.text.template import Template
+from ft.data import images
+from ft.machine import say
+from ft.models import vision
+from ft.text import Template, chat_template, prompts
 
 TINY = "tiny-vision"
 
@@ -46,13 +45,11 @@ class Config:
     lora_r: int | None = None  # rank of the update; 0: all parameters. None: 16; 0 of tiny-vision
     lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
-    lora_target_modules: tuple[str, ...] = (
-        "auto",
-    )  # auto: all linear layers of the language model
+    lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers
     train_vision: bool | None = None  # image tower and projector too. None: of tiny-vision
 
     # Data
-    data: str = image_rows.DRAWN  # a jsonl, json, csv or parquet file, or `pictures`, drawn here
+    data: str = images.DRAWN  # a jsonl, json, csv or parquet file, or `pictures`, drawn here
     pictures: Count = 8000  # how many are drawn to train on
     template: str = "chat"  # how a prompt is put: turns of an -it model, plain, …, a YAML file
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
@@ -62,9 +59,7 @@ class Config:
     test_rows: Count = 300  # held-out rows that are answered at the end
 
     # Optimisation
-    learning_rate: Amount | None = (
-        None  # at the top of the schedule. None: 2e-4; 2e-3 of tiny-vision
-    )
+    learning_rate: Amount | None = None  # at the top. None: 2e-4; 2e-3 of tiny-vision
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1  # share of the steps until the top
     adam_beta2: float = 0.98  # decay of AdamW's mean of squares: few steps need a short memory
@@ -98,16 +93,9 @@ class Config:
                 object.__setattr__(self, name, value)
 
 
-def rows(c: Config) -> dict[str, Rows]:
+def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, every image opened once. Needs no model."""
-    return image_rows.splits(
-        c.data,
-        pictures=c.pictures,
-        valid_rows=c.valid_rows,
-        test_rows=c.test_rows,
-        seed=c.seed,
-        on_bad_row=c.on_bad_row,
-    )
+    return images.splits(c.data, **config.pick(c, images.splits))
 
 
 def template(c: Config, tokenizer: Any) -> Template:
@@ -116,107 +104,66 @@ def template(c: Config, tokenizer: Any) -> Template:
 
 
 def main(c: Config) -> None:
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits = rows(c)
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
+    say(data.summary(splits))
 
-    from ft import models, train
-    from ft.models import lora, parameters, vision
-    from ft.plan import settings
-    from ft.runs import curves, hub
-    from ft.score import images, likelihood
-    from ft.train import optim
-
-    machine.say(machine.use_all_cores())
+    say(machine.use_all_cores())
     see = vision.reader(c.model_name_or_path)
     precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
     base = models.load(
         c.model_name_or_path, precision=precision, max_length=c.max_length, text_only=False
     )
-    machine.say("\n".join(base.notes))
+    say("\n".join(base.notes))
     t = template(c, base.tokenizer)
-    if t.name != "chat" or not base.tokenizer.chat_template:
-        base.tokenizer.chat_template = chat_template.write(t, base.tokenizer.eos_token)
+    chat_template.install(base.tokenizer, t)
     machine.seed_everything(c.seed)
     if c.lora_r:
-        model = lora.attach(
+        model = models.attach_lora(
             base,
             r=c.lora_r,
             alpha=c.lora_alpha,
             dropout=c.lora_dropout,
-            targets="auto" if c.lora_target_modules == ("auto",) else c.lora_target_modules,
+            targets=c.lora_target_modules,
             vision=bool(c.train_vision),
         )
-        machine.say(lora.summary(model))
     else:
-        model = parameters.train_all(base, vision=bool(c.train_vision))
-        machine.say(parameters.summary(model))
-
-    encoded = {}
-    for split, found in splits.items():
-        encoded[split] = vision.encode(
-            found, t, base.tokenizer, see, max_length=c.max_length, policy=c.length_policy
-        )
-        machine.say(f"{split}: {encoded[split].summary(c.max_length)}")
-    first = encoded["train"].examples[: c.per_device_train_batch_size]
-    machine.say("first example, supervised tokens marked:")
-    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    machine.say(f"memory that this needs:\n{plan}")
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="images"
+        model = models.train_all(base, vision=bool(c.train_vision))
+    say(models.summary(model))
+    encode = partial(vision.encode, see=see, policy=c.length_policy)
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, encode=encode)
+    r = runs.start(
+        target,
+        recipe=__file__,
+        config=c,
+        task="images",
+        base=base,
+        model=model,
+        template=t,
+        splits=splits,
+        encoded=encoded,
+        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
-    adapter = lora.describe(model) if c.lora_r else {}
-    record.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
-    r.note(plan=plan.to_dict())
-    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
-    r.write("examples.txt", "\n\n".join(shown) + "\n")
 
-    pad = base.tokenizer.pad_token_id
-
-    def batch(examples):
-        return vision.batch(examples, see, pad)
-
+    batch = partial(vision.batch, see=see, pad=base.tokenizer.pad_token_id)
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=lambda: likelihood.loss(model, encoded["valid"].examples, batch=batch),
+        validate=lambda: score.loss(model, encoded["valid"].examples, batch=batch),
         batch=batch,
-        packing=False,
-        learning_rate=float(c.learning_rate or 0),
-        optim=optim.choose(c.optim),
-        lr_scheduler_type=c.lr_scheduler_type,
-        warmup_ratio=c.warmup_ratio,
-        adam_beta2=c.adam_beta2,
-        num_train_epochs=c.num_train_epochs,
-        max_steps=c.max_steps,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        gradient_accumulation_steps=c.gradient_accumulation_steps,
-        gradient_checkpointing=bool(c.gradient_checkpointing),
-        eval_steps=c.eval_steps,
         save_steps=c.eval_steps,
-        seed=c.seed,
-        report_to=c.report_to,
-        resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=record.fingerprint(r, config.to_dict(c)),
+        **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))
     if machine.is_main():
         see.processor.save_pretrained(r.folder)
-    result = images.before_after(
+    result = score.images.before_after(
         model, base.tokenizer, t, see, splits["test"], max_new_tokens=c.max_new_tokens
     )
-    machine.say(result.table)
-    r.note(evaluation={"test": result.values})
-    r.write("samples.txt", result.samples)
-    curves.curve(r.folder)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    machine.say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
+    runs.finish(r, test=result)
+    say(f"try it: ft chat {r.folder} --image {splits['test'][0]['images'][0]}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,58 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
     shown = capsys.readouterr().out
     for field in fields:
         assert field.name in shown
+
+
+# lines of `main` and of the file; minigpt_pretrain's loop is meant to be read
+BOUNDS = {
+    "minigpt_pretrain": (169, 341),
+    "mtnt_lora": (45, 190),
+    "mtnt_full": (98, 219),
+    "mtnt_recurrent": (98, 236),
+    "mtnt_reject": (111, 232),
+    "mtnt_dpo": (93, 216),
+    "mtnt_grpo": (69, 190),
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_it_reads_in_one_sitting(path):
+    text = path.read_text()
+    (main,) = (n for n in ast.parse(text).body if getattr(n, "name", "") == "main")
+    of_main, of_file = BOUNDS.get(path.stem, (65, 190))
+    assert main.end_lineno - main.lineno + 1 <= of_main
+    assert len(text.splitlines()) <= of_file
+
+
+def unread(module, text: str) -> set[str]:
+    """Settings that are neither read as ``c.NAME`` nor picked for a function that takes them.
+
+    One that the recipe itself fills in, for its record, is none of them.
+    """
+    tree, scope, read = ast.parse(text), dict(vars(module)), set()
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    for node in imports:  # those inside functions too
+        exec(ast.unparse(node), scope)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "c":
+            read.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "config.pick":
+            read |= set(inspect.signature(eval(ast.unparse(node.args[1]), scope)).parameters)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "dataclasses.replace":
+            read |= {keyword.arg for keyword in node.keywords}
+    return {field.name for field in dataclasses.fields(module.Config)} - read
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_each_setting_is_read(path):
+    assert unread(load(path), path.read_text()) == set()
+
+
+def test_a_setting_that_no_one_reads_is_found():
+    path = next(p for p in RECIPES if p.stem == "mtnt_lora")
+    text = path.read_text()
+    assert unread(load(path), text.replace("c.lora_r,", "16,")) == {"lora_r"}
+    assert {"optim", "max_steps"} <= unread(load(path), text.replace("**config.pick", "**pick"))
 
 
 @pytest.mark.parametrize(
