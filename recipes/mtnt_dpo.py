@@ -23,7 +23,6 @@ LoRA with AdamW (the paper: RMSprop, 1e-6, 150 steps of warm-up, all parameters)
 """
 
 import dataclasses
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -31,12 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, runs, text
 from ft.config import Amount, Count
-from ft.rewards import drawn, guards
-from ft.runs import folder, opened, record
-from ft.text import tokens
-from ft.text.template import Template
+from ft.files import to_json_lines
+from ft.machine import say
+from ft.rewards import drawn, guards, learning, policy, reward_model
+from ft.runs import opened
+from ft.text import Template
 
 ASK = {"source": "Hello, my name is Morgane."}
 
@@ -117,99 +117,63 @@ def template(c: Config, _: Any = None) -> Template:
     return opened.finished(c.run).template
 
 
+def own_pairs(c: Config, run: runs.Run, base: Any, lines: list, reward: Any) -> list[drawn.Pair]:
+    """Pairs of what the model itself answers to ``lines``, which the run keeps as ``pairs.jsonl``."""
+    minutes = c.max_minutes and c.max_minutes * c.draw_share
+    options: dict[str, Any] = config.pick(c, drawn.draw) | {"reward": reward, "minutes": minutes}
+    chosen = lines[: c.prompts]
+    scored = drawn.draw(base.model, base.tokenizer, template(c), chosen, **options)
+    pairs, texts = drawn.pairs_of(scored, c.margin)
+    run.write("pairs.jsonl", to_json_lines(texts))
+    mean, best = drawn.mean(scored), drawn.mean(scored, best=True)
+    say(
+        f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
+        f"the best of {c.n} {100 * best:.1f}"
+    )
+    run.note(pairs={"rows": len(texts), "lines": len(scored), "reward": mean, "best": best})
+    return pairs
+
+
 def main(c: Config) -> None:
     c = resolved(c)
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     given = drawn.read_pairs(c.pairs) if c.pairs else None
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-
-    from ft.models import lora
-    from ft.rewards import learning, policy, reward_model
-    from ft.runs import hub
-
+    say(data.summary(splits))
     learning.require_trl()
-    machine.say(machine.use_all_cores())
+    say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
-    model, tokenizer = base.model, base.tokenizer
-    machine.say("\n".join(base.notes))
-    reward = reward_model.named(c.reward, tokenizer)
-    encoded = {
-        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
-        for split, found in splits.items()
-    }
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
-    )
-    record.describe(
-        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
-    )
+    say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, base.tokenizer)
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
+    made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
+    r = runs.start(target, recipe=__file__, config=c, task="translation", examples=False, **made_of)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
     watch = guards.Watch(
         r,
-        model,
-        tokenizer,
-        t,
-        guards=guards.Guards(c.max_kl, c.min_distinct, c.max_drift),
+        guards=guards.Guards(**config.pick(c, guards.Guards)),
         lines=lines[-c.watch_rows :],
-        valid=splits["valid"],
-        examples=encoded["valid"].examples[: c.valid_rows],
+        valid_rows=c.valid_rows,
         ask=ASK,
         max_new_tokens=c.max_new_tokens,
+        **made_of,
     )
 
     begun = time.perf_counter()
     if given:
-        machine.say(f"{len(given):,} pairs, {given.origin}")
-        found_pairs = drawn.encode_pairs(given, t, tokenizer)
+        say(f"{len(given):,} pairs, {given.origin}")
+        pairs = drawn.encode_pairs(given, t, base.tokenizer)
         r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
     else:
-        scored = drawn.draw(
-            model,
-            tokenizer,
-            t,
-            lines[: c.prompts],
-            reward,
-            n=c.n,
-            max_new_tokens=c.max_new_tokens,
-            seed=c.seed,
-            minutes=c.max_minutes and c.max_minutes * c.draw_share,
-        )
-        found_pairs, texts = drawn.pairs_of(scored, c.margin)
-        shown = (json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
-        r.write("pairs.jsonl", "".join(shown))
-        mean, best = drawn.mean(scored), drawn.mean(scored, best=True)
-        machine.say(
-            f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
-            f"the best of {c.n} {100 * best:.1f}"
-        )
-        r.note(pairs={"rows": len(texts), "lines": len(scored), "reward": mean, "best": best})
-
-    trainer = learning.dpo(
-        model,
-        tokenizer,
-        found_pairs,
-        folder=r.folder,
-        learning_rate=c.learning_rate,
-        beta=c.beta,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        num_train_epochs=c.num_train_epochs,
-        max_steps=c.max_steps,
-        seed=c.seed,
-    )
+        pairs = own_pairs(c, r, base, lines, reward)
+    options: dict[str, Any] = config.pick(c, learning.dpo) | {"pairs": pairs, "folder": r.folder}
+    trainer = learning.dpo(base.model, base.tokenizer, **options)
     left = c.max_minutes and 60 * c.max_minutes - (time.perf_counter() - begun)
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)
     seconds = time.perf_counter() - begun
     r.note(training=dataclasses.asdict(learnt) | {"seconds_with_drawing": seconds})
-    result = watch.comparison()
-    machine.say(result.table)
-    r.note(evaluation={"valid": result.values})
-    r.write("samples.txt", result.samples)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\nadapter, card and pairs: {r.folder}  (base: the model as this run began)")
+    runs.finish(r, valid=watch.comparison())
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, runs, text
 from ft.config import Amount, Count
-from ft.rewards import guards
-from ft.runs import folder, opened, record
-from ft.text import tokens
-from ft.text.template import Template
+from ft.machine import say
+from ft.rewards import guards, learning, policy, reward_model
+from ft.runs import opened
+from ft.text import Template
 
 ASK = {"source": "Hello, my name is Morgane."}
 
@@ -114,73 +114,36 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     c = resolved(c)
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = rows(c), template(c)
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-
-    from ft.models import lora
-    from ft.rewards import learning, policy, reward_model
-    from ft.runs import hub
-
+    say(data.summary(splits))
     learning.require_trl()
-    machine.say(machine.use_all_cores())
+    say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
-    model, tokenizer = base.model, base.tokenizer
-    machine.say("\n".join(base.notes))
-    reward = reward_model.named(c.reward, tokenizer)
-    encoded = {
-        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
-        for split, found in splits.items()
-    }
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
-    )
-    record.describe(
-        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
-    )
+    say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, base.tokenizer)
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
+    made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
+    r = runs.start(target, recipe=__file__, config=c, task="translation", examples=False, **made_of)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
     watch = guards.Watch(
         r,
-        model,
-        tokenizer,
-        t,
-        guards=guards.Guards(c.max_kl, c.min_distinct, c.max_drift),
+        guards=guards.Guards(**config.pick(c, guards.Guards)),
         lines=lines[-c.watch_rows :],
-        valid=splits["valid"],
-        examples=encoded["valid"].examples[: c.valid_rows],
+        valid_rows=c.valid_rows,
         ask=ASK,
         max_new_tokens=c.max_new_tokens,
+        **made_of,
     )
 
-    trainer = learning.grpo(
-        model,
-        tokenizer,
-        t,
-        list(splits["train"]),
-        reward,
-        folder=r.folder,
-        method=c.method,
-        learning_rate=c.learning_rate,
-        beta=c.beta,
-        prompts=c.prompts,
-        n=c.n,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        max_new_tokens=c.max_new_tokens,
-        max_steps=c.max_steps,
-        seed=c.seed,
-    )
+    options: dict[str, Any] = config.pick(c, learning.grpo) | {"reward": reward}
+    options |= {"rows": list(splits["train"]), "folder": r.folder}
+    trainer = learning.grpo(base.model, base.tokenizer, t, **options)
     seconds = c.max_minutes and 60 * c.max_minutes
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=seconds)
     r.note(training=dataclasses.asdict(learnt))
-    result = watch.comparison()
-    machine.say(result.table)
-    r.note(evaluation={"valid": result.values})
-    r.write("samples.txt", result.samples)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\nadapter and card: {r.folder}  (base: the model as this run began)")
+    runs.finish(r, valid=watch.comparison())
 
 
 if __name__ == "__main__":

@@ -15,24 +15,19 @@ Time      not measured at 2B yet
 Memory    16 bytes a parameter with AdamW, 8 with SGD, and activations; estimated before loading
 Score     validation loss before and after; recipes/README.md has the tutorial's curve beside ours
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
-Source    google-deepmind/recurrentgemma, colabs/fine_tuning_tutorial_jax.ipynb, whose settings are the
-          presets
+Source    google-deepmind/recurrentgemma, colabs/fine_tuning_tutorial_jax.ipynb; presets as there
 """
 
-import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, models, plan, runs, score, text, train
 from ft.config import Amount, Count
 from ft.generate import answers
-from ft.runs import folder, record
-from ft.score import likelihood
-from ft.text import prompts, tokens
-from ft.text.template import Template
+from ft.machine import say
+from ft.text import Template, prompts
 from ft.train import optim
 
 ASK = {"source": "Hello, my name is Morgane."}  # what the tutorial asks before and after
@@ -125,71 +120,48 @@ def template(c: Config, _: Any = None) -> Template:
     return prompts.translation_of(c.language_pair)
 
 
-def encode(c: Config, tokenizer, found: data.Rows) -> tokens.Encoded:
-    """Ids and labels of the rows that have at most ``max_length`` tokens."""
-    return tokens.encode_rows(
-        found, template(c), tokenizer, max_length=c.max_length, seed_parity=c.second_bos
-    )
-
-
 def main(c: Config) -> None:
-    # What can be wrong without a model is found before torch is imported, and nothing is written
-    # before model and data are known to be good.
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
+    # what can be wrong without a model is found before torch is loaded, and nothing is written before
+    # model and data are known to be good
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
-
-    from ft import models, train
-    from ft.kernels import recurrent
-    from ft.models import lora, parameters
-    from ft.plan import settings
-    from ft.runs import curves, hub
-
-    machine.say(machine.use_all_cores())
-    # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
-    precision = "fp32" if not c.lora_r and c.precision == "auto" else c.precision
-    autocast = not c.lora_r and c.precision == "auto" and machine.here().bf16
-    if not c.lora_r and precision != "nf4":
-        machine.say(settings.check_memory(config.to_dict(c)))
+    say(data.summary(splits))
+    say(machine.use_all_cores())
+    whole = not c.lora_r
+    automatic = whole and c.precision == "auto"
+    if whole and c.precision != "nf4":
+        say(plan.check_memory(config.to_dict(c)))
     base = models.load(
         c.model_name_or_path,
-        precision=precision,
+        # bf16 weights have 8 bits and would round small updates away; products may well be in bf16
+        precision="fp32" if automatic else c.precision,
         max_length=c.max_length,
-        text_only=bool(c.lora_r),
+        text_only=not whole,
     )
-    machine.say("\n".join(base.notes))
+    say("\n".join(base.notes))
     machine.seed_everything(c.seed)
-    if c.lora_r:
-        model = lora.attach(base, r=c.lora_r, alpha=c.lora_alpha, dropout=0.0)
+    if whole:
+        model = models.train_all(base)
     else:
-        model = parameters.train_all(base)
-    machine.say(lora.summary(model) if c.lora_r else parameters.summary(model))
-
-    encoded = {split: encode(c, base.tokenizer, found) for split, found in splits.items()}
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-        machine.say(f"      {encoded[split].summary(c.max_length)}")
-    first = encoded["train"].examples[: c.per_device_train_batch_size]
-    machine.say("first example, supervised tokens marked:")
-    machine.say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
-    plan = settings.of_run(config.to_dict(c), base, encoded["train"])
-    machine.say(f"memory that this needs:\n{plan}")
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
+        model = models.attach_lora(base, r=c.lora_r, alpha=c.lora_alpha)
+    say(models.summary(model))
+    encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, seed_parity=c.second_bos
     )
-    adapter = lora.describe(model) if c.lora_r else {}
-    record.describe(r, base=base, adapter=adapter, template=t, splits=splits, encoded=encoded)
-    r.note(plan=plan.to_dict())
-    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
-    r.write("examples.txt", "\n\n".join(shown) + "\n")
+    r = runs.start(
+        target,
+        recipe=__file__,
+        config=c,
+        task="translation",
+        base=base,
+        model=model,
+        template=t,
+        splits=splits,
+        encoded=encoded,
+        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
+    )
 
-    packing = recurrent.packs_exactly(base.model)
     watched = encoded["valid"].examples[: c.valid_rows]
-
-    def validate() -> float:
-        if c.eval_mean == "tokens":
-            return likelihood.loss(model, watched)
-        each = (likelihood.loss(model, [row]) for row in watched)
-        return statistics.fmean(each)
 
     def answer() -> str:
         return answers.greedy(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
@@ -200,36 +172,16 @@ def main(c: Config) -> None:
         base.tokenizer,
         encoded["train"].examples,
         run=r,
-        validate=validate,
-        optim=c.optim,  # pyright: ignore[reportArgumentType]
-        learning_rate=c.learning_rate,
-        lr_scheduler_type=c.lr_scheduler_type,
-        warmup_ratio=c.warmup_ratio,
-        weight_decay=c.weight_decay,
-        adam_beta2=c.adam_beta2,
-        max_grad_norm=c.max_grad_norm,
-        max_steps=c.max_steps,
-        per_device_train_batch_size=c.per_device_train_batch_size,
-        gradient_accumulation_steps=c.gradient_accumulation_steps,
-        gradient_checkpointing=c.gradient_checkpointing,
-        autocast=autocast,
-        shuffle=c.shuffle,
-        packing=packing,
-        eval_steps=c.eval_steps,
-        save_steps=c.save_steps,
-        seed=c.seed,
-        resume_from_checkpoint=c.resume_from_checkpoint,
-        fingerprint=record.fingerprint(r, config.to_dict(c)),
+        validate=lambda: score.loss(model, watched, mean=c.eval_mean),
+        autocast=automatic and machine.here().bf16,
+        **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))
     after = answer()
     r.write("samples.txt", f"source  {ASK['source']}\nbase    {before}\ntuned   {after}\n")
-    curves.curve(r.folder)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
-    machine.say(f"\n{'adapter' if c.lora_r else 'model'}, card and curves: {r.folder}")
-    machine.say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
+    say(f"\n{t.prompt_for(ASK).strip()}\n  base:  {before}\n  tuned: {after}")
+    runs.finish(r)
+    say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')
 
 
 if __name__ == "__main__":

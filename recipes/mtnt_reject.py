@@ -25,18 +25,18 @@ bound on KL, distinct-2 and length that ends the run.
 import dataclasses
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine
+from ft import config, data, machine, runs, text, train
 from ft.config import Amount, Count
-from ft.rewards import drawn, guards
-from ft.runs import folder, opened, record
-from ft.score import likelihood
-from ft.text import tokens
-from ft.text.template import Template
+from ft.machine import say
+from ft.rewards import drawn, guards, policy, reward_model
+from ft.rewards.rounds import Rounds
+from ft.runs import opened
+from ft.text import Template, tokens
 
 ASK = {"source": "Hello, my name is Morgane."}
 
@@ -115,87 +115,59 @@ def template(c: Config, _: Any = None) -> Template:
     return opened.finished(c.run).template
 
 
+def answers(
+    c: Config, number: int, base: Any, lines: Sequence, reward: Any, minutes: float | None
+) -> list[drawn.Scored]:
+    """What the model answers in a round to the next lines, which begin anew where they are over."""
+    first = (number - 1) * c.prompts
+    chosen = [lines[i % len(lines)] for i in range(first, first + min(c.prompts, len(lines)))]
+    now = {"reward": reward, "seed": 1000 * c.seed + number, "minutes": minutes}
+    options: dict[str, Any] = config.pick(c, drawn.draw) | now
+    return drawn.draw(base.model, base.tokenizer, template(c), chosen, **options)
+
+
 def main(c: Config) -> None:
     c = resolved(c)
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
-    for split, found in splits.items():
-        machine.say(f"{split:6}{len(found):>7,} rows  {found.origin}")
-
-    from ft import train
-    from ft.kernels import recurrent
-    from ft.models import lora
-    from ft.rewards import policy, reward_model
-    from ft.rewards.rounds import Round, Rounds
-    from ft.runs import hub
-
-    machine.say(machine.use_all_cores())
+    say(data.summary(splits))
+    say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
-    model, tokenizer = base.model, base.tokenizer
-    machine.say("\n".join(base.notes))
-    reward = reward_model.named(c.reward, tokenizer)
-    encoded = {
-        split: tokens.encode_rows(found, t, tokenizer, max_length=c.max_length)
-        for split, found in splits.items()
-    }
-    r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="translation"
-    )
-    record.describe(
-        r, base=base, adapter=lora.describe(model), template=t, splits=splits, encoded=encoded
-    )
-    settings = config.to_dict(c)
-    for name in ("rounds", "max_minutes"):  # a resumed run may have more
-        settings.pop(name)
-    state = Rounds(r, record.fingerprint(r, settings), resume=c.resume_from_checkpoint is not None)
-
+    say("\n".join(base.notes))
+    reward = reward_model.named(c.reward, base.tokenizer)
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
+    made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
+    r = runs.start(target, recipe=__file__, config=c, task="translation", examples=False, **made_of)
+    state = Rounds(r, resume=c.resume_from_checkpoint is not None)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
-    bounds = guards.Guards(c.max_kl, c.min_distinct, c.max_drift, c.min_kept)
-    valid = encoded["valid"].examples[: c.valid_rows]
     watch = guards.Watch(
         r,
-        model,
-        tokenizer,
-        t,
-        guards=bounds,
+        guards=guards.Guards(**config.pick(c, guards.Guards)),
         lines=lines[-c.watch_rows :],
-        valid=splits["valid"],
-        examples=valid,
+        valid_rows=c.valid_rows,
         ask=ASK,
         max_new_tokens=c.max_new_tokens,
+        **made_of,
     )
     if state.done:
-        policy.replace_adapter(model, state.folder(state.done[-1].number))
+        policy.replace_adapter(base.model, state.folder(state.done[-1].number))
     for number in range(len(state.done) + 1, c.rounds + 1):
         where, begun = f"in round {number}", time.perf_counter()
         minutes = c.max_minutes and c.max_minutes / c.rounds
-        first = (number - 1) * c.prompts
-        scored = drawn.draw(
-            model,
-            tokenizer,
-            t,
-            [lines[i % len(lines)] for i in range(first, first + min(c.prompts, len(lines)))],
-            reward,
-            n=c.n,
-            max_new_tokens=c.max_new_tokens,
-            seed=1000 * c.seed + number,
-            minutes=minutes and minutes * c.draw_share,
-        )
+        scored = answers(c, number, base, lines, reward, minutes and minutes * c.draw_share)
         kept = drawn.best(scored, "target", c.cutoff)
-        share = len({row["source"] for row in kept}) / len({s.row["source"] for s in scored})
-        bounds.check_kept(share, where)
+        watch.guards.check_kept(drawn.share(scored, kept), where)
         left = minutes and 60 * minutes - (time.perf_counter() - begun)
         trained = train.sft(
-            model,
-            tokenizer,
-            tokens.encode_rows(kept, t, tokenizer, max_length=c.max_length).examples,
+            base.model,
+            base.tokenizer,
+            tokens.encode_rows(kept, t, base.tokenizer, max_length=c.max_length).examples,
             run=state.begin(number, scored),
-            validate=lambda: likelihood.loss(model, valid),
+            validate=watch.loss,
             learning_rate=c.learning_rate,
             lr_scheduler_type="constant",
             per_device_train_batch_size=c.per_device_train_batch_size,
-            packing=recurrent.packs_exactly(base.model),
             eval_steps=10**6,
             save_steps=10**6,
             seed=c.seed + number,
@@ -203,29 +175,11 @@ def main(c: Config) -> None:
         )
         vitals = watch.look()
         watch.keep(vitals, where)
-        state.finish(
-            Round(
-                number=number,
-                prompts=len(scored),
-                answers=sum(len(s.answers) for s in scored),
-                reward=drawn.mean(scored),
-                best=drawn.mean(scored, best=True),
-                kept=len(kept),
-                share=share,
-                steps=trained.steps,
-                vitals=vitals,
-                seconds=time.perf_counter() - begun,
-            )
-        )
+        took = {"steps": trained.steps, "seconds": time.perf_counter() - begun}
+        state.finish(number, scored, kept, vitals=vitals, **took)
 
     r.note(training={"steps": sum(each.steps for each in state.done), "seconds": state.seconds})
-    result = watch.comparison()
-    machine.say(result.table)
-    r.note(evaluation={"valid": result.values})
-    r.write("samples.txt", result.samples)
-    record.close(r)
-    r.write("README.md", hub.card(r.folder))
-    machine.say(f"\nadapter, card and report: {r.folder}  (base: the model as this run began)")
+    runs.finish(r, valid=watch.comparison())
 
 
 if __name__ == "__main__":

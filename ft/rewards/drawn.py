@@ -196,3 +196,8 @@ def mean(scored: Sequence[Scored], *, best: bool = False) -> float:
     """The mean reward of all answers, or of the best one of each row."""
     values = [v for s in scored for v in ([max(s.rewards)] if best else s.rewards)]
     return sum(values) / len(values)
+
+
+def share(scored: Sequence[Scored], kept: Sequence[Row]) -> float:
+    """The share of the sources of which an answer was kept."""
+    return len({row["source"] for row in kept}) / len({s.row["source"] for s in scored})

@@ -1,23 +1,24 @@
 """Guards: what tells that learning from rewards has gone bad, measured on fresh answers; `Watch` stops a run then."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ft.data.rows import Row
+from ft.data.rows import Row, Rows
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.machine import say
+from ft.models.load import Base
 from ft.rewards import policy
 from ft.runs.folder import Run
 from ft.score import likelihood, translation
 from ft.score.comparison import Comparison
 from ft.score.translation import Judged
 from ft.text.template import Template
-from ft.text.tokens import IGNORE, Example, prompt_ids
+from ft.text.tokens import IGNORE, Encoded, Example, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -132,31 +133,32 @@ class Watch:
     """A run that learns to translate by rewards, judged at its start and at its end, and looked at on the way.
 
     Made before the first step: it says how the start scores and writes. ``lines`` are rows that the
-    looks draw answers to, ``valid`` rows that are translated before and after, ``examples`` those of
-    them whose loss is taken.
+    looks draw answers to. The valid rows of ``splits`` are translated before and after, and the loss is
+    taken of the first ``valid_rows`` of them that fit.
     """
 
     def __init__(
         self,
         run: Run,
-        model: Any,
-        tokenizer: Any,
-        template: Template,
         *,
+        base: Base,
+        template: Template,
+        splits: Mapping[str, Rows],
+        encoded: Mapping[str, Encoded],
         guards: Guards,
         lines: Sequence[Row],
-        valid: Sequence[Row],
-        examples: Sequence[Example],
+        valid_rows: int,
         ask: Row,
         max_new_tokens: int,
     ) -> None:
-        self.run, self.model, self.tokenizer, self.template = run, model, tokenizer, template
-        self.guards, self.valid, self.examples, self.ask = guards, valid, examples, ask
+        self.run, self.model, self.tokenizer = run, base.model, base.tokenizer
+        self.template, self.guards, self.ask = template, guards, ask
+        self.valid, self.examples = splits["valid"], encoded["valid"].examples[:valid_rows]
         self.max_new_tokens = max_new_tokens
-        self.prompts = [prompt_ids(template, row, tokenizer) for row in lines]
-        with policy.as_it_began(model):  # a resumed run may have gone on
+        self.prompts = [prompt_ids(template, row, self.tokenizer) for row in lines]
+        with policy.as_it_began(self.model):  # a resumed run may have gone on
             self.before, self.start = self._judge(), self.look()
-        references = [row["target"] for row in valid]
+        references = [row["target"] for row in self.valid]
         chrf = translation.corpus_chrf(self.before.translations, references)
         say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {self.start}")
 
@@ -183,10 +185,15 @@ class Watch:
         policy.save(self.model, self.tokenizer, self.run)
 
     def comparison(self) -> Comparison:
-        """The start beside the model as it is now."""
-        return translation.compare(
+        """The start, which is its base, beside the model as it is now."""
+        found = translation.compare(
             self.before, self._judge(), self.template, self.valid, ask=self.ask, split="valid"
         )
+        return replace(found, table=f"{found.table}\n(base: the model as this run began)")
+
+    def loss(self) -> float:
+        """The loss on the examples that are watched."""
+        return likelihood.loss(self.model, self.examples)
 
     def _judge(self) -> Judged:
         model, tokenizer, template = self.model, self.tokenizer, self.template

@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ft.config import differences
+from ft.data.rows import Row
 from ft.errors import UserError
-from ft.files import write_json, write_text
+from ft.files import to_json_lines, write_json, write_text
 from ft.machine import say
-from ft.rewards.drawn import Scored
+from ft.rewards.drawn import Scored, mean, share
 from ft.rewards.guards import Vitals
 from ft.runs import folder as run
 
 STATE, DONE, REPORT = "rounds.json", "round.json", "report.md"
+MORE = {"rounds", "max_minutes"}  # settings of which a resumed run may have more
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Round:
 class Rounds:
     """The rounds of a run's folder. ``done`` are those that are complete, oldest first."""
 
-    def __init__(self, run: run.Run, fingerprint: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, run: run.Run, *, resume: bool) -> None:
         """Begin, or with ``resume`` go on. Raises ``UserError`` where that would be another run."""
         self.run, self.place = run, run.folder / "rounds"
         self.done: list[Round] = []
-        fingerprint = json.loads(json.dumps(fingerprint))
+        same = {key: value for key, value in run.made_with.items() if key not in MORE}
+        fingerprint = json.loads(json.dumps(same))
         state = run.folder / STATE
         if resume:
             if not state.exists():
@@ -71,15 +73,33 @@ class Rounds:
         folder.mkdir(parents=True)
         made = run.Run(folder, {**self.run.record, "round": number}, self.run.held[run.CONFIG])
         made.begin()
-        lines = [
-            json.dumps(s.row | {"answers": s.texts, "rewards": s.rewards}, ensure_ascii=False)
-            for s in scored
-        ]
-        write_text(folder / "answers.jsonl", "".join(line + "\n" for line in lines))
+        rows = (s.row | {"answers": s.texts, "rewards": s.rewards} for s in scored)
+        write_text(folder / "answers.jsonl", to_json_lines(rows))
         return made
 
-    def finish(self, found: Round) -> None:
+    def finish(
+        self,
+        number: int,
+        scored: Sequence[Scored],
+        kept: Sequence[Row],
+        *,
+        steps: int,
+        vitals: Vitals,
+        seconds: float,
+    ) -> None:
         """Keep a round, and the report of all; from here on it counts."""
+        found = Round(
+            number=number,
+            prompts=len(scored),
+            answers=sum(len(s.answers) for s in scored),
+            reward=mean(scored),
+            best=mean(scored, best=True),
+            kept=len(kept),
+            share=share(scored, kept),
+            steps=steps,
+            vitals=vitals,
+            seconds=seconds,
+        )
         write_json(self.folder(found.number) / DONE, asdict(found))
         self.done.append(found)
         self.run.note(rounds=[asdict(each) for each in self.done])

@@ -43,21 +43,25 @@ def start(
     config: Any,
     task: Task,
     base: Any,
-    model: Any,
+    model: Any = None,
     template: Template,
     splits: Mapping[str, Any],
     encoded: Mapping[str, tokens.Encoded],
     plan: Any = None,
+    examples: bool = True,
 ) -> Run:
     """Begin a run with all that it is made of, once that is known to be good.
 
     ``config`` are the recipe's settings, all of which are kept; ``base`` what ``models.load`` gave and
-    ``model`` that with its adapter, if it has one. Shows the first example and the plan; writes the
-    examples of the first batch. Raises ``UserError`` if the folder is in use or cannot be written.
+    ``model`` that with its adapter, if it has one (none: the base's own). Shows the first example and
+    the plan; writes the examples of the first batch, but without ``examples``, of what learns from its
+    own answers. Raises ``UserError`` if the folder is in use or cannot be written.
     """
-    first = encoded["train"].examples[: config.per_device_train_batch_size]
-    say("first example, supervised tokens marked:")
-    say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
+    model = base.model if model is None else model
+    first = encoded["train"].examples[: config.per_device_train_batch_size] if examples else []
+    if first:
+        say("first example, supervised tokens marked:")
+        say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     if plan is not None:
         say(f"memory that this needs:\n{plan}")
     settings = {"config_yaml": to_yaml(config), "seed": config.seed}
@@ -66,8 +70,9 @@ def start(
     describe(run, base=base, adapter=adapter, template=template, splits=splits, encoded=encoded)
     if plan is not None:
         run.note(plan=plan.to_dict())
-    shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
-    run.write("examples.txt", "\n\n".join(shown) + "\n")
+    if first:
+        shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
+        run.write("examples.txt", "\n\n".join(shown) + "\n")
     run.made_with = fingerprint(run, to_dict(config))
     return run
 
@@ -84,12 +89,13 @@ def finish(run: Run, *, push_to_hub: str | None = None, **compared: Compared) ->
         run.write("samples.txt", result.samples)
     if compared:
         run.note(evaluation={split: result.values for split, result in compared.items()})
-    if any("eval_loss" in line for line in run.metrics()):
+    validated = any("eval_loss" in line for line in run.metrics())
+    if validated:
         curves.curve(run.folder)
     close(run)
     run.write("README.md", hub.card(run.folder))
     kind = "adapter" if run.record.get("lora") else "model"
-    say(f"\n{kind}, card and curves: {run.folder}")
+    say(f"\n{kind}{', card and curves' if validated else ' and card'}: {run.folder}")
     if push_to_hub and is_main():
         say(hub.push(run.folder, push_to_hub))
 

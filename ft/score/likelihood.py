@@ -1,10 +1,11 @@
 """How likely a model finds tokens: of examples, windows of a text and texts, and with gradients to learn from."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.score import logits
@@ -32,8 +33,16 @@ class Likelihood:
         return math.exp(self.loss)
 
 
-def loss(model: "nn.Module", examples: Sequence[Example], **options: Any) -> float:
-    """The loss of ``of_examples``."""
+def loss(
+    model: "nn.Module",
+    examples: Sequence[Example],
+    *,
+    mean: Literal["tokens", "rows"] = "tokens",
+    **options: Any,
+) -> float:
+    """The loss of ``of_examples``; with ``rows`` the mean of each example's own, whatever its length."""
+    if mean == "rows":
+        return statistics.fmean(of_examples(model, [one], **options).loss for one in examples)
     return of_examples(model, examples, **options).loss
 
 

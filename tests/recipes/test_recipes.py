@@ -52,11 +52,6 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
 BOUNDS = {
     "minigpt_pretrain": (169, 341),
     "mtnt_lora": (45, 190),
-    "mtnt_full": (98, 219),
-    "mtnt_recurrent": (98, 236),
-    "mtnt_reject": (111, 232),
-    "mtnt_dpo": (93, 216),
-    "mtnt_grpo": (69, 190),
 }
 
 

@@ -105,7 +105,13 @@ def ours(request, checkpoint, tmp_path_factory):
 def test_the_same_rows_ids_and_masks(ours):
     name, module, settings = ours
     tokenizer = models.load_tokenizer(settings.model_name_or_path)
-    encoded = module.encode(settings, tokenizer, module.rows(settings)["train"])
+    encoded = tokens.encode_rows(
+        module.rows(settings)["train"],
+        module.template(settings),
+        tokenizer,
+        max_length=settings.max_length,
+        seed_parity=settings.second_bos,
+    )
     assert len(encoded.examples) == GOLDEN[name].rows == theirs(name)["n_train"]
     for example, (ids, mask) in zip(encoded.examples, theirs(name)["first_rows"], strict=False):
         padding = settings.max_length - len(example["input_ids"])

@@ -37,3 +37,33 @@ def test_the_fingerprint_leaves_out_what_does_not_decide_what_is_learnt(tmp_path
     assert found["data.train"] == "a"
     assert not {"output_dir", "save_steps"} & found.keys()
     json.dumps(found)
+
+
+def test_what_learns_from_its_own_answers_keeps_no_examples(tmp_path, capsys):
+    from dataclasses import dataclass
+    from types import SimpleNamespace
+
+    from support import tiny
+
+    from ft.data.rows import Rows
+    from ft.text import prompts, tokens
+
+    @dataclass(frozen=True)
+    class Config:
+        seed: int = 1
+        per_device_train_batch_size: int = 1
+
+    base = SimpleNamespace(name="tiny", path=tmp_path, model=tiny.build("gemma3_text"))
+    vars(base).update(precision="fp32", backend="transformers", attention="eager")
+    base.tokenizer = tiny.tokenizer()
+    t, rows = prompts.translation_of("en-fr"), [{"source": "a", "target": "b"}]
+    splits = {"train": Rows(rows, "here", "hash", [])}
+    encoded = tokens.encode_splits(splits, t, base.tokenizer, max_length=500)
+    given = {"recipe": __file__, "config": Config(), "task": "translation", "base": base}
+    given |= {"template": t, "splits": splits, "encoded": encoded}
+    for examples in (True, False):
+        target = run.Target(tmp_path / str(examples), False, None)
+        found = record.start(target, **given, examples=examples)
+        assert (found.folder / "examples.txt").exists() == examples
+        assert ("first example" in capsys.readouterr().out) == examples
+        assert found.made_with["data.train"] == "hash"

@@ -40,6 +40,14 @@ def test_the_loss_is_a_mean_over_tokens_not_over_examples(model):
         assert found == pytest.approx(summed / count, rel=1e-6)
 
 
+def test_a_mean_over_rows_counts_each_alike(model):
+    few, many = toy.examples(5)[:2]
+    alone = [likelihood.loss(model, [few]), likelihood.loss(model, [many])]
+    found = likelihood.loss(model, [few, many], mean="rows")
+    assert found == pytest.approx(sum(alone) / 2)
+    assert found != pytest.approx(likelihood.loss(model, [few, many]))
+
+
 def test_validation_leaves_training_mode_as_it_was(model):
     for mode in (True, False):
         model.train(mode)
