@@ -101,8 +101,11 @@ def _forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, **options, **kwargs
         )
-    query, key = (x.to(value.dtype) for x in (query, key))  # rotated in fp32 where autocast is on
     window, size = sliding_window or 0, query.shape[-1]
+    if query.device.type == "cpu" and example_lengths is not None and softcap is None:
+        # autocast brings them to one precision in sdpa itself, and sums gradients of shared keys in fp32
+        return _one_by_one(query, key, value, example_lengths, dropout, scaling, window), None
+    query, key = (x.to(value.dtype) for x in (query, key))  # rotated in fp32 where autocast is on
     plain = softcap is None and not dropout
     if example_offsets is not None and plain and works(query.device, query.dtype, size):
         longest = query.shape[2] if example_lengths is None else max(example_lengths)
