@@ -12,6 +12,7 @@ from ft.rewards.drawn import Pair
 from ft.runs.folder import Run
 from ft.score.rewards import Reward
 from ft.text.template import Template
+from ft.train.sft import of_every_trainer
 
 LEAST = (1, 16)  # TRL's version; older losses need Triton, and have no head to put ours in place of
 
@@ -169,28 +170,13 @@ def common(
     seed: int,
 ) -> dict[str, Any]:
     """Settings that all of TRL's trainers take."""
-    import torch
-    from trl.trainer.dpo_config import DPOConfig
-
-    renamed = "activation_checkpointing" in DPOConfig.__dataclass_fields__  # transformers 5.22
-    recompute = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    return {
+    return of_every_trainer(model) | {
         "output_dir": str(folder),
         "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",
         "max_steps": -1 if max_steps is None else max_steps,
         "per_device_train_batch_size": per_device_train_batch_size,
-        recompute: False,
-        "bf16": model.get_input_embeddings().weight.dtype == torch.bfloat16,
-        "remove_unused_columns": False,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",
         "save_strategy": "no",
-        "disable_tqdm": True,
         "report_to": "none",
         "seed": seed,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),
     }

@@ -118,7 +118,12 @@ def sft(
         report_to=report_to,
         seed=seed,
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
-        **_always(model, gradient_checkpointing, autocast),
+        max_length=None,
+        packing=False,  # TRL's own; ours happens in the collator, within one batch
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="steps",
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        **of_every_trainer(model, gradient_checkpointing, autocast),
     )
     if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
         say(
@@ -158,8 +163,8 @@ def sft(
     return Trained(trainer.state.global_step, wall, **summary)
 
 
-def _always(model: Any, recompute: bool, autocast: bool) -> dict[str, Any]:
-    """What is the same in every training, or follows from model and machine."""
+def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False) -> dict[str, Any]:
+    """Arguments of TRL's trainers that are the same in every training, or follow from model and machine."""
     import torch
     from trl.trainer.sft_config import SFTConfig
 
@@ -174,18 +179,13 @@ def _always(model: Any, recompute: bool, autocast: bool) -> dict[str, Any]:
         # to ask a GPU for its generator's state takes time, and is forbidden in a graph
         f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": _drops(model)},
         "bf16": half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
-        "max_length": None,
-        "packing": False,  # TRL's own; ours happens in the collator, within one batch
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": False,
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",
-        "save_strategy": "steps",
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
-        "accelerator_config": {"non_blocking": gpu},
         "use_cpu": not gpu,
     }
 
