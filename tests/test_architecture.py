@@ -29,6 +29,22 @@ MAY_IMPORT = {  # each row also its own package
     "plan": {"text", "models", "train", "machine"},
     "chat": {"text", "data", "models", "generate", "runs", "machine"},
 }
+FACES = {  # the public names of each package, for recipes and users
+    "chat": "Chat Conversation Partner Server load",
+    "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation open_pairs "
+    "overlap pairs parallel summary",
+    "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
+    "RepetitionPenalty Sample TopK TopP generate greedy stream write",
+    "models": "Base attach_lora load load_config load_lora load_tokenizer summary train_all",
+    "plan": "Plan check_memory of_run plan_of",
+    "rewards": "Guards Reward Vitals Watch chrf_of language length matches no_repetition number_of "
+    "weighted",
+    "runs": "Finished Opened Run Target check_folder find finish finished load pull push recipe "
+    "start",
+    "score": "Comparison following images instructions loss reasoning score top translation",
+    "text": "Encoded Template encode_splits",
+    "train": "Trained deadline sft",
+}
 LONG_FILE, LONG_FUNCTION = 330, 80  # lines
 LONGER = {"ft.train.sft.sft": 125}  # its signature and what the settings mean are half of it
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
@@ -162,7 +178,22 @@ def test_the_house_has_twelve_packages_and_few_modules():
     assert len(list((ROOT / "ft").glob("*.py"))) <= 7
 
 
-def test_the_architecture_names_every_package():
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_face_shows_its_public_names_and_nothing_else(name):
+    tree = ast.parse(MODULES[f"ft.{name}"].read_text())
+    shown = {
+        a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
+    said = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)]
+    assert shown == set(FACES.get(name, "").split())
+    assert [set(names) for names in said] == [shown] * bool(shown)
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, "config", "machine", "minigpt"])
+def test_a_packages_first_sentence_is_its_line_in_the_architecture(name):
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    for name in [*PACKAGES, "config", "machine", "minigpt"]:
-        assert f"| `{name}` |" in text, name
+    sentence = (ast.get_docstring(ast.parse(MODULES[f"ft.{name}"].read_text())) or "").split(
+        "\n\n"
+    )[0]
+    line = " ".join(sentence.rstrip(".").split())
+    assert f"| `{name}` | {line[0].lower()}{line[1:]} |" in text

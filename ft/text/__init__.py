@@ -1,5 +1,10 @@
 """How a row reads, and the ids it becomes."""
 
-from ft.text.template import Template as Template
-from ft.text.tokens import Encoded as Encoded
-from ft.text.tokens import encode_splits as encode_splits
+from ft.text.template import Template
+from ft.text.tokens import Encoded, encode_splits
+
+__all__ = [
+    "encode_splits",
+    "Encoded",
+    "Template",
+]

@@ -1,5 +1,9 @@
 """Learning from examples."""
 
-from ft.train.sft import Trained as Trained
-from ft.train.sft import deadline as deadline
-from ft.train.sft import sft as sft
+from ft.train.sft import Trained, deadline, sft
+
+__all__ = [
+    "deadline",
+    "sft",
+    "Trained",
+]

@@ -191,8 +191,11 @@ def test_the_mask_of_every_row_of_dolly(name, shared):
     tokenizer = models.load_tokenizer("embedded")
     template = prompts.by_name(name, tokenizer)
     rows = open_dolly(shared / "data" / "dolly")
+    assert len(rows) == 15_014
+    if name not in ("chat", "dolly"):  # every row by the two that recipes use; the others' by seed
+        rows = rows.sample(2_000, seed=0)
     encoded = tokens.encode_rows(rows, template, tokenizer, max_length=10**6)
-    assert len(encoded.examples) == len(rows) == 15_014
+    assert len(encoded.examples) == len(rows)
     end = tokenizer.convert_tokens_to_ids(template.end) if template.end else tokenizer.eos_token_id
     pairs = [template.render(row) for row in rows]
     written = tokenizer.batch_decode([e["input_ids"] for e in encoded.examples])

@@ -1,5 +1,6 @@
 """Pushes and pulls, with the real client of the Hub against a server on this machine."""
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
         close_session()
         yield fake
         close_session()
+
+
+def test_a_run_of_an_older_version_is_pushed_and_pulled(server: FakeHub, tmp_path: Path) -> None:
+    older = Path(__file__).parents[1] / "fixtures" / "older_run" / "run"
+    run = shutil.copytree(older, tmp_path / "older")
+    cli.main(["push", str(run), "--repo", "morgane/older"])
+    pulled = contents(hub.pull("morgane/older"))
+    assert pulled["run.json"] == (older / "run.json").read_bytes()
+    assert pulled["adapter_model.safetensors"] == (older / "adapter_model.safetensors").read_bytes()
 
 
 def test_push_makes_a_private_repository_in_one_commit(

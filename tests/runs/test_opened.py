@@ -128,6 +128,20 @@ def test_a_chain_and_a_server_take_an_older_run(older: Path, capsys, monkeypatch
     assert capsys.readouterr().out.endswith("run\n")
 
 
+def test_a_reward_model_is_trained_on_an_older_run(older: Path, capsys) -> None:
+    rows = [{"source": f"a {n}", "chosen": f"un {n}", "rejected": "no"} for n in range(3)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli.main(["reward", "pairs.jsonl", "--run", "run", "--out", "model"])
+    assert "of 1 held-out pairs" in capsys.readouterr().out
+    assert json.loads(Path("model/reward.json").read_text())["held_out"] == 1
+
+
+def test_export_finds_an_older_runs_base(older: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "run", "older.gguf"])
+    assert "base: llama.cpp's gemma3 cannot compute" in capsys.readouterr().err  # its tiny layers
+
+
 def test_the_scores_of_an_older_run_come_out_again(older: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     cli.main(["eval", "run", "--limit", "2", "--precision", "fp32", "--json", str(file)])
