@@ -31,6 +31,7 @@ ALIASES = {  # each counts where the class has that field and none of the alias'
 # of a field with less than which there is nothing to do
 Count = Annotated[int, "above 0"]
 Amount = Annotated[float, "above 0"]
+_MOST = 2**31 - 1  # of a whole number; seeds have the range of NumPy's
 _ADVICE = {int: " (digits only, as in 1000)", float: " (finite)", str: " (put it in quotes)"}
 _C = TypeVar("_C")
 _Words = Sequence[str] | None
@@ -72,6 +73,9 @@ def parse(cls: type[_C], argv: _Words = None, *, doc: str | None = None) -> _C:
         if name in counts and values[name] is not None and values[name] <= 0:
             unset = " or none" * (types.NoneType in _alternatives(kind))
             mistakes.append(f"{where}: {label}: got {values[name]}, must be above 0{unset}")
+        low, high = (0, 2**32 - 1) if name == "seed" else (-_MOST, _MOST)
+        if isinstance(values[name], int) and not low <= values[name] <= high:
+            mistakes.append(f"{where}: {label}: got {values[name]}, must be {low} to {high}")
     if not mistakes:
         config = cls(**values)
         mistakes += getattr(config, "check", list)()

@@ -45,10 +45,11 @@ def exit_cleanly() -> Iterator[None]:
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output has seen enough
         raise SystemExit(0) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full(error):
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        name = getattr(error, "filename", None)
+        where = f" ({name})" if name else ""
         print(
             f"error: the disk is full{where}. Nothing half-written was kept; free some space or "
             "choose another --output-dir, then run again.",
@@ -58,6 +59,17 @@ def exit_cleanly() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+# what torch.save and safetensors say, which raise errors of their own
+_FULL = re.compile(r"PytorchStreamWriter failed|inline_container|No space left|Disk quota exceeded")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a write failed as the disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return bool(_FULL.search(str(error)))
 
 
 @contextlib.contextmanager

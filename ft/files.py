@@ -89,10 +89,7 @@ def new_dir(path: Path) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    os.fsync(stream.fileno())
+        settle(beside)
         os.chmod(beside, 0o777 & ~_umask())
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
@@ -107,8 +104,20 @@ def new_dir(path: Path) -> Iterator[Path]:
     sync_dir(path.parent)
 
 
+def settle(folder: Path) -> None:
+    """Make every file below a folder survive a power cut, and readable to whom any new file is."""
+    mode = 0o666 & ~_umask()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            os.chmod(file, mode)  # safetensors writes for its owner alone
+            with open(file, "rb+") as stream:  # Windows syncs only what may be written
+                os.fsync(stream.fileno())
+
+
 def sync_dir(path: Path) -> None:
-    """Make a rename inside ``path`` survive a power cut."""
+    """Make a rename inside ``path`` survive a power cut; Windows opens no folder, and does so by itself."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

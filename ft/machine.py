@@ -4,8 +4,10 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +191,48 @@ def use_all_cores() -> str:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # a vanishing gradient otherwise costs ten times the time
     return f"{threads} threads in each of {processes} processes ({cores} cores)"
+
+
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what launchers set
+_PARENT = os.getppid()
+
+
+def check_launch() -> None:
+    """Raise ``UserError`` for a rank that no launcher gave: it would be silent, and save nothing."""
+    rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+    if rank in (None, "0"):
+        return
+    numbers = [int(text) if text and text.isdigit() else None for text in (rank, world)]
+    if numbers[0] is None or numbers[1] is None or numbers[0] >= numbers[1]:
+        raise UserError(
+            f"the environment says RANK={rank or 'nothing'} and WORLD_SIZE={world or 'nothing'}, which no "
+            "launcher does; something left them over. Start with `env -u RANK -u WORLD_SIZE`, or by "
+            "`accelerate launch`"
+        )
+
+
+def follow_launcher() -> None:
+    """Send this process SIGTERM when its launcher is gone, so that it saves and stops, and is no orphan."""
+    if os.name == "nt" or not any(name in os.environ for name in _LAUNCHED):
+        return
+
+    def watch() -> None:
+        while os.getppid() == _PARENT:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def own_precision() -> None:
+    """Have the recipe's precision count, whatever a launcher or its configuration asks Accelerate for.
+
+    To be called before Accelerate's first look at the environment.
+    """
+    name = "ACCELERATE_MIXED_PRECISION"
+    if (asked := os.environ.get(name, "no")) != "no":
+        say(f"mixed precision {asked} of accelerate launch is not used: --precision decides")
+        os.environ[name] = "no"
 
 
 def processes() -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Config:
             "per_device_train_batch_size": 4,
             "max_length": 512,
             "gradient_checkpointing": False,
+            "early_stopping_patience": 3,
         },
         "book": {
             "model_name_or_path": "google/gemma-3-1b-pt",
@@ -94,6 +95,8 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 256  # of an answer at the end
     seed: int = 42  # of held-out rows, adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb

@@ -26,7 +26,7 @@ from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
 from ft.data.rows import Rows
 from ft.errors import UserError
-from ft.runs import folder, record
+from ft.runs import checkpoints, folder, record
 from ft.text import prompts
 from ft.train import optim, pretraining
 
@@ -91,6 +91,7 @@ class Config:
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     logging_steps: Count = 10  # optimizer steps that one line of metrics.jsonl is the mean of
     eval_steps: Count = 100  # optimizer steps between validations
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     save_steps: Count = 200  # optimizer steps between checkpoints
     seed: int = 42  # of weights, order, dropout and samples
     prompt: str = "This function"  # continued at every validation
@@ -192,7 +193,7 @@ def main(c: Config) -> None:
     )
     same = {k: v for k, v in config.to_dict(c).items() if k not in MAY_CHANGE}
     same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
-    checkpoint, done = folder.resumable(r.folder, c.resume_from_checkpoint, same), {}
+    checkpoint, done = checkpoints.resumable(r.folder, c.resume_from_checkpoint, same), {}
     if checkpoint:
         done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)
         windows.load_state_dict(done["windows"][accelerator.process_index])
@@ -222,6 +223,7 @@ def main(c: Config) -> None:
         max_minutes=c.max_minutes,
         step=done.get("step", 0),
         seconds=done.get("seconds", 0.0),
+        best=done.get("best"),
     )
 
     def validate() -> dict[str, float]:
@@ -241,11 +243,10 @@ def main(c: Config) -> None:
 
     def save() -> None:
         states = gather_object([windows.state_dict()])  # of each process
-        done = {"step": meter.step, "seconds": meter.seconds, "windows": states}
+        done = {"step": meter.step, "seconds": meter.seconds, "windows": states, "best": meter.best}
         if accelerator.is_main_process:
-            pretraining.save(
-                r.folder, model=model, optimizers=optimizers, done=done, made_with=same
-            )
+            given: Any = {"model": model, "optimizers": optimizers, "made_with": same}
+            pretraining.save(r.folder, done=done, **given)
         accelerator.wait_for_everyone()
 
     stream = iter(windows)
@@ -255,7 +256,8 @@ def main(c: Config) -> None:
         while not meter.over:
             meter.begin()
             # of seed and step alone: a run that goes on drops what it would have dropped
-            torch.manual_seed((c.seed << 40) + (meter.step << 16) + accelerator.process_index)
+            drop = (c.seed << 40) + (meter.step << 16) + accelerator.process_index
+            torch.manual_seed(drop % 2**63)
             rate = pretraining.rate(
                 meter.step,
                 meter.progress,
@@ -284,12 +286,16 @@ def main(c: Config) -> None:
                 meter.log(learning_rate=rate, grad_norm=float(norm))
             if judge and meter.signal is None:
                 found = validate()
+                keep |= c.keep == "best" and meter.better(found)
             if keep:
                 save()
     if meter.signal is not None:
         machine.say(f"stopped by {signal.Signals(meter.signal).name}; go on with --resume last")
         raise SystemExit(128 + meter.signal)
 
+    if (kept := meter.best) and kept["step"] != meter.step:
+        pretraining.restore(r.folder / f"checkpoint-{kept['step']}", model=model)
+        machine.say(f"kept: step {kept['step']} of {meter.step}, by its validation loss")
     if accelerator.is_main_process:
         made = r.folder / ".model"
         model.save_pretrained(made)
@@ -297,7 +303,8 @@ def main(c: Config) -> None:
         folder.adopt(r, made)
     samples = [(line["step"], line["sample"]) for line in r.metrics() if "sample" in line]
     r.write("samples.txt", "".join(f"step {step}\n{text}\n\n" for step, text in samples))
-    r.note(training={"steps": meter.step, **meter.figures(), **found})
+    kept = {"kept_step": kept.get("step", meter.step)}
+    r.note(training={"steps": meter.step, **kept, **meter.figures(), **found})
     curves.curve(r.folder)
     curves.learning_rate(r.folder)
     record.close(r)

@@ -63,6 +63,8 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 20  # optimizer steps between validations
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     eval_mean: Literal["tokens", "rows"] = "tokens"  # rows: the mean of each row's mean
     valid_rows: Count = 100  # first rows of the validation split that fit, whose loss is watched
     save_steps: Count = 500  # optimizer steps between checkpoints
@@ -84,6 +86,7 @@ class Config:
             "per_device_train_batch_size": 1,
             "eval_mean": "rows",
             "valid_rows": 50,
+            "keep": "last",
         }
     }
 

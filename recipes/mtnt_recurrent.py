@@ -67,6 +67,7 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 20  # optimizer steps between validations
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     eval_mean: Literal["tokens", "rows"] = "tokens"  # rows: the mean of each row's mean
     valid_rows: Count = 100  # first rows of the validation split that fit, whose loss is watched
     save_steps: Count = 500  # optimizer steps between checkpoints
@@ -84,6 +85,7 @@ class Config:
             "per_device_train_batch_size": 1,
             "eval_mean": "rows",
             "valid_rows": 50,
+            "keep": "last",
             **optimizer,
         }
         for name, optimizer in {

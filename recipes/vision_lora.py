@@ -76,6 +76,8 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 64  # of an answer at the end
     seed: int = 42  # of pictures, held-out rows, adapter and order
     report_to: str = "none"  # tensorboard, trackio or wandb

@@ -42,6 +42,7 @@ class Config:
     dropout: float | None = None
     packing: bool = True  # several examples in a row
     tf32: bool | None = None
+    offset: int = 0
     seed: int = 42
     output_dir: Path = Path("runs/toy")
     resume_from_checkpoint: str | None = None
@@ -98,8 +99,8 @@ def test_argv_defaults_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> N
         ("--lora_r 4 --lora_r 8", "lora_r", 8),
         ("--learning_rate 1e-4", "learning_rate", 1e-4),
         ("--learning_rate 1", "learning_rate", 1.0),
-        ("--seed -1", "seed", -1),
-        ("--seed=-1", "seed", -1),
+        ("--offset -1", "offset", -1),
+        ("--offset=-1", "offset", -1),
         ("--max_steps none", "max_steps", None),
         ("--max_steps NULL", "max_steps", None),
         ("--dropout -1e-3", "dropout", -1e-3),
@@ -380,7 +381,8 @@ configs = st.builds(
     lora_target_modules=st.lists(words).map(tuple),
     learning_rate=floats.filter(lambda x: x > 0),
     max_steps=st.none() | st.integers(min_value=1),
-    seed=st.integers(),
+    offset=st.integers(-(2**31) + 1, 2**31 - 1),
+    seed=st.integers(0, 2**32 - 1),
     dropout=st.none() | floats.filter(lambda x: x <= 1),
     packing=st.booleans(),
     tf32=st.none() | st.booleans(),
@@ -641,3 +643,14 @@ def test_help_of_a_recipe_is_quick(toy) -> None:
     seconds, loaded = done.stderr.split(maxsplit=1)
     assert loaded.strip() == "[]"
     assert float(seconds) < 0.3
+
+
+@pytest.mark.parametrize("value", ["-1", "4294967296"])
+def test_a_seed_that_numpy_would_refuse(value):
+    with pytest.raises(UserError, match=f"--seed: got {value}, must be 0 to 4294967295"):
+        parse(Config, ["--seed", value])
+
+
+def test_a_number_that_nothing_has_as_many_of():
+    with pytest.raises(UserError, match="--lora-r: got 1000000000000, must be -2147483647 to"):
+        parse(Config, ["--lora-r", str(10**12)])

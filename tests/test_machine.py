@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ft import machine
+from ft.errors import UserError
 
 GROWTH = """
 import torch
@@ -74,3 +75,18 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     machine.say("two")
     assert capsys.readouterr().out == "one\n"
+
+
+@pytest.mark.parametrize(("rank", "world"), [("1", None), ("2", "2"), ("x", "2")])
+def test_a_rank_that_no_launcher_gave_is_refused(rank, world, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", False)
+    with pytest.raises(UserError, match=f"RANK={rank}.*left them over"):
+        machine.check_launch()
+
+
+@pytest.mark.parametrize(("rank", "world"), [("0", None), ("1", "2"), (None, None), (None, "2")])
+def test_what_launchers_say_is_taken(rank, world, monkeypatch):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    machine.check_launch()

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
+from ft.files import write_json
 from ft.models import parameters, unsloth_backend
 from ft.models.parameters import count
 
@@ -142,6 +144,16 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
             f"{len(stored - expected)} fit nothing, such as {some}."
         )
     return _ready(model)
+
+
+def settle_config(folder: Path) -> None:
+    """Have a saved adapter's configuration list names in one order: PEFT keeps them in sets."""
+    file = folder / "adapter_config.json"
+    if file.exists():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        names = ("target_modules", "exclude_modules", "modules_to_save")
+        values |= {n: sorted(values[n]) for n in names if isinstance(values.get(n), list)}
+        write_json(file, values)
 
 
 @contextlib.contextmanager

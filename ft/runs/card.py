@@ -77,7 +77,8 @@ def card(run_folder: Path) -> str:
         "Template": _template(run.get("template", {})),
         "Data": _table([*dict.fromkeys(k for v in splits for k in v)], splits) + _facts(data),
         "Settings": _facts(model | lora) + _fence(config, "yaml"),
-        "Validation loss": _table(["step", "eval_loss"], [m for m in metrics if "eval_loss" in m]),
+        "Validation loss": _table(["step", "eval_loss"], [m for m in metrics if "eval_loss" in m])
+        + _kept(run.get("training", {})),
         **{f"Scores on the {name} split": _scores(found) for name, found in evaluations.items()},
         "Samples": "".join(map(_asked, evaluations.values()))
         + _table([*dict.fromkeys(k for row in samples for k in row)], samples),
@@ -88,6 +89,14 @@ def card(run_folder: Path) -> str:
     name = title(run, run_folder)
     head = f"---\n{header(run, config, name)}\n---\n\n# {_text(name)}\n"
     return head + "".join(f"\n## {k}\n\n{v.strip()}\n" for k, v in sections.items() if v)
+
+
+def _kept(training: dict[str, Any]) -> str:
+    """Which step's weights these are, where that was a choice."""
+    if (step := training.get("kept_step")) is None:
+        return ""
+    last = "the last" if step == training.get("steps") else f"the best of {training.get('steps')}"
+    return f"The weights are those of step {step}, {last}.\n"
 
 
 def read(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.files import write_bytes
-from ft.runs.folder import METRICS, read_lines
+from ft.runs.folder import METRICS, RECORD, read, read_lines
 
 
 def curve(folder: Path) -> None:
@@ -30,6 +30,11 @@ def curve(folder: Path) -> None:
         axes.plot(steps, means, color="tab:blue", label=f"training, mean of {window + 1} steps")
     if valid:
         axes.plot(*zip(*valid, strict=True), color="tab:orange", marker="o", label="validation")
+    training = read(folder).get("training", {}) if (folder / RECORD).exists() else {}
+    for step, loss in valid:
+        if step == training.get("kept_step"):
+            label = f"kept: step {step}"
+            axes.plot(step, loss, "*", color="tab:red", markersize=14, label=label)
     axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend()

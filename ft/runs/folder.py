@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ft.config import differences
 from ft.errors import UserError
-from ft.files import json_lines, sync_dir, write_json, write_text
-from ft.machine import is_main
+from ft.files import json_lines, settle, sync_dir, write_json, write_text
+from ft.machine import check_launch, is_main
+from ft.models.lora import settle_config
+from ft.runs import lock
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
@@ -24,7 +26,6 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "adde
 TOKENIZER += ("special_tokens_map.json", "chat_template.jinja", "processor_config.json")
 # all that travels: no checkpoint, optimizer state or pickle
 FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, *TOKENIZER)
-STATE = "ft_state.json"  # what a checkpoint was made with; its presence says that it is complete
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,24 @@ class Target:
 
     folder: Path
     overwrite: bool = False  # an earlier run, which is then deleted
-    resume: str | None = None  # this run, which goes on from ``last`` or a checkpoint's folder
+    resume: str | None = None  # the run that goes on from ``last`` or a checkpoint's folder
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is the run in this folder that goes on; a checkpoint elsewhere starts another."""
+        if self.resume is None or self.resume == "last":
+            return self.resume is not None
+        return Path(self.resume).resolve().parent == self.folder.resolve()
 
 
 def check_folder(folder: Path, overwrite: bool = False, resume: str | None = None) -> Target:
     """Where a run could start. Raises ``UserError`` if it could not. Changes nothing.
 
-    A folder that holds anything is refused unless ``resume`` is set, or ``overwrite`` is and what it
-    holds is an earlier run.
+    A folder that holds anything is refused unless ``overwrite`` is set and what it holds is an earlier
+    run, or ``resume`` is and names ``last`` or a checkpoint of that run. What a killed run left hidden
+    is nothing.
     """
+    check_launch()
     target = Target(folder, overwrite, resume)
     if not is_main():  # the main process may already have made it
         return target
@@ -52,28 +62,52 @@ def check_folder(folder: Path, overwrite: bool = False, resume: str | None = Non
         raise UserError(
             f"output folder {folder}: {parent} is not writable; choose another --output-dir"
         )
-    if resume is None and folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"output folder {folder} is not empty; choose another --output-dir, go on with "
-                "--resume last, or replace the run in it with --overwrite-output-dir"
-            )
-        if not (folder / CONFIG).exists():
-            raise UserError(
-                f"output folder {folder} is not empty and holds no earlier run (no {CONFIG}), so "
-                "--overwrite-output-dir does not delete it; choose another --output-dir"
-            )
+    lock.check(folder)
+    full = folder.exists() and any(not left_over(path) for path in folder.iterdir())
+    if not full or target.goes_on:
+        return target
+    if not overwrite:
+        advice = (
+            f"--resume {resume} is of another run; go on in that run's folder, choose a new --output-dir"
+            if resume
+            else "choose another --output-dir, go on with --resume last"
+        )
+        raise UserError(
+            f"output folder {folder} is not empty; {advice}, or replace the run in it with "
+            "--overwrite-output-dir"
+        )
+    if not (folder / CONFIG).exists():
+        raise UserError(
+            f"output folder {folder} is not empty and holds no earlier run (no {CONFIG}), so "
+            "--overwrite-output-dir does not delete it; choose another --output-dir"
+        )
     return target
 
 
+_LEFT = re.compile(
+    r"\.(staging|adapter|model|lock|(.+\.(json|jsonl|yaml|txt|md|png)|checkpoint-\d+)\..+)"
+)
+
+
+def left_over(path: Path) -> bool:
+    """Whether a file or folder is one that a run hides while it writes, and leaves if it is killed then."""
+    return bool(_LEFT.fullmatch(path.name))
+
+
 def claim(target: Target) -> None:
-    """Make the folder; an earlier run in it is deleted. Raises ``UserError`` as ``check_folder`` does."""
+    """Make the folder and lock it; an earlier run in it is deleted, and what a killed one left hidden.
+
+    Raises ``UserError`` as ``check_folder`` does, and while another process writes there.
+    """
     folder = target.folder
     check_folder(folder, target.overwrite, target.resume)
-    if target.resume is None and folder.exists() and any(folder.iterdir()):
-        shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.take(folder)
+        for path in folder.iterdir():
+            if path.name != lock.NAME and (left_over(path) or not target.goes_on):
+                # the folder itself stays: it may be a link, or the root of a disk
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except OSError as error:
         raise UserError(
             f"output folder {folder}: {error.strerror}; choose another --output-dir"
@@ -128,9 +162,9 @@ class Run:
 def adopt(run: Run, made: Path) -> None:
     """Move the files of a finished folder into the run's, each at once."""
     if is_main():
+        settle_config(made)
+        settle(made)
         for file in sorted(made.iterdir()):
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
             os.replace(file, run.folder / file.name)
         made.rmdir()
         sync_dir(run.folder)
@@ -150,41 +184,6 @@ def read(folder: str | Path) -> dict[str, Any]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; one that a kill cut short is left out."""
     return json_lines(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
-    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
-
-
-def resumable(folder: Path, resume: str | None, fingerprint: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from: ``last``, or a folder. Raises ``UserError`` where there is none.
-
-    Also for one that was made with another ``fingerprint``, naming what differs.
-    """
-    if resume is None:
-        return None
-    if resume == "last":
-        found = checkpoints(folder)
-        if not found:
-            raise UserError(
-                f"--resume last: {folder} holds no complete checkpoint; start without --resume"
-            )
-        place = found[-1]
-    else:
-        place = Path(resume)
-        if not (place / STATE).exists():
-            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
-    made_with = json.loads((place / STATE).read_text(encoding="utf-8"))
-    if changed := differences(made_with, json.loads(json.dumps(fingerprint))):
-        raise UserError(
-            f"--resume {resume}: {place} was made with something else, so going on would not continue "
-            "that run:\n  "
-            + "\n  ".join(changed)
-            + "\nrestore it, or start anew in another --output-dir"
-        )
-    return place
 
 
 @contextlib.contextmanager

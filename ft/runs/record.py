@@ -11,8 +11,18 @@ from typing import Any, Literal, Protocol
 from ft import __version__
 from ft.config import to_dict, to_yaml
 from ft.files import sampled_hash, sha256
-from ft.machine import git_commit, hardware, is_main, peak_gpu_memory, peak_ram, say, versions
+from ft.machine import (
+    follow_launcher,
+    git_commit,
+    hardware,
+    is_main,
+    peak_gpu_memory,
+    peak_ram,
+    say,
+    versions,
+)
 from ft.models import lora
+from ft.runs import lock
 from ft.runs.folder import Run, Target, claim
 from ft.text import tokens
 from ft.text.template import Template
@@ -21,7 +31,7 @@ Task = Literal["translation", "instructions", "reasoning", "images", "pretrainin
 # settings that do not decide what is learnt, so that a resumed run may change them
 MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
-    *("save_steps", "eval_steps"),
+    *("save_steps", "eval_steps", "keep", "early_stopping_patience"),
 }
 
 
@@ -112,6 +122,7 @@ def begin(
 
     A run that goes on writes nothing until its ``begin``.
     """
+    follow_launcher()
     if is_main():
         claim(target)
     record = {
@@ -172,11 +183,12 @@ def fingerprint(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def close(run: Run) -> None:
-    """Note the time and the peak memory of this process and its GPU."""
+    """Note the time and the peak memory of this process and its GPU, and let go of the folder."""
     values: dict[str, Any] = {"finished": _now(), "peak_memory_bytes": peak_ram()}
     if (gpu := peak_gpu_memory()) is not None:
         values["peak_gpu_memory_bytes"] = gpu
     run.note(**values)
+    lock.release(run.folder)
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """What a training run says while it runs; imports transformers at its top, so only `train` imports it."""
 
+import math
 import signal
 import statistics
 import time
@@ -14,14 +15,26 @@ from ft import machine
 from ft.kernels import lora_linear
 from ft.machine import is_main, say
 from ft.models import parameters
+from ft.runs import checkpoints
 from ft.runs.folder import Run
 
 
 class Journal(TrainerCallback):
     """Progress bar, validation lines as the tutorials print them, metrics.jsonl, and the wish to stop."""
 
-    def __init__(self, run: Run, validate: Callable[[], float], eval_steps: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        validate: Callable[[], float],
+        eval_steps: int,
+        keep_best: bool = False,
+        patience: int | None = None,
+    ) -> None:
         self.run, self.validate, self.eval_steps = run, validate, eval_steps
+        self.keep_best, self.patience = keep_best, patience
+        self.best_step: int | None = None
+        self.best_loss = math.inf
+        self.since_best = 0  # validations
         self.signal: int | None = None
         self.losses: list[float] = []
         self.start_loss = self.eval_loss = float("nan")
@@ -34,6 +47,7 @@ class Journal(TrainerCallback):
         self.trainer = trainer
         self.per_token, self.per_supervised = parameters.training_flops(trainer.model)
         self.tokens = self.supervised = 0
+        self.moved = False  # any weight
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.dtype = torch.bfloat16 if args.bf16 else torch.float32
@@ -71,6 +85,7 @@ class Journal(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.losses.append(logs["loss"])
+        self.moved |= bool(logs.get("learning_rate")) and bool(logs.get("grad_norm"))
         rate = self.tokens / self.seconds if self.seconds else 0.0
         shown = {"loss": f"{logs['loss']:.3f}", "tok/s": f"{rate:.0f}"}
         if self.peak and self.seconds:
@@ -98,7 +113,21 @@ class Journal(TrainerCallback):
             self._validate(state)
             self.bar.clear()
             say(f"STEP {state.global_step} training loss: {mean} - eval loss: {self.eval_loss}")
+            self._judge(state.global_step)
+            if self.keep_best and self.best_step == state.global_step:
+                control.should_save = True
+            if self.patience and self.since_best >= self.patience:
+                say(f"no validation was better in {self.since_best}: the training ends here")
+                control.should_training_stop = True
             self._mark()
+
+    def _judge(self, step: int) -> None:
+        """Compare the last validation with the best one after a step."""
+        if self.eval_loss < self.best_loss:
+            self.best_step, self.best_loss, self.since_best = step, self.eval_loss, 0
+            self.trainer.best_step = step if self.keep_best else None
+        else:
+            self.since_best += 1
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -122,6 +151,8 @@ class Journal(TrainerCallback):
             "mfu": self._mfu(),
             "start_loss": self.start_loss,
             "eval_loss": self.eval_loss,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss if self.best_step is not None else None,
         }
 
     def _mark(self) -> None:
@@ -152,11 +183,21 @@ class Journal(TrainerCallback):
         self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})
 
     def _recall(self, state: Any) -> None:
-        """The validation losses and unreported training losses before a resume, from metrics.jsonl."""
+        """What came before a resume, from metrics.jsonl: validations, the best of them, unreported losses."""
         for line in self.run.metrics():
             if "eval_loss" in line:
                 self.eval_loss, self.losses = line["eval_loss"], []
                 if line["step"] == 0:
                     self.start_loss = line["eval_loss"]
+                elif self._is_there(line["step"]):
+                    self._judge(line["step"])
             else:
                 self.losses.append(line["loss"])
+
+    def _is_there(self, step: int) -> bool:
+        """Whether a validation before a resume can still be the best: its checkpoint can be kept."""
+        place = self.run.folder / f"checkpoint-{step}"
+        if not self.keep_best or not checkpoints.fault(place) or self.eval_loss >= self.best_loss:
+            return True
+        say(f"the checkpoint of step {step}, the best until then, is not whole: it cannot be kept")
+        return False

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ft import files, machine
 from ft.errors import UserError
 from ft.machine import is_main
-from ft.runs import folder as run
+from ft.runs import checkpoints
 from ft.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -62,10 +61,12 @@ class Meter:
         max_minutes: float | None,
         step: int = 0,
         seconds: float = 0.0,
+        best: dict[str, Any] | None = None,
     ) -> None:
         self.accelerator, self.run = accelerator, run
         self.step_tokens, self.flops = step_tokens, flops
         self.max_steps, self.max_minutes = max_steps, max_minutes
+        self.best = best or {}  # the best validation, and its step
         self.step, self.seconds, self.peak, self.mean = step, seconds, 0.0, float("nan")
         self.asked = SimpleNamespace(signal=None)  # by a signal to this process, at any time
         self.signal: int | None = None  # that came to whichever process, as all know
@@ -102,6 +103,13 @@ class Meter:
         dtype = torch.bfloat16 if half else torch.float32
         rate = machine.matrix_peak(self.accelerator.device, dtype)
         self.peak = max(self.peak, rate * self.accelerator.num_processes)
+
+    def better(self, found: dict[str, Any]) -> bool:
+        """Whether a validation is the best so far, which is then remembered."""
+        if found["eval_loss"] >= self.best.get("eval_loss", math.inf):
+            return False
+        self.best = {**found, "step": self.step}
+        return True
 
     def begin(self) -> None:
         """A step begins."""
@@ -167,7 +175,8 @@ def save(
     done: dict[str, Any],
     made_with: dict[str, Any],
 ) -> None:
-    """Write ``checkpoint-N`` of a run after ``done["step"]`` steps, whole or not at all; older ones go.
+    """Write ``checkpoint-N`` of a run after ``done["step"]`` steps, whole or not at all; older ones go,
+    but for that of ``done["best"]``.
 
     ``done`` is what ``restore`` gives back, ``made_with`` what may not differ then.
     """
@@ -183,12 +192,11 @@ def save(
         }
         save_file(tensors, place / OPTIMIZER)
         files.write_json(place / DONE, done)
-        files.write_json(place / run.STATE, made_with)
-    for old in run.checkpoints(folder)[:-1]:
-        shutil.rmtree(old)
+        checkpoints.seal(place, made_with)
+    checkpoints.prune(folder, [done["best"]["step"]] if done.get("best") else [])
 
 
-def restore(place: Path, *, model: Any, optimizers: Sequence[Any]) -> dict[str, Any]:
+def restore(place: Path, *, model: Any, optimizers: Sequence[Any] = ()) -> dict[str, Any]:
     """Fill model and optimizers from a checkpoint, and return its ``done``."""
     from safetensors.torch import load_file, load_model
 
@@ -196,7 +204,8 @@ def restore(place: Path, *, model: Any, optimizers: Sequence[Any]) -> dict[str, 
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for key, tensor in load_file(place / OPTIMIZER).items():
         at, parameter, name = key.split(".")
-        states[int(at)].setdefault(int(parameter), {})[name] = tensor
+        if int(at) < len(states):
+            states[int(at)].setdefault(int(parameter), {})[name] = tensor
     for optimizer, state in zip(optimizers, states, strict=True):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})

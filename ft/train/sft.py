@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
-from ft.machine import peak_memory, prepare_sharding, processes, say
-from ft.runs.folder import Run, adopt, resumable, signals
+from ft.machine import own_precision, peak_memory, prepare_sharding, processes, say
+from ft.runs import checkpoints
+from ft.runs.folder import Run, adopt, signals
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import graphs
@@ -33,7 +34,10 @@ class Trained:
     supervised_tokens_per_second: float
     mfu: float | None
     start_loss: float
-    eval_loss: float
+    eval_loss: float  # at the end
+    best_step: int | None  # whose validation was the best, none before the first step counted
+    best_loss: float | None
+    kept_step: int  # whose weights the run has: the best, or the last
     peak_memory_bytes: int  # so far: of the GPU's allocator, or of this process
 
 
@@ -64,6 +68,8 @@ def sft(
     save_steps: int = 100,
     seed: int = 42,
     report_to: str = "none",
+    keep: Literal["best", "last"] = "last",
+    early_stopping_patience: int | None = None,
     resume_from_checkpoint: str | None = None,
     fingerprint: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -81,6 +87,8 @@ def sft(
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
     ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
+    ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
+    checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
     ``UserError`` when ``fingerprint`` (by default the run's: data, model, template, recipe, settings) differs
     from the one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
@@ -92,14 +100,16 @@ def sft(
 
     from ft.kernels.recurrent import packs_exactly
     from ft.train.journal import Journal
-    from ft.train.trainer import RETRY, Trainer
+    from ft.train.trainer import Trainer
 
     prepare_sharding()
+    own_precision()
     packing = batch is None and packs_exactly(model) if packing is None else packing
     fingerprint = (run.made_with if fingerprint is None else fingerprint) | processes()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = resumable(run.folder, resume_from_checkpoint, fingerprint)
+    checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
     if checkpoint:
+        checkpoints.rewind(run.folder, checkpoint)
         run.begin()
         run.note(resumed_from=checkpoint.name)
     args = SFTConfig(
@@ -131,7 +141,7 @@ def sft(
             f"{args.n_gpu} {' '.join(sys.argv)}"
         )
         args._n_gpu = 1
-    journal = Journal(run, validate, eval_steps)
+    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience)
     trainer = Trainer(
         model=model,
         args=args,
@@ -151,16 +161,30 @@ def sft(
     with signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     wall = time.perf_counter() - start
+    return _ended(trainer, journal, run, wall, resumed=checkpoint is not None)
+
+
+def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) -> Trained:
+    """What the run has at its end, saved: the weights of the last step, or of the best one."""
+    from ft.train.trainer import RETRY
+
     if number := journal.signalled():
         say(f"stopped by {signal.Signals(number).name}; go on with --resume last")
         raise SystemExit(128 + number)
     if bad := [
-        n for n, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()
+        n for n, p in trainer.model.named_parameters() if p.requires_grad and not p.isfinite().all()
     ]:
         raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
+    if not journal.moved and not resumed:
+        say("nothing was learnt: in every step the learning rate or the gradient was 0")
+        raise SystemExit(1)
+    kept, steps = (trainer.best_step or trainer.state.global_step), trainer.state.global_step
+    if kept != steps:
+        trainer.load_best()
+        say(f"kept: step {kept}, whose validation loss {journal.best_loss} was the best of {steps}")
     _save(trainer, run)
-    summary = journal.summary() | {"peak_memory_bytes": peak_memory()}
-    return Trained(trainer.state.global_step, wall, **summary)
+    summary = journal.summary() | {"peak_memory_bytes": peak_memory(), "kept_step": kept}
+    return Trained(steps, wall, **summary)
 
 
 def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft import machine
 from ft.errors import UserError
-from ft.files import sync_dir, write_json
-from ft.kernels import cross_entropy
+from ft.files import sync_dir
+from ft.kernels import cross_entropy, lora_linear
 from ft.machine import say
-from ft.runs.folder import STATE, checkpoints
+from ft.models import lora
+from ft.runs import checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.tokens import IGNORE, Example
 from ft.train import graphs, optim
@@ -152,6 +153,19 @@ class Trainer(SFTTrainer):
             inputs = graphs.padded(inputs) if self.graphs else inputs
         return counts | {"inputs": inputs}
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The schedule; a warm-up never takes the only step, whose rate it would make 0."""
+        if num_training_steps == 1:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch, unless all steps are done: a run killed after its last one learns no more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:
             model: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
@@ -272,6 +286,10 @@ class Trainer(SFTTrainer):
         self.staging = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+        except Exception:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
         finally:
             self.staging = ""
         self.accelerator.wait_for_everyone()
@@ -279,14 +297,19 @@ class Trainer(SFTTrainer):
             return
         made, place = staging / name, folder / name
         (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-        write_json(made / STATE, self.fingerprint)
-        for file in made.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    os.fsync(stream.fileno())
+        lora.settle_config(made)
+        checkpoints.seal(made, self.fingerprint)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(made, place)
         sync_dir(place.parent)
         staging.rmdir()
-        for old in checkpoints(place.parent)[:-1]:
-            shutil.rmtree(old)
+        checkpoints.prune(place.parent, () if self.best_step is None else (self.best_step,))
+
+    best_step: int | None = None  # whose checkpoint stays, whatever comes after
+
+    def load_best(self) -> None:
+        """Go back to the weights of the best step, of its checkpoint."""
+        place = Path(str(self.args.output_dir)) / f"checkpoint-{self.best_step}"
+        wrapped: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
+        self._load_from_checkpoint(str(place), wrapped)
+        lora_linear.refresh(self.model)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -383,3 +384,32 @@ def test_too_little_text_for_all_processes_is_refused_before_a_folder_is_made(te
     with pytest.raises(UserError, match=r"fewer than one window of 65"):
         load().main(dataclasses.replace(c, data=(str(few),), valid_data=c.data, max_length=64))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_validation_is_kept_also_after_a_resume(text, tmp_path, monkeypatch):
+    """Validations as they are told here: the second of four is the best."""
+    told = iter([6.0, 3.0, 2.0, 4.0, 5.0, 4.0, 5.0, 4.0])
+    plain = likelihood.of_windows
+
+    def fixed(*args, **kwargs):
+        return dataclasses.replace(plain(*args, **kwargs), eval_loss=next(told))
+
+    monkeypatch.setattr(likelihood, "of_windows", fixed)
+    whole = train(text, tmp_path / "run", max_steps=8)
+    kept = folder.read(whole)["training"]["kept_step"]
+    assert kept == 4
+    names = sorted(p.name for p in whole.glob("checkpoint-*"))
+    assert names == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
+    ours, theirs = weights(whole), weights(whole / "checkpoint-4")
+    names = ours.keys() & theirs.keys()  # but for one tensor that has two names
+    assert len(names) >= len(ours) - 1 > 5
+    assert all(torch.equal(ours[name], theirs[name]) for name in names)
+
+    shutil.rmtree(whole / "checkpoint-8")
+    (whole / "model.safetensors").unlink()
+    train(text, whole, max_steps=8, resume_from_checkpoint="last")
+    assert folder.read(whole)["training"]["kept_step"] == 4
+    again = weights(whole)
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+    last = train(text, tmp_path / "last", max_steps=2, keep="last")
+    assert folder.read(last)["training"]["kept_step"] == 2

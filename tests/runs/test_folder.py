@@ -106,3 +106,45 @@ def test_local_processes_share_the_cores(monkeypatch):
         assert said == f"1 threads in each of {cores} processes ({cores} cores)"
     finally:
         torch.set_num_threads(before)
+
+
+LEFT = [".run.json.x7_2abcd", ".loss.png.aaaaaaaa", ".README.md.b", ".config.yaml.tmp", ".lock"]
+
+
+@pytest.mark.parametrize(
+    "name", [*LEFT, ".staging/", ".adapter/", ".model/", ".checkpoint-4.old.x/"]
+)
+def test_what_a_killed_run_left_hidden_is_nothing_and_goes(name, tmp_path):
+    left = tmp_path / name
+    left.mkdir() if name.endswith("/") else left.touch()
+    start(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.yaml", "run.json"]
+
+
+@pytest.mark.parametrize("name", [".git", ".env", "notes.md", ".hidden.json", "checkpoint-4.old"])
+def test_what_is_the_users_own_is_in_the_way(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="not empty"):
+        start(tmp_path)
+    assert (tmp_path / name).exists()
+
+
+def test_a_folder_that_is_a_link_is_emptied_and_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    start(tmp_path / "run")
+    (tmp_path / "run" / "old.txt").touch()
+    start(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run").is_symlink()
+    assert not (tmp_path / "disk" / "old.txt").exists()
+    assert (tmp_path / "disk" / "run.json").exists()
+
+
+def test_a_checkpoint_of_another_run_does_not_go_on_over_this_one(tmp_path):
+    start(tmp_path / "b")
+    other = str(tmp_path / "a" / "checkpoint-4")
+    with pytest.raises(UserError, match="is of another run"):
+        start(tmp_path / "b", resume=other)
+    start(tmp_path / "new", resume=other)
+    start(tmp_path / "b", resume=other, overwrite=True)
+    assert not (tmp_path / "b" / "run.json").exists()

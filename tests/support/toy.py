@@ -15,7 +15,7 @@ from ft.errors import exit_cleanly
 from ft.kernels import cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
-from ft.runs import folder, record
+from ft.runs import folder, lock, record
 from ft.score import likelihood, translation
 from ft.text import prompts, tokens
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--full", action="store_true", help="train all parameters")
     parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--keep", default="last")
     parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
     a = vars(parser.parse_args())
     with exit_cleanly():
@@ -115,6 +116,7 @@ def go(
         **options,
     )
     r.note(training=vars(trained))
+    lock.release(out)
     if judge:
         template = prompts.translation_of("en-fr")
         text = [{"source": "cat " * n, "target": "le chat"} for n in (1, 5, 9)]

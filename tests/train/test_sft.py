@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support import tiny, toy
 
 from ft import train
 from ft.errors import UserError
+from ft.runs import checkpoints
 from ft.runs import folder as run
 
 ADAPTER = "adapter_model.safetensors"
@@ -231,12 +233,10 @@ def test_resume_without_a_checkpoint_says_so(tmp_path):
 
 
 def test_a_checkpoint_that_a_kill_left_half_written_is_not_one(tmp_path):
-    from ft.train.trainer import STATE, checkpoints
-
     (tmp_path / "checkpoint-2").mkdir()
-    (tmp_path / "checkpoint-2" / STATE).write_text("{}")
+    (tmp_path / "checkpoint-2" / checkpoints.STATE).write_text("{}")
     (tmp_path / ".staging" / "checkpoint-4").mkdir(parents=True)
-    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [p.name for p in checkpoints.complete(tmp_path)] == ["checkpoint-2"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_advice(tmp_path):
@@ -248,19 +248,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_advice(tmp_pa
 def test_a_full_disk_while_saving_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     import errno
 
-    from ft.train import trainer
-
-    saved = trainer.write_json
+    saved = checkpoints.write_json
 
     def full(path, value):
         if "checkpoint-4" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         saved(path, value)
 
-    monkeypatch.setattr(trainer, "write_json", full)
+    monkeypatch.setattr(checkpoints, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         toy.go(tmp_path / "run")
-    assert [p.name for p in trainer.checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert [p.name for p in checkpoints.complete(tmp_path / "run")] == ["checkpoint-2"]
     assert not (tmp_path / "run" / "checkpoint-4").exists()
 
 
@@ -277,3 +275,149 @@ def test_rates_are_of_training_alone(whole):
     assert trained["tokens_per_second"] == pytest.approx(tokens / trained["seconds"])
     assert 0 < trained["mfu"] < 1
     assert isinstance(train.Trained(**trained), train.Trained)
+
+
+def test_a_run_that_was_killed_after_its_last_step_learns_no_more(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    (out / ADAPTER).unlink()
+    toy.go(out, dropout=0.1, resume="last")
+    assert (out / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    assert (out / run.METRICS).read_text() == (whole / run.METRICS).read_text()
+    assert checkpoints.complete(out)[-1].name == "checkpoint-12"
+
+
+RISING = {"rate": 0.3, "epochs": 4, "keep": "best"}  # of 24 steps; the validation is best early on
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("best") / "run"
+    return folder, toy.go(folder, **RISING)
+
+
+def test_the_weights_of_the_best_validation_are_kept_with_their_checkpoint(best):
+    folder, trained = best
+    valid = lines(folder, "eval_loss")[1:]
+    assert trained.best_loss == min(valid) < valid[-1] == trained.eval_loss
+    assert trained.kept_step == trained.best_step == 4 * (1 + valid.index(min(valid))) < 24
+    kept = folder / f"checkpoint-{trained.kept_step}"
+    assert (kept / ADAPTER).read_bytes() == (folder / ADAPTER).read_bytes()
+    names = {p.name for p in checkpoints.complete(folder)}
+    assert names == {kept.name, "checkpoint-22", "checkpoint-24"}
+
+
+@pytest.mark.parametrize("step", [6, 14])
+def test_the_best_is_the_same_after_a_resume(step, best, tmp_path):
+    with pytest.raises(SystemExit):
+        toy.go(tmp_path / "run", **RISING, callbacks=[toy.Interrupt(step)])
+    trained = toy.go(tmp_path / "run", **RISING, resume="last")
+    assert trained.kept_step == best[1].kept_step
+    assert trained.best_loss == best[1].best_loss
+    ours, theirs = load_file(tmp_path / "run" / ADAPTER), load_file(best[0] / ADAPTER)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_best_checkpoint_that_is_gone_is_said_and_another_is_kept(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        toy.go(tmp_path / "run", **RISING, callbacks=[toy.Interrupt(14)])
+    valid = lines(tmp_path / "run", "eval_loss")[1:]
+    first = 4 * (1 + valid.index(min(valid)))
+    shutil.rmtree(tmp_path / "run" / f"checkpoint-{first}")
+    trained = toy.go(tmp_path / "run", **RISING, resume="last")
+    assert (
+        f"the checkpoint of step {first}, the best until then, is not whole"
+        in capsys.readouterr().out
+    )
+    assert trained.kept_step != first
+
+
+@pytest.mark.parametrize("variables", [{}, FSDP], ids=["replicated", "sharded"])
+def test_two_processes_keep_the_best_too(variables, tmp_path):
+    from peft import PeftModel
+
+    from ft.kernels import cross_entropy
+    from ft.score import likelihood
+
+    flags = ("--batch", "2", "--rate", "0.3", "--epochs", "4", "--keep", "best")
+    said = finish(spawn(tmp_path / "run", *flags, launch=TWO, **variables))
+    trained = run.read(tmp_path / "run")["training"]
+    assert said.count(f"kept: step {trained['kept_step']}") == 1
+    assert trained["best_loss"] == min(lines(tmp_path / "run", "eval_loss")[1:])
+    assert trained["best_loss"] < trained["eval_loss"]
+    model = PeftModel.from_pretrained(tiny.build("gemma3_text"), str(tmp_path / "run"))
+    cross_entropy.install(model.get_base_model())
+    found = likelihood.loss(model, toy.examples(6, seed=1))
+    assert found == pytest.approx(trained["best_loss"], rel=1e-5)
+
+
+def test_all_parameters_go_back_to_the_best_too(tmp_path):
+    trained = toy.go(tmp_path / "run", full=True, **(RISING | {"rate": 0.1}))
+    assert trained.kept_step < trained.steps
+    kept = tmp_path / "run" / f"checkpoint-{trained.kept_step}" / "model.safetensors"
+    assert kept.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def test_a_training_ends_when_nothing_gets_better(best, tmp_path):
+    trained = toy.go(tmp_path / "run", **RISING, early_stopping_patience=2)
+    assert trained.best_step == best[1].best_step
+    assert trained.steps == trained.best_step + 2 * 4
+
+
+def test_the_only_step_learns(tmp_path):
+    trained = toy.go(tmp_path / "run", rows=3, epochs=1, warmup_ratio=0.5)
+    assert trained.steps == 1
+    assert lines(tmp_path / "run", "learning_rate") == [1e-2]
+    moved = load_file(tmp_path / "run" / ADAPTER)
+    assert any(value.any() for name, value in moved.items() if "lora_B" in name)
+
+
+def test_a_run_that_learnt_nothing_says_so_and_fails(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        toy.go(tmp_path / "run", rate=0.0)
+    assert stopped.value.code == 1
+    assert "nothing was learnt" in capsys.readouterr().out
+    assert not (tmp_path / "run" / ADAPTER).exists()
+
+
+def test_equal_runs_are_equal_byte_for_byte(whole, tmp_path):
+    toy.go(tmp_path / "run", dropout=0.1)
+    for name in (ADAPTER, "adapter_config.json", "tokenizer.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+    listed = json.loads((whole / "adapter_config.json").read_text())["target_modules"]
+    assert listed == sorted(listed)
+    mode = (whole / run.CONFIG).stat().st_mode
+    assert {file.stat().st_mode for file in whole.rglob("*") if file.is_file()} == {mode}
+
+
+def test_the_recipes_precision_counts_whatever_the_launcher_asks_for(tmp_path, monkeypatch, capsys):
+    toy.go(tmp_path / "a", epochs=1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    toy.go(tmp_path / "b", epochs=1)
+    assert "mixed precision bf16 of accelerate launch is not used" in capsys.readouterr().out
+    assert lines(tmp_path / "b", "loss") == lines(tmp_path / "a", "loss")
+
+
+LAUNCHER = """
+import subprocess, sys
+child = subprocess.Popen(sys.argv[1:])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_launcher_that_is_killed_leaves_no_orphan_but_a_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    launch = ("-c", LAUNCHER, sys.executable)
+    process = spawn(out, "--epochs", "2000", launch=launch, ACCELERATE_MIXED_PRECISION="no")
+    wait_for(out / "checkpoint-4", process)
+    assert process.stdout
+    worker = int(process.stdout.readline())
+    process.kill()
+    deadline = time.monotonic() + 60
+    while (Path("/proc") / str(worker)).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not (Path("/proc") / str(worker)).exists()
+    assert "stopped by SIGTERM; go on with --resume last" in process.communicate()[0]
+    newest = checkpoints.complete(out)[-1]
+    assert not checkpoints.fault(newest)
+    assert not (out / ADAPTER).exists()

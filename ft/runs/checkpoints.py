@@ -1,0 +1,135 @@
+"""Checkpoints of a run: sealed with the hash of each file, found whole again, and which of them stay."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ft.config import differences
+from ft.errors import UserError
+from ft.files import settle, sha256, write_json
+from ft.machine import is_main, say
+
+STATE = "ft_state.json"  # what a checkpoint was made with and holds; its presence says that it is complete
+KEPT = 2  # the newest, and one to go back to where that was harmed
+
+
+def seal(made: Path, made_with: dict[str, Any]) -> None:
+    """End a checkpoint: its files reach the disk, and ``ft_state.json`` says what each of them holds.
+
+    ``made_with`` is what must be the same where a run goes on from it.
+    """
+    settle(made)
+    found = {
+        file.relative_to(made).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(made.rglob("*"))
+        if file.is_file()
+    }
+    write_json(made / STATE, {"made_with": made_with, "files": found})
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints of a run that were written to their end, oldest first."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
+    return sorted(found, key=step_of)
+
+
+def step_of(place: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(place.name.rpartition("-")[2])
+
+
+def fault(place: Path) -> str:
+    """What has become of a checkpoint since it was written, in words; nothing where it is whole."""
+    try:
+        files = json.loads((place / STATE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{STATE} is missing, cut or changed"
+    for name, held in files.items():
+        file = place / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (size := file.stat().st_size) != held["bytes"]:
+            return f"{name} has {size:,} bytes in place of {held['bytes']:,}"
+        if sha256(file) != held["sha256"]:
+            return f"{name} has changed"
+    return ""
+
+
+def prune(folder: Path, also: Iterable[int] = ()) -> None:
+    """Delete all but the newest checkpoints and those of the steps ``also``."""
+    kept = set(also)
+    for old in complete(folder)[:-KEPT]:
+        if step_of(old) not in kept:
+            shutil.rmtree(old)
+
+
+def rewind(folder: Path, place: Path) -> None:
+    """Make ``place`` the newest checkpoint of a run that goes on from it.
+
+    Newer ones in the folder are deleted, as the run will write them again; of another run's folder the
+    checkpoints up to it, and the metrics, are copied.
+    """
+    if not is_main():
+        return
+    step = step_of(place)
+    if place.parent.resolve() != folder.resolve():
+        for old in complete(place.parent):
+            if step_of(old) <= step:
+                shutil.copytree(old, folder / old.name)
+        if (metrics := place.parent / "metrics.jsonl").exists():
+            shutil.copyfile(metrics, folder / metrics.name)
+    for newer in complete(folder):
+        if step_of(newer) > step:
+            say(f"{newer.name} is deleted: the run goes on from step {step}")
+            shutil.rmtree(newer)
+
+
+def resumable(folder: Path, resume: str | None, made_with: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from: ``last``, or a folder. Raises ``UserError`` where there is none.
+
+    ``last`` is the newest that is whole, and where that is not the newest of all, a line says why. Raises
+    also for one that was made with something else than ``made_with``, naming what differs.
+    """
+    if resume is None:
+        return None
+    if resume == "last":
+        place = _newest(folder)
+    else:
+        place = Path(resume)
+        if not (place / STATE).exists():
+            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
+        if found := fault(place):
+            raise UserError(
+                f"--resume {place}: {found}, so going on would not continue that run; name an older "
+                "checkpoint, or `last` for the newest that is whole"
+            )
+    then = json.loads((place / STATE).read_text(encoding="utf-8"))["made_with"]
+    if changed := differences(then, json.loads(json.dumps(made_with))):
+        raise UserError(
+            f"--resume {resume}: {place} was made with something else, so going on would not continue "
+            "that run:\n  "
+            + "\n  ".join(changed)
+            + "\nrestore it, or start anew in another --output-dir"
+        )
+    return place
+
+
+def _newest(folder: Path) -> Path:
+    found = complete(folder)
+    if not found:
+        raise UserError(
+            f"--resume last: {folder} holds no complete checkpoint; start without --resume"
+        )
+    harmed = []
+    for place in reversed(found):
+        if not (why := fault(place)):
+            if harmed:
+                say(f"{'; '.join(harmed)}: going on from {place.name}, the newest that is whole")
+            return place
+        harmed.append(f"{place.name}: {why}")
+    raise UserError(
+        f"--resume last: no checkpoint in {folder} is whole ({'; '.join(harmed)}); start anew in another "
+        "--output-dir, or replace this run with --overwrite-output-dir"
+    )
