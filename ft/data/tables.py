@@ -1,14 +1,17 @@
-"""Pairs from the user's own tables (jsonl, json, csv, tsv, parquet), aligned files or the Hub."""
+"""Pairs from the user's own tables (jsonl, json, csv, tsv, parquet, TMX), aligned files or the Hub."""
 
-import csv
 import functools
+import itertools
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from ft.data import columns, delimited, tmx
+from ft.data.delimited import Quoting
+from ft.data.encodings import suffix_of, text_lines, unpacked
 from ft.data.rows import (
     Record,
     Rows,
@@ -16,41 +19,48 @@ from ft.data.rows import (
     checked,
     digest,
     json_object,
-    lines_of,
     read,
-    require,
 )
 from ft.errors import UserError
+from ft.text import languages
+from ft.text.languages import Language
 
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-SUFFIXES = {"en": (".en", ".eng"), "fr": (".fr", ".fra"), "ja": (".ja", ".jpn")}
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx")
+Choice: TypeAlias = Callable[[Sequence[str]], tuple[str, str]]
+"""Which columns hold source and target, of the names of all."""
+
+_PEEKED = 1000  # rows whose columns are looked at for those that are wanted
 
 
 def open_pairs(
     spec: str,
     *,
     pair: str = "en-fr",
-    source_column: str = "source",
-    target_column: str = "target",
+    source_column: str | None = None,
+    target_column: str | None = None,
     split: str = "train",
+    quoting: Quoting = "auto",
     on_bad_row: str = "error",
 ) -> Rows:
     """The rows of all that ``spec`` names: one of these, or several with commas between.
 
     - a table or a dataset on the Hub, as ``pairs`` takes it: ``my.jsonl``, ``owner/name``;
-    - two line-aligned files with a colon between: ``news.eng:news.fra``;
+    - two line-aligned files with a colon between: ``news.eng:news.fra``; where their suffixes are
+      the codes of the two languages, these say which is the source;
     - a folder of such files, two of each name: for en-fr ``*.en``/``*.eng`` and ``*.fr``/``*.fra``.
     """
-    columns = {"source_column": source_column, "target_column": target_column}
+    direction = languages.pair(pair)
+    named = {"source_column": source_column, "target_column": target_column}
 
     def one(part: str) -> Rows:
         path = Path(part).expanduser()
         if path.is_dir():
-            return _folder(path, pair, on_bad_row)
+            return _folder(path, direction, on_bad_row)
         if ":" in part and not path.exists():
-            source, _, target = part.partition(":")
+            source, target = _directed(part, direction)
             return parallel(source, target, on_bad_row=on_bad_row)
-        return pairs(part, **columns, split=split, on_bad_row=on_bad_row)
+        options: dict[str, Any] = {"split": split, "quoting": quoting, "on_bad_row": on_bad_row}
+        return pairs(part, pair=pair, **named, **options)
 
     parts = [part.strip() for part in spec.split(",")]
     if not all(parts):
@@ -61,50 +71,70 @@ def open_pairs(
 def pairs(
     path: str | Path,
     *,
-    source_column: str = "source",
-    target_column: str = "target",
+    pair: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
     split: str = "train",
+    quoting: Quoting = "auto",
     on_bad_row: str = "error",
 ) -> Rows:
-    """Rows of a .jsonl, .json (a list), .csv, .tsv or .parquet file, or of a dataset on the Hub.
+    """Rows of a .jsonl, .json, .csv, .tsv, .parquet or .tmx file, or of a dataset on the Hub.
 
     Where ``path`` is no file and has no such suffix, the Hub is asked for ``split`` of
-    ``owner/name`` or ``owner/name/configuration``. csv and tsv begin with a header; tsv has no
-    quoting: a quote is text. In parquet and on the Hub, ``translation.en`` is a nested column.
+    ``owner/name`` or ``owner/name/configuration``. The columns are those that are named, else those
+    that are called as the languages of ``pair`` are, at the top or inside of one (WMT's
+    ``translation``, by name ``translation.en``), else ``source`` and ``target``. csv and tsv begin
+    with a header; ``quoting`` as ``delimited.records`` has it. A file may be gzipped (``.csv.gz``).
     Messages give a row's line as an editor shows it; in json, parquet and Hub data they count rows.
     Raises UserError for a missing file, an unknown column, bad rows unless ``on_bad_row="skip"``.
     """
-    columns = (source_column, target_column)
-    table = read_table(path, columns, split)
-    return checked(*table, columns=columns, on_bad_row=on_bad_row)
+    direction = languages.pair(pair) if pair else None
+    choose = functools.partial(columns.choose, direction, (source_column, target_column), str(path))
+    records, origin, sha256, where = read_table(
+        path, choose, split, quoting=quoting, direction=direction
+    )
+    flat = ((number, columns.flat(r) if isinstance(r, dict) else r) for number, r in records)
+    first = list(itertools.islice(flat, _PEEKED))
+    names = list(dict.fromkeys(k for _, r in first if isinstance(r, dict) for k in r))
+    chosen = choose(names) if names else ("source", "target")
+    found = itertools.chain(first, flat)
+    return checked(found, origin, sha256, where, columns=chosen, on_bad_row=on_bad_row)
 
 
 def read_table(
-    path: str | Path, columns: tuple[str, ...] | None = None, split: str = "train"
+    path: str | Path,
+    choose: Choice | None = None,
+    split: str = "train",
+    *,
+    quoting: Quoting = "auto",
+    direction: tuple[Language, Language] | None = None,
 ) -> tuple[Iterable[Record], str, str, str]:
     """Records of a file or a dataset as ``pairs`` takes it, its origin, its hash, and what stands before
-    a record's number in messages. Only ``columns`` are read where the format allows it; none: all.
+    a record's number in messages. Only the columns that ``choose`` names are read where the format
+    allows it; none: all. A TMX file needs a ``direction``.
     """
     file = Path(path).expanduser()
-    suffix = file.suffix.lower()
+    suffix = suffix_of(file)
     if not file.exists() and suffix not in FORMATS:
-        return _hub(str(path), split, columns)
+        return _hub(str(path), split, choose)
     data, origin = read(file), str(file)
+    where, note = f"{file}:", ""
     match suffix:
-        case ".jsonl":
-            records = _jsonl(*lines_of(data))
-        case ".json":
-            records = _json(data, origin)
-        case ".csv":
-            records = _csv(*lines_of(data), origin)
-        case ".tsv":
-            records = _tsv(*lines_of(data))
+        case ".jsonl" | ".json":
+            records, counted = _json(data, origin, suffix)
+            where = f"{file}: row " if counted else where
+        case ".csv" | ".tsv":
+            lines, bad = text_lines(data, origin)
+            records, note = delimited.records(lines, bad, origin, suffix, quoting)
         case ".parquet":
-            records = _parquet(data, origin, columns)
+            records, where = _parquet(unpacked(data, origin), origin, choose), f"{file}: row "
+        case ".tmx" if direction:
+            records = tmx.records(unpacked(data, origin), origin, *direction)
+        case ".tmx":
+            raise UserError(f"{file} holds translations; a recipe that translates takes it")
         case _:
             raise UserError(f"{file} has suffix {suffix!r}; allowed are {', '.join(FORMATS)}")
-    where = f"{file}: row " if suffix in (".json", ".parquet") else f"{file}:"
-    return records, origin, digest(data), where
+    return records, f"{origin} ({note})" if note else origin, digest(data), where
 
 
 def parallel(
@@ -112,7 +142,7 @@ def parallel(
 ) -> Rows:
     """Rows of two files of which line n of the second translates line n of the first."""
     data = [read(Path(file).expanduser()) for file in (source_file, target_file)]
-    (source, bad_source), (target, bad_target) = map(lines_of, data)
+    (source, bad_source), (target, bad_target) = map(text_lines, data, (source_file, target_file))
     if len(source) != len(target):
         raise UserError(
             f"{source_file} has {len(source)} lines and {target_file} has {len(target)}; "
@@ -129,21 +159,72 @@ def parallel(
     return checked(records, origin, sha256, f"{origin}:", on_bad_row=on_bad_row)
 
 
-def _folder(folder: Path, pair: str, on_bad_row: str) -> Rows:
+def _directed(part: str, direction: tuple[Language, Language]) -> tuple[str, str]:
+    """The two aligned files of ``a:b``, that of the source first. ``UserError`` for those of other languages."""
+    source, _, target = part.partition(":")
+    codes = [suffix_of(Path(file)).removeprefix(".") for file in (source, target)]
+    if all(map(languages.known, codes)):
+        wanted = [language.is_called(code) for language, code in zip(direction, codes, strict=True)]
+        swapped = [
+            language.is_called(code) for language, code in zip(direction, codes[::-1], strict=True)
+        ]
+        if all(swapped) and not all(wanted):
+            return target, source
+        if not all(wanted):
+            pair = f"{direction[0].code}-{direction[1].code}"
+            raise UserError(f"{part} are files of {codes[0]} and {codes[1]}, not of {pair}")
+    return source, target
+
+
+def _folder(folder: Path, direction: tuple[Language, Language], on_bad_row: str) -> Rows:
     """Line-aligned files of a folder, those of one stem together, in the order of their names."""
-    files = sorted(folder.iterdir())
-    ends = [SUFFIXES.get(code, (f".{code}",)) for code in pair.split("-")]
-    source, target = ({f.stem: f for f in files if f.suffix in suffixes} for suffixes in ends)
+    files = [(f, suffix_of(f).removeprefix(".")) for f in sorted(folder.iterdir()) if f.is_file()]
+    source, target = (
+        {
+            re.sub(r"\.gz$", "", f.name)[: -len(code) - 1]: f
+            for f, code in files
+            if code and who.is_called(code)
+        }
+        for who in direction
+    )
+    pair = f"{direction[0].code}-{direction[1].code}"
     if alone := sorted(source.keys() ^ target.keys()):
         raise UserError(f"{folder}: no {pair} partner for {', '.join(alone)}")
     if not source:
-        wanted = " and one in ".join(map(" or ".join, ends))
+        wanted = " and one in ".join(" or ".join(f".{c}" for c in who.codes) for who in direction)
         raise UserError(f"{folder} has no files for {pair}: of each name, one in {wanted}")
     found = (parallel(source[stem], target[stem], on_bad_row=on_bad_row) for stem in source)
     return functools.reduce(operator.add, found)
 
 
-def _jsonl(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:
+def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool]:
+    """Records of JSON lines, or of a list of objects, and whether rows are counted instead of lines.
+
+    What is in the file decides, where it is one of the two; else its suffix says what it should be.
+    """
+    lines, bad = text_lines(data, origin)
+    text = "\n".join(lines)
+    listed = text.lstrip().startswith("[")
+    if suffix == ".jsonl" and not listed:
+        return _lines(lines, bad), False
+    try:
+        value = json.loads(unpacked(data, origin) if bad else text)
+    except (ValueError, RecursionError) as error:
+        objects = sum(line.startswith("{") for line in lines)
+        if suffix == ".jsonl" or (objects > 1 and not listed):
+            return _lines(lines, bad), False
+        raise UserError(f"{origin} holds broken JSON: {error}") from None
+    if suffix == ".jsonl" and not (value and all(isinstance(row, dict) for row in value)):
+        return _lines(lines, bad), False
+    if isinstance(value, dict):  # {"version": …, "data": […]}
+        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise UserError(f"{origin} holds one {type(value).__name__}; wanted is a list of objects")
+    return enumerate(map(an_object, value), 1), True
+
+
+def _lines(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if number in bad:
             yield number, bad[number]
@@ -151,46 +232,7 @@ def _jsonl(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:
             yield number, json_object(line)
 
 
-def _json(data: bytes, origin: str) -> Iterable[Record]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} holds broken JSON: {error}") from None
-    if not isinstance(value, list):
-        raise UserError(f"{origin} holds one {type(value).__name__}; wanted is a list of objects")
-    return enumerate(map(an_object, value), 1)
-
-
-def _csv(lines: list[str], bad: dict[int, str], origin: str) -> Iterator[Record]:
-    reader = csv.reader((line + "\n" for line in lines), strict=True)
-    header, number = None, 1
-    try:
-        for cells in reader:
-            why = next((bad[n] for n in range(number, reader.line_num + 1) if n in bad), None)
-            if header is None:
-                header = cells
-            elif cells:
-                yield number, why or _named(header, cells)
-            number = reader.line_num + 1
-    except csv.Error as error:
-        # Where the quoting is broken, nobody knows where rows end: nothing after it can be skipped.
-        raise UserError(f"{origin}:{number}: broken CSV from this row on: {error}") from None
-
-
-def _tsv(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:
-    rows = (line.removesuffix("\r").split("\t") for line in lines)
-    header = next(rows, [])
-    for number, cells in enumerate(rows, 2):
-        yield number, bad.get(number) or _named(header, cells)
-
-
-def _named(header: list[str], cells: list[str]) -> dict[str, Any] | str:
-    if len(cells) != len(header):
-        return f"wrong number of columns: {len(cells)}, but the header has {len(header)}"
-    return dict(zip(header, cells, strict=True))
-
-
-def _parquet(data: bytes, origin: str, columns: tuple[str, ...] | None) -> Iterable[Record]:
+def _parquet(data: bytes, origin: str, choose: Choice | None) -> Iterable[Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -198,16 +240,13 @@ def _parquet(data: bytes, origin: str, columns: tuple[str, ...] | None) -> Itera
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{origin} is not a readable parquet file: {_line(error)}") from None
-    if columns:
+    if choose:
         table = table.flatten()
-        require(columns, table.column_names, origin)
-        table = table.select(list(dict.fromkeys(columns)))
+        table = table.select(list(dict.fromkeys(choose(table.column_names))))
     return enumerate(table.to_pylist(), 1)
 
 
-def _hub(
-    name: str, split: str, columns: tuple[str, ...] | None
-) -> tuple[Iterable[Record], str, str, str]:
+def _hub(name: str, split: str, choose: Choice | None) -> tuple[Iterable[Record], str, str, str]:
     """Rows of a dataset on the Hub; their hash is of the rows, as there is no one file."""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(/[\w.-]+)?", name):
         raise UserError(
@@ -219,15 +258,14 @@ def _hub(
     owner, repo, *configuration = name.split("/")
     try:
         dataset = datasets.load_dataset(f"{owner}/{repo}", *configuration, split=split)
-        dataset = dataset.flatten() if columns else dataset
+        dataset = dataset.flatten() if choose else dataset
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow have each their own
         raise UserError(
             f"{name} is no file here, and as a dataset on the Hub (split {split!r}) it cannot be "
             f"loaded: {_line(error)}. Private or gated data needs `hf auth login`."
         ) from None
-    if columns:
-        require(columns, dataset.column_names, name)
-        dataset = dataset.select_columns(list(dict.fromkeys(columns)))
+    if choose:
+        dataset = dataset.select_columns(list(dict.fromkeys(choose(dataset.column_names))))
     chosen = dataset.to_list()
     sha256 = digest(json.dumps(chosen, default=str).encode())
     return enumerate(chosen, 1), f"{name} ({split}) on the Hub", sha256, f"{name}: row "

@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError, nearest
-from ft.text import chat_template
+from ft.text import chat_template, languages
 from ft.text.template import Template, from_record
 
-LANGUAGES = {"en": "English", "fr": "French", "ja": "Japanese"}
+TUTORIALS = (
+    "en-fr",
+    "fr-en",
+    "en-ja",
+    "ja-en",
+)  # MTNT's pairs: prompts as Google's tutorials have them
 
 _SYSTEM = "{?system}{system}\n\n{/system}"
 _TASK = "Below is an instruction that describes a task"
@@ -65,27 +70,30 @@ INSTRUCTION = {
 """Templates of instructions that need no control token; fields: system, instruction, context, response."""
 
 
-def translation(target_language: str = "French") -> Template:
+def translation(target: str = "French", source: str = "", *, one_line: bool = True) -> Template:
     """The tutorials' prompt: ``Translate this into French:`` and the text, each on its own line.
 
-    A translation is one line, as every target of MTNT is, so a line break ends it.
+    With ``source`` it is ``Translate this from German into French:``. Where each translation is
+    ``one_line``, as in MTNT, a line break ends it; else only the end token does.
     Source: google-deepmind/gemma, colabs/fine_tuning.ipynb.
     """
+    direction = f"from {source} into {target}" if source else f"into {target}"
     return Template(
-        name=f"translate into {target_language}",
-        prompt=f"Translate this into {target_language}:\n{{source}}\n",
+        name=f"translate {direction}",
+        prompt=f"Translate this {direction}:\n{{source}}\n",
         completion="{target}",
-        stop=("\n",),
+        stop=("\n",) if one_line else (),
     )
 
 
-def translation_of(pair: str) -> Template:
-    """``translation`` for a pair of language codes such as ``en-fr``."""
-    code = pair.partition("-")[2]
-    if code not in LANGUAGES:
-        known = ", ".join(sorted(LANGUAGES))
-        raise UserError(f"language pair {pair!r}: the part behind the dash must be one of {known}")
-    return translation(LANGUAGES[code])
+def translation_of(pair: str, *, one_line: bool = True) -> Template:
+    """``translation`` for a pair of language codes such as ``en-de``, as ``languages.pair`` reads it.
+
+    The prompt names both languages; in MTNT's four directions only the target's, as the tutorials do.
+    """
+    source, target = languages.pair(pair)
+    named = "" if pair in TUTORIALS else source.name
+    return translation(target.name, named, one_line=one_line)
 
 
 def by_name(name: str, tokenizer: Any) -> Template:

@@ -1,0 +1,72 @@
+"""Bytes of the user's text files as lines: gzip, byte-order marks, UTF-16, and what is no text at all."""
+
+import zlib
+from pathlib import Path
+
+from ft.data import rows
+from ft.errors import UserError
+
+_MARKS = (  # UTF-32's begins as UTF-16's does
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_GZIP = b"\x1f\x8b"
+
+
+def suffix_of(file: Path) -> str:
+    """The suffix that tells a file's format, in lower case: ``.tsv`` of ``pairs.TSV.gz``."""
+    *_, before, last = ["", "", *(suffix.lower() for suffix in file.suffixes)]
+    return before if last == ".gz" else last
+
+
+def unpacked(data: bytes, name: object) -> bytes:
+    """The bytes, taken out of gzip where they are in it, whatever the file is called.
+
+    Raises ``UserError`` for a gzip file that is cut short or damaged.
+    """
+    if not data.startswith(_GZIP):
+        return data
+    parts = []
+    try:
+        while data:  # gzip files may follow one another in one
+            one = zlib.decompressobj(wbits=31)
+            parts.append(one.decompress(data))
+            if not one.eof:
+                raise UserError(f"{name}: the gzip file is cut short; copy it again")
+            data = one.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise UserError(f"{name}: the gzip file is damaged ({error}); copy it again") from None
+    return b"".join(parts)
+
+
+def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
+    r"""``rows.lines_of`` of a file's bytes: lines ended by "\n" only, and why a line is no text, by number.
+
+    gzip is unpacked; UTF-16 and UTF-32 are told by their byte-order mark. Raises ``UserError`` for
+    what is neither, but has so many NUL bytes that it is no UTF-8.
+    """
+    data = unpacked(data, name)
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            try:
+                text = data.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{name} begins as {encoding.upper()} does, but is none from offset {error.start} "
+                    f"on ({error.reason}); save it as UTF-8"
+                ) from None
+            return rows.lines_of(text.encode(errors="surrogatepass"))
+    start = data[:4096]
+    if start.count(0) * 8 > len(start):
+        raise UserError(
+            f"{name} is no UTF-8 text: {start.count(0)} of its first {len(start)} bytes are NUL. If it is "
+            "UTF-16 without a byte-order mark, save it as UTF-8"
+        )
+    lines, bad = rows.lines_of(data)
+    if 0 in data:
+        for number, line in enumerate(lines, 1):
+            if "\0" in line and number not in bad:
+                bad[number] = f"a NUL byte at character {line.index(chr(0)) + 1} of the line"
+    return lines, bad
