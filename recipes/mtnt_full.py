@@ -14,6 +14,7 @@ Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled 
 Source    google-deepmind/gemma, colabs/fine_tuning_tutorial.ipynb, whose settings are --preset tutorial
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +39,12 @@ class Config:
     lora_alpha: Amount = 32  # the adapter's update is scaled by alpha / r
 
     # Data
-    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
-    language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
-    reading: Literal["text", "tfds"] = "text"  # tfds: as CSV with quotes, which merges lines
+    data: str = "sample"  # `sample`, `release`, folder or .tar.gz of MTNT; or pairs of your own
+    valid_data: str | None = None  # own pairs to watch; none: MTNT's, or some held out by seed
+    language_pair: str = "en-fr"  # direction, by codes: en-de, en-pt_BR, en-tlh=Klingon
+    reading: Literal["text", "tfds"] = "text"  # of MTNT; tfds: as CSV, which merges lines
+    quoting: Literal["auto", "quoted", "raw"] = "auto"  # own csv and tsv; auto: as the file looks
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     second_bos: bool = False  # before the translation too, and supervised
     max_length: Count = 512  # tokens of a whole example; longer ones are dropped
     shuffle: bool = True  # by seed
@@ -94,17 +98,15 @@ class Config:
         yield from optim.check(self.optim)
 
 
+@functools.lru_cache(maxsize=1)  # the template looks at them too
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    return {
-        split: data.mtnt(split, c.language_pair, c.data, reading=c.reading)
-        for split in ("train", "valid")
-    }
+    return data.translation_splits(("train", "valid"), **config.pick(c, data.translation_splits))
 
 
 def template(c: Config, _: Any = None) -> Template:
     """How a row reads, whatever the tokenizer; training, validation, generation and the card all use this one."""
-    return prompts.translation_of(c.language_pair)
+    return prompts.translation_of(c.language_pair, one_line=data.one_line(rows(c), c.reading))
 
 
 def main(c: Config) -> None:

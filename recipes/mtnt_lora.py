@@ -2,6 +2,7 @@
 
 accelerate launch recipes/mtnt_lora.py                                    a laptop, offline
 accelerate launch recipes/mtnt_lora.py --data PATH/TO/MTNT                real data
+accelerate launch recipes/mtnt_lora.py --data my.tsv --language-pair en-de   your own (docs/data.md)
 accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA on one GPU
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
@@ -13,6 +14,7 @@ Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled 
 Source    google-deepmind/gemma, colabs/fine_tuning.ipynb; LoRA https://arxiv.org/abs/2106.09685
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,11 +41,14 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    data: str = "sample"  # `sample`, `release` (fetched once), folder or .tar.gz of MTNT
+    data: str = "sample"  # `sample`, `release`, folder or .tar.gz of MTNT; or own pairs, as below
+    valid_data: str | None = None  # own pairs to watch; none: MTNT's, or some held out by seed
+    test_data: str | None = None  # own pairs to score; none: likewise
     extra_data: str | None = None  # more pairs: FILE.jsonl, NAME.en:NAME.fr, a folder, a Hub id
     extra_rows: Count | None = None  # how many of them, drawn by seed; none: all
-    language_pair: Literal["en-fr", "fr-en", "en-ja", "ja-en"] = "en-fr"  # direction
+    language_pair: str = "en-fr"  # direction, by codes: en-de, en-pt_BR, en-tlh=Klingon
     normalize_punctuation: bool = True  # French quotes and apostrophes of targets as MTNT has them
+    quoting: Literal["auto", "quoted", "raw"] = "auto"  # own csv and tsv; auto: as the file looks
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 512  # tokens of a whole example; longer ones are left out and counted
 
@@ -69,17 +74,10 @@ class Config:
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
 
 
+@functools.lru_cache(maxsize=1)  # the template looks at them too
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    splits = {
-        split: data.mtnt(split, c.language_pair, c.data, on_bad_row=c.on_bad_row)
-        for split in data.SPLITS
-    }
-    if c.extra_data:
-        more = data.open_pairs(c.extra_data, pair=c.language_pair, on_bad_row=c.on_bad_row)
-        splits["train"] += more.sample(c.extra_rows, c.seed) if c.extra_rows else more
-    if c.normalize_punctuation and c.language_pair == "en-fr":
-        splits["train"] = splits["train"].map_targets(data.normalize_punctuation)
+    splits = data.translation_splits(**config.pick(c, data.translation_splits))
     splits["valid"] = splits["valid"].head(c.eval_limit or 40)
     if c.eval_limit:
         splits["test"] = splits["test"].head(c.eval_limit)
@@ -88,7 +86,12 @@ def rows(c: Config) -> dict[str, data.Rows]:
 
 def template(c: Config, _: Any = None) -> Template:
     """How a row reads, whatever the tokenizer; training, evaluation, generation and the card all use this one."""
-    return prompts.translation_of(c.language_pair)
+    return prompts.translation_of(c.language_pair, one_line=data.one_line(rows(c)))
+
+
+def asked(c: Config) -> dict[str, Any]:
+    """What base and tuned are asked at the end, and the direction, by which they are scored."""
+    return {"ask": ASK, "pair": c.language_pair}
 
 
 def main(c: Config) -> None:
@@ -132,7 +135,7 @@ def main(c: Config) -> None:
     )
     r.note(training=asdict(trained))
     result = score.translation.before_after(
-        model, base.tokenizer, t, splits["test"], encoded["test"].examples, ask=ASK
+        model, base.tokenizer, t, splits["test"], encoded["test"].examples, **asked(c)
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')

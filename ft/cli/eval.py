@@ -18,7 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: ft eval runs/mtnt_lora --data PATH/TO/MTNT"
     a = parser.add_argument
     a("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
-    a("--data", help="MTNT's folder or archive; a file of instructions (default: as the run's)")
+    a("--data", help="MTNT, or own pairs; a file of instructions (default: as the run's)")
+    a("--quoting", default="auto", help="own csv or tsv pairs: auto, quoted or raw (default auto)")
     a("--split", default="test", help="train, valid or test (default test)")
     a("--limit", type=int, help="score only the first rows")
     a("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
@@ -46,6 +47,7 @@ def command(
     tasks: str | None,
     num_fewshot: int | None,
     batch_size: int | None,
+    quoting: str = "auto",
 ) -> None:
     """Score a finished run. Raises ``UserError`` for data or options that are not of the run's kind."""
     from ft.files import write_json
@@ -61,7 +63,10 @@ def command(
     for flag, value in (of_data if tasks else of_benchmarks).items():
         if value is not None:
             raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
+    one_of("--quoting", quoting, ("auto", "quoted", "raw"))
     run = opened.finished(run_folder)
+    if quoting != "auto" and (run.task != "translation" or not data):
+        raise UserError("--quoting is of pairs of your own, which --data names")
     if tasks:
         found = _benchmarks(run, tasks, precision, limit, num_fewshot, batch_size or 1)
     else:
@@ -70,7 +75,7 @@ def command(
                 raise UserError(
                     f"--{flag} is for a run of gsm8k_lora.py, which {run_folder} is not"
                 )
-        found = _split(run, data, split, limit, precision, max_new_tokens, n, reward)
+        found = _split(run, data, split, limit, precision, max_new_tokens, n, reward, quoting)
     print(found.table)
     if json:
         write_json(json, found.values)
@@ -110,6 +115,7 @@ def _split(
     max_new_tokens: int | None,
     n: int | None,
     reward: str | None,
+    quoting: str,
 ) -> "Comparison":
     from ft.rewards import reward_model
     from ft.runs import opened
@@ -118,7 +124,7 @@ def _split(
 
     if run.task == "images":
         return _seen(run, data, split, limit, precision, max_new_tokens)
-    rows = _rows(run, data, split)
+    rows = _rows(run, data, split, quoting)
     if (
         run.task == "reasoning" and not data
     ):  # thousands of chains take hours: as many questions as the run
@@ -142,6 +148,7 @@ def _split(
     scored = rows if run.task == "translation" else [rows[i] for i in encoded.rows]
     if run.task == "translation":
         judge, common["ask"] = translation, {"source": "Hello, my name is Morgane."}
+        common["pair"] = run.settings["language_pair"]
     elif run.task == "reasoning":
         judge = reasoning
         common |= {key: run.settings[key] for key in ("temperature", "seed")}
@@ -181,16 +188,15 @@ def _seen(
     )
 
 
-def _rows(run: Any, data: str | None, split: str) -> Any:
+def _rows(run: Any, data: str | None, split: str, quoting: str) -> Any:
     from ft.data import gsm8k
     from ft.data.instructions import instructions as open_instructions
     from ft.data.instructions import splits
-    from ft.data.mtnt import mtnt
 
     s = run.settings
     one_of("split", split, ("train", "valid", "test"))
     if run.task == "translation":
-        return mtnt(split, s["language_pair"], data or s["data"])
+        return _pairs(run, data, split, quoting)
     if data and split != "test":
         raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
     if run.task == "reasoning":
@@ -203,3 +209,30 @@ def _rows(run: Any, data: str | None, split: str) -> Any:
     options = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
     chosen = {key: s[key] for key in options}
     return splits(s["data"], **chosen, on_bad_row=s["on_bad_row"])[split]
+
+
+def _pairs(run: Any, data: str | None, split: str, quoting: Any) -> Any:
+    """Pairs in the run's direction: a split of its own data, or other data. None may hold its stop strings."""
+    from ft.data import translation
+
+    s = run.settings
+    if data:
+        rows = translation.translation_split(split, data, s["language_pair"], quoting=quoting)
+    else:
+        names = (
+            "data",
+            "language_pair",
+            "valid_data",
+            "test_data",
+            "quoting",
+            "on_bad_row",
+            "seed",
+        )
+        chosen = {key: s[key] for key in names if key in s}
+        rows = translation.translation_splits((split,), **chosen)[split]
+    if "\n" in run.template.stop and (broken := [r for r in rows if "\n" in r["target"]]) and data:
+        raise UserError(
+            f"{rows.origin}: {len(broken)} translations have line breaks, at which this run's answers end, "
+            f"the first is {broken[0]['target']!r}; leave them out, or train on such pairs"
+        )
+    return rows

@@ -4,6 +4,7 @@ from ft.data.instructions import dolly, instructions
 from ft.data.mtnt import SPLITS, mtnt, normalize_punctuation
 from ft.data.rows import Rows, duplicates, overlap, summary
 from ft.data.tables import open_pairs, pairs, parallel
+from ft.data.translation import one_line, translation_splits
 
 __all__ = [
     "dolly",
@@ -11,6 +12,7 @@ __all__ = [
     "instructions",
     "mtnt",
     "normalize_punctuation",
+    "one_line",
     "open_pairs",
     "overlap",
     "pairs",
@@ -18,4 +20,5 @@ __all__ = [
     "Rows",
     "SPLITS",
     "summary",
+    "translation_splits",
 ]

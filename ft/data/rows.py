@@ -110,6 +110,9 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
         lines.append(
             f"note: {twice} training rows are there twice, {shared} ask what a held-out row asks{advice}"
         )
+    rows = [row for split in splits.values() for row in split]
+    if broken := sum("\n" in row.get("target", "") for row in rows):
+        lines.append(f"note: {broken} translations have line breaks, so none ends an answer")
     return "\n".join(lines)
 
 

