@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ft.errors import UserError
 
@@ -27,23 +28,23 @@ def command(
     file: Path | None,
     base: bool,
 ) -> None:
-    """Lines in, lines out."""
+    """Texts in, texts out, in the run's direction; of a file and of standard input a line for each line."""
     from ft.generate.answers import greedy
+    from ft.models.load import load_tokenizer
     from ft.runs import opened
 
     if text and file:
         raise UserError("give texts or --file, not both")
-    if file:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: {error}") from None
-    else:
-        lines = text or [line.rstrip("\n") for line in sys.stdin]
+    lines, where = (text, "text ") if text else _lines(file)
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
         raise UserError("there is nothing to translate: the input is empty")
     run = opened.finished(run_folder)
+    if run.task != "translation":
+        raise UserError(
+            f"{run_folder} did not learn to translate ({run.task}): ask it with ft chat"
+        )
+    _refuse_control_tokens(lines, where, load_tokenizer(run.weights))
     o = opened.load(run, precision, tuned=not base)
     found = greedy(
         o.model,
@@ -53,6 +54,39 @@ def command(
         max_new_tokens=max_new_tokens,
         progress=len(wanted) > 8,
     )
+    if not text:  # line n of what comes out translates line n of what came in
+        broken = sum("\n" in answer for answer in found)
+        found = [" ".join(answer.split("\n")) for answer in found]
+        if broken:
+            print(f"note: line breaks in {broken} answers are written as spaces", file=sys.stderr)
     answers = dict(zip(wanted, found, strict=True))
     for i in range(len(lines)):  # an empty line stays one, so that lines still correspond
         print(answers.get(i, ""))
+
+
+def _lines(file: Path | None) -> tuple[list[str], str]:
+    r"""The lines of a file or of standard input, ended by "\n" only, and what stands before a line's number."""
+    from ft.data import encodings
+    from ft.data.rows import read
+
+    if file:
+        data = read(file)
+    else:
+        stream: Any = sys.stdin
+        data = stream.buffer.read() if hasattr(stream, "buffer") else stream.read().encode()
+    name = str(file) if file else "standard input"
+    lines, bad = encodings.text_lines(data, name)
+    if bad:
+        number, why = min(bad.items())
+        raise UserError(f"{name}:{number}: {why}")
+    return [line.removesuffix("\r") for line in lines], f"{name}:"
+
+
+def _refuse_control_tokens(lines: list[str], where: str, tokenizer: Any) -> None:
+    """Raise ``UserError``, as training does, for the first line that holds a control token."""
+    from ft.text import tokens
+
+    try:
+        tokens.refuse_control_tokens([{"source": line} for line in lines], tokenizer)
+    except UserError as error:
+        raise UserError(str(error).replace("row ", where, 1)) from None
