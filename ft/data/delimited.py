@@ -48,7 +48,7 @@ def records(
     else:
         if quoting == "auto":
             quoting = _quoting(text, delimiter, origin)
-        notes += [f"its quotes are {'text' if quoting == 'raw' else 'quoting'}"]
+        notes += [f"read as {quoting}"]
         found = _split(lines, delimiter) if quoting == "raw" else _scan(text, delimiter)
     return _named(found, bad, origin), ", ".join(notes)
 

@@ -1,5 +1,6 @@
 """What a translation recipe learns from, watches and is scored on: MTNT, or pairs of the user's own."""
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,23 @@ def is_mtnt(data: str) -> bool:
 
 
 def _held_out(own: Rows, splits: list[str], seed: int) -> dict[str, Rows]:
-    """Rows to train on, and those held out of them for each split; with two rows one is for both."""
-    found = {}
-    for split in splits:
-        if len(own) == 1 and found:
-            found[split] = next(iter(found.values()))
-            continue
-        if len(own) == 1:
-            raise UserError(
-                f"{own.origin} has one row, so none can be held out to watch and to score; name others "
-                "with --valid-data and --test-data"
-            )
-        n = min(HELD_OUT[split], max(1, len(own) // 10))
-        own, found[split] = own.split(n, seed)
-    return {"train": own} | found
+    """Rows to train on, and those held out of them for each split; of two rows one is held out for all."""
+    if not splits:
+        return {"train": own}
+    if len(own) == 1:
+        raise UserError(
+            f"{own.origin} has one row, so none can be held out to watch and to score; name others with "
+            "--valid-data and --test-data"
+        )
+    sizes = {split: min(HELD_OUT[split], max(1, len(own) // 10)) for split in splits}
+    if len(own) == 2:
+        drawn = dict.fromkeys(splits, [random.Random(seed).randrange(2)])
+    else:
+        order = random.Random(seed).sample(range(len(own)), sum(sizes.values()))
+        drawn = {split: [order.pop() for _ in range(n)] for split, n in sizes.items()}
+    held = {i for chosen in drawn.values() for i in chosen}
+    found = {"train": own.without(held, f"without {len(held)} held out by seed {seed}")}
+    for split, chosen in drawn.items():
+        rest = set(range(len(own))) - set(chosen)
+        found[split] = own.without(rest, f"{len(chosen)} held out by seed {seed}")
+    return found
