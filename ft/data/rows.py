@@ -112,7 +112,7 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
         )
     rows = [row for split in splits.values() for row in split]
     if broken := sum("\n" in row.get("target", "") for row in rows):
-        lines.append(f"note: {broken} translations have line breaks, so none ends an answer")
+        lines.append(f"note: {broken:,} translations with line breaks: none ends an answer")
     return "\n".join(lines)
 
 

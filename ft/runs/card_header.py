@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.models.sources import license_of
+from ft.text.languages import base_of
 
 # what a run may have been scored by: its name in a table, and in the Hub's list of metrics
 METRICS = {
@@ -56,7 +57,11 @@ def header(run: dict[str, Any], config: str, name: str) -> str:
     """The YAML that the Hub reads: https://huggingface.co/docs/hub/model-cards."""
     from huggingface_hub import ModelCardData
 
-    pair = re.search(r"^language_pair: *['\"]?([a-z]{2})-([a-z]{2})\b", config, re.MULTILINE)
+    pair = re.search(
+        r"^language_pair: *['\"]?([a-z]{2,3})(?:_\w+)*-([a-z]{2,3})(?:_\w+)*(?:=|\b)",
+        config,
+        re.MULTILINE | re.IGNORECASE,
+    )
     base, whole, data = hub_name(run.get("model", {})), trained_whole(run), run.get("data", {})
     origins = {
         split: str(part["origin"]) for split, part in data.items() if "origin" in _dict(part)
@@ -73,7 +78,7 @@ def header(run: dict[str, Any], config: str, name: str) -> str:
         library_name="transformers" if whole else "peft",
         pipeline_tag="text-generation",
         datasets=[*dict.fromkeys(known)] or None,
-        language=list(pair.groups()) if pair else None,
+        language=[base_of(code) for code in pair.groups()] if pair else None,
         tags=["lora"] * (not whole) + ["transformers", "ft"] + ["translation"] * bool(pair),
         license=license_of(base)[0],
         model_name=name if results else None,

@@ -76,3 +76,32 @@ def test_before_after_switches_the_adapter_off_for_the_base(model):
     shown = found.table
     assert "test, 2 lines" in shown
     assert result["signatures"]["chrf"] in shown
+
+
+def test_words_are_told_apart_by_the_target(monkeypatch, tmp_path):
+    monkeypatch.setattr(translation, "find_spec", lambda name: None)
+    monkeypatch.setattr(translation, "_flores200", lambda: tmp_path / "none")
+    assert translation.tokenizer_of("en-de") == ("13a", "")
+    assert translation.tokenizer_of("zh-en") == ("13a", "")
+    assert (
+        translation.tokenizer_of("en-zh_Hant") == translation.tokenizer_of("fr-zho") == ("zh", "")
+    )
+    for pair, wanted in (("en-ja", "ja-mecab"), ("en-ko_KR", "ko-mecab"), ("en-th", "flores200")):
+        name, note = translation.tokenizer_of(pair)
+        assert name == "char"
+        assert wanted in note
+    monkeypatch.setattr(translation, "find_spec", lambda name: name)
+    monkeypatch.setattr(translation, "_flores200", lambda: tmp_path)
+    (tmp_path / "model").write_text("")
+    monkeypatch.setattr(translation, "_flores200", lambda: tmp_path / "model")
+    assert translation.tokenizer_of("en-ja") == ("ja-mecab", "")
+    assert translation.tokenizer_of("en-ko") == ("ko-mecab", "")
+    assert translation.tokenizer_of("en-th") == ("flores200", "")
+
+
+def test_the_signature_names_the_tokenizer():
+    chinese = ["我喜欢喝茶。", "火车晚点了。"] * 5
+    found = translation.scores({"base": chinese[::-1], "tuned": chinese}, chinese, tokenizer="zh")
+    assert "tok:zh" in found["signatures"]["bleu"]
+    assert found["tuned"]["bleu"]["score"] == pytest.approx(100)
+    assert "tok" not in found["signatures"]["chrf"]
