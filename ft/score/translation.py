@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,7 +175,7 @@ def corpus_chrf(translations: Sequence[str], references: Sequence[str]) -> float
 
 
 def scores(
-    systems: dict[str, Sequence[str]],
+    systems: Mapping[str, Sequence[str]],
     references: Sequence[str],
     *,
     tokenizer: str = "13a",

@@ -139,7 +139,7 @@ class Language:
         more; what this code says more must be there, but for the base alone. ``exactly``: no more.
         """
         mine, theirs = _parts(self.code), _parts(name)
-        if not theirs or mine[0] != theirs[0]:
+        if mine[0] != theirs[0]:
             return False
         return mine[1] == theirs[1] if exactly else mine[1] <= theirs[1] or not theirs[1]
 
@@ -167,10 +167,9 @@ def known(code: str) -> bool:
     return base_of(code) in NAMES and bool(_CODE.fullmatch(code.replace("-", "_")))
 
 
-def _parts(name: str) -> tuple[str, frozenset[str]] | None:
-    plain = name.strip().lower().replace("-", "_")
-    base, *more = plain.split("_")
-    return (base_of(base), frozenset(more)) if base else None
+def _parts(name: str) -> tuple[str, frozenset[str]]:
+    base, *more = name.strip().lower().replace("-", "_").split("_")
+    return base_of(base), frozenset(more)
 
 
 def _language(code: str, text: str) -> Language:
