@@ -31,8 +31,8 @@ MAY_IMPORT = {  # each row also its own package
 }
 FACES = {  # the public names of each package, for recipes and users
     "chat": "Chat Conversation Partner Server load",
-    "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation open_pairs "
-    "overlap pairs parallel summary",
+    "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation one_line "
+    "open_pairs overlap pairs parallel summary translation_splits",
     "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
     "RepetitionPenalty Sample TopK TopP generate greedy stream write",
     "models": "Base attach_lora load load_config load_lora load_tokenizer summary train_all",
