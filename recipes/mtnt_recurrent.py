@@ -102,7 +102,6 @@ class Config:
             "tutorial-adamw": {
                 "optim": "adamw",
                 "learning_rate": 1e-4,
-                "adam_beta2": 0.96,
                 "weight_decay": 0.1,
                 "max_steps": 100,
             },
@@ -125,8 +124,7 @@ def template(c: Config, _: Any = None) -> Template:
 
 
 def main(c: Config) -> None:
-    # what can be wrong without a model is found before torch is loaded, and nothing is written before
-    # model and data are known to be good
+    # nothing is written before model and data are known to be good
     target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
     splits, t = rows(c), template(c)
     say(data.summary(splits))
