@@ -185,7 +185,7 @@ def encode(
     pairs, counts = [], []
     for row in rows:
         fields = {"instruction": marked(row["prompt"], len(row["images"]))}
-        pair = template.render(fields | {"response": row["completion"]})
+        (pair,) = template.turns(fields | {"response": row["completion"]})
         pair["prompt"] = see.filling(row["images"])(pair["prompt"])
         counts.append(pair["prompt"].count(image))
         if counts[-1] >= max_length:
