@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, overlap
+from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, listed, overlap
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation
 from ft.text.messages import IMAGES, VISION, Message, fault_of
+from ft.text.template import Template
 
 DOLLY = "databricks/databricks-dolly-15k"
 _FORMATS = (
@@ -240,3 +241,43 @@ def splits(
     if drop_duplicates and (found := overlap(train, held)):
         train = train.without(found, f"without {len(found)} that ask what a held-out row asks")
     return {"train": train, "valid": valid, "test": test}
+
+
+def readable(
+    splits: dict[str, Rows],
+    template: Template | None,
+    *,
+    on_bad_row: str = "error",
+    allow_stop_in_answer: bool = False,
+) -> dict[str, Rows]:
+    """The rows of each split that a template can show; all of them without one.
+
+    Raises UserError for the others unless ``on_bad_row="skip"``, and for answers inside which a stop
+    string of the template stands, unless they are allowed: generation would end there.
+    """
+    if template is None:
+        return splits
+    found, stopped = {}, []
+    for split, rows in splits.items():
+        bad: dict[int, str] = {}
+        for i, row in enumerate(rows):
+            try:
+                pairs = template.turns(row)
+            except UserError as error:
+                bad[i] = f"{rows.place(i)}: {error}"
+                continue
+            stopped += [
+                (rows.place(i), stop) for p in pairs if (stop := template.stop_in(p["completion"]))
+            ][:1]
+        if bad and on_bad_row == "error":
+            raise UserError(listed(list(bad.values()), rows.origin))
+        left = rows.without(bad, f"without {len(bad)} bad rows") if bad else rows
+        found[split] = dataclasses.replace(left, skipped=rows.skipped + len(bad))
+    if stopped and not allow_stop_in_answer:
+        place, stop = stopped[0]
+        raise UserError(
+            f"{len(stopped)} rows hold the stop string {stop!r} of template {template.name!r} inside an "
+            f"answer, the first is {place}: generation would end there. Choose another --template, or "
+            "learn them all the same with --allow-stop-in-answer"
+        )
+    return found

@@ -75,19 +75,17 @@ def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message
 
 
 def _content(content: Any, number: int, *, tool: bool) -> tuple[Any, list[Any]]:
-    """The text of a content, its parts joined, and the thoughts among these. A tool's may be an object."""
+    """The text of a content, its parts joined, and the thoughts among these. A tool's object is JSON."""
     if content is None:
         return "", []
-    parts = isinstance(content, list) and (
-        not tool or all(isinstance(part, str | Mapping) for part in content)
-    )
-    if not parts:
-        return without_nulls(content) if tool else content, []
+    as_json = json.dumps(content, ensure_ascii=False, default=str)
+    if not isinstance(content, list):
+        return as_json if tool and not isinstance(content, str) else content, []
     texts, thoughts = [], []
     for part in content:
         there = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
         kind = there.get("type", "text")
-        if isinstance(part, str):
+        if isinstance(part, str) and not tool:
             texts.append(part)
         elif kind in ("text", "input_text", "output_text") and isinstance(there.get("text"), str):
             texts.append(there["text"])
@@ -96,7 +94,7 @@ def _content(content: Any, number: int, *, tool: bool) -> tuple[Any, list[Any]]:
         elif kind in IMAGES or any(there.get(key) for key in IMAGES):
             raise UserError(f"message {number} has a part {kind!r}: {VISION}")
         elif tool:  # a result that is a list of objects
-            return without_nulls(content), []
+            return as_json, []
         else:
             raise UserError(
                 f"message {number} has a part of type {kind!r} in its content; allowed are text"

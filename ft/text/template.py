@@ -1,6 +1,7 @@
 """A template: the fields of a row, or of each turn of a conversation, as a prompt and the completion to write."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class Template:
         ""  # behind the last prompt: what a chat template adds where it asks for an answer
     )
     thinking: bool = False  # whether a chat template is told to ask for thoughts
+    ignore: tuple[
+        str, ...
+    ] = ()  # optional fields that rows may have and that are left out knowingly
 
     def __post_init__(self) -> None:
         for key in ("prompt", "completion"):
@@ -52,6 +56,20 @@ class Template:
                 )
         if any(not stop.strip(" ") for stop in self.stop):
             raise UserError(f"template {self.name!r}: a stop string is empty, which stops at once")
+
+    @functools.cached_property
+    def reads(self) -> frozenset[str]:
+        """The fields that it reads, be it only for whether they are empty."""
+        pieces = [*self._pieces("prompt"), *self._pieces("completion")]
+        return frozenset(
+            name for _, field, section, _ in pieces for name in (field, section) if name
+        )
+
+    def stop_in(self, completion: str) -> str:
+        """The stop string that stands inside an answer, where generation would end; or nothing."""
+        *_, (own, field, *_) = ((text, field) for text, field, *_ in self._pieces("completion"))
+        answer = completion.removesuffix(own if not field else "").strip()
+        return next((stop for stop in self.stop if stop in answer), "")
 
     @property
     def fields(self) -> set[str]:
@@ -78,9 +96,21 @@ class Template:
                 "model that has them can show them (--template chat)"
             )
         given = exchanges(row["messages"]) if "messages" in row else [row]
+        for one in given:
+            self.refuse_unread(one)
         pairs = [self.render(one) | ({"learn": False} if "learn" in one else {}) for one in given]
         pairs[-1]["prompt"] += self.opening
         return pairs
+
+    def refuse_unread(self, row: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` for a system message or a context that the template would drop."""
+        for name in OPTIONAL.keys() - self.reads - {*self.ignore}:
+            if str(row.get(name) or "").strip():
+                raise UserError(
+                    f"template {self.name!r} has no place for the row's {name}, which would be dropped: "
+                    f"write {{?{name}}}…{{{name}}}…{{/{name}}} into it, or leave it out knowingly with "
+                    f"--ignore-fields {name}"
+                )
 
     def trim(self, text: str) -> str:
         """Generated text up to the first stop string, without white space at its ends."""
@@ -136,7 +166,7 @@ class Template:
 def from_record(kept: Mapping[str, Any]) -> Template:
     """The template that a run's record holds."""
     values = dict(kept)
-    for key in ("stop", "strip"):
+    for key in ("stop", "strip", "ignore"):
         values[key] = tuple(values.get(key, ()))
     return Template(**values)
 

@@ -1,14 +1,14 @@
 """Token ids and labels: encode, mask, length policy, and a view of the mask."""
 
-import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ft.errors import UserError
 from ft.machine import say
+from ft.text import native
 from ft.text.template import Pair, Template
 
 IGNORE = (
@@ -27,6 +27,7 @@ class Encoded:
     lengths: list[int]  # tokens of every pair before the policy
     dropped: int
     truncated: int
+    skipped: int = 0  # bad ones, left out
 
     @property
     def supervised(self) -> int:
@@ -44,6 +45,8 @@ class Encoded:
             text += f"; {self.dropped:,} dropped (longer than {max_length} tokens)"
         if self.truncated:
             text += f"; {self.truncated:,} lost their ending (cut at {max_length} tokens)"
+        if self.skipped:
+            text += f"; {self.skipped:,} bad rows skipped"
         return text
 
 
@@ -55,16 +58,39 @@ def encode_rows(
     max_length: int,
     policy: Policy = "drop",
     seed_parity: bool = False,
+    on_bad_row: str = "error",
+    supervise_thinking: bool = True,
 ) -> Encoded:
     """Encode rows, of fields or of ``{"messages"}``, as ``template`` reads them; see ``encode``.
 
-    Raises ``UserError`` for a row whose own text holds a control token: it would end a turn, or make
-    a new one, where the data only has text.
+    Raises ``UserError``, or with ``on_bad_row="skip"`` leaves out and counts: a row that the template
+    cannot show, and one whose own text holds a control token (it would end a turn, or make a new one,
+    where the data only has text). Messages name a row by ``rows.place``, where rows have one. Without
+    ``supervise_thinking`` thoughts are read and not learnt.
     """
+    place = getattr(rows, "place", lambda index: f"row {index + 1}")
     rows = list(rows)
-    turns = [template.turns(row) for row in rows]  # refuses what is no conversation
-    refuse_control_tokens(rows, tokenizer)
-    return encode(
+    refuse_control_tokens_of(template, tokenizer)
+    control = _control_tokens(tokenizer)
+    turns, kept, bad = [], [], []
+    for index, row in enumerate(rows):
+        if found := _control_token(row, control):
+            bad.append(f"{place(index)}, {found}; remove it from the data")
+            continue
+        try:
+            if native.reads(template, row):
+                turns.append(native.pairs(template, row, tokenizer, thoughts=supervise_thinking))
+            else:
+                turns.append(template.turns(row))
+            kept.append(index)
+        except UserError as error:
+            bad.append(f"{place(index)}: {error}")
+    if bad and on_bad_row == "error":
+        more = f" (and {len(bad) - 1} more rows are bad)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}, or leave such rows out with --on-bad-row skip{more}")
+    if not turns and bad:
+        raise UserError(f"all {len(bad)} rows are bad; the first is {bad[0]}")
+    found = encode(
         turns,
         tokenizer,
         max_length=max_length,
@@ -72,7 +98,10 @@ def encode_rows(
         seed_parity=seed_parity,
         end=template.end,
         tail=template.tail,
+        place=lambda at: place(kept[at]),
+        on_bad_row=on_bad_row,
     )
+    return replace(found, rows=[kept[at] for at in found.rows], skipped=found.skipped + len(bad))
 
 
 def encode_splits(
@@ -101,6 +130,8 @@ def encode(
     seed_parity: bool = False,
     end: str = "",
     tail: str = "",
+    place: Callable[[int], str] = lambda at: f"row {at + 1}",
+    on_bad_row: str = "error",
 ) -> Encoded:
     """Encode ``{"prompt", "completion"}`` pairs; labels are each completion and its end token.
 
@@ -112,7 +143,8 @@ def encode(
 
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
-    error. Raises ``UserError`` for that, for a control token inside a text, and if nothing is left.
+    error. Raises ``UserError`` for that (with ``on_bad_row="skip"`` it is skipped instead), for a
+    control token inside a text, and if nothing is left. ``place`` names a conversation in messages.
     """
     conversations = [[p] if isinstance(p, Mapping) else list(p) for p in pairs]
     if not conversations:
@@ -128,18 +160,22 @@ def encode(
     after = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     examples, rows, lengths, truncated, too_long = [], [], [], 0, []
     for row, turns in enumerate(conversations):
-        ids, labels = [bos], [IGNORE]
-        for prompt, completion in itertools.islice(encoded, len(turns)):
-            if bos in prompt or bos in completion or eos in completion or stop in completion:
+        ids, labels, between = [bos], [IGNORE], []
+        for pair, (prompt, completion) in zip(turns, encoded, strict=False):
+            ended = pair.get("ended", False)  # control tokens are the chat template's own
+            wrong = not ended and {bos, eos, stop} & {*completion}
+            if bos in prompt or wrong:
                 raise UserError(
-                    f"row {row + 1}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
+                    f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
                     "remove it from the data"
                 )
-            answer = [*([bos] if seed_parity else []), *completion, stop]
-            ids += prompt + answer + after
-            labels += [IGNORE] * len(prompt) + answer + [IGNORE] * len(after)
-        if after and not end:  # nothing follows a last EOS
+            between = [] if ended else after
+            answer = [*([bos] if seed_parity else []), *completion, *([] if ended else [stop])]
+            ids += prompt + answer + between
+            learnt = answer if pair.get("learn", True) else [IGNORE] * len(answer)
+            labels += [IGNORE] * len(prompt) + learnt + [IGNORE] * len(between)
+        if between and not end:  # nothing follows a last EOS
             ids, labels = ids[: -len(after)], labels[: -len(after)]
         lengths.append(len(ids))
         if len(ids) > max_length:
@@ -149,21 +185,24 @@ def encode(
                 continue
             truncated += 1
         assert len(ids) == len(labels)
-        assert any(label != IGNORE for label in labels)
+        if all(label == IGNORE for label in labels):
+            raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
         examples.append({"input_ids": ids, "labels": labels})
         rows.append(row)
-    if policy == "error" and too_long:
+    if policy == "error" and too_long and on_bad_row == "error":
         raise UserError(
             f"{len(too_long)} of {len(conversations)} rows have more than max_length={max_length} tokens, "
-            f"the first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
-            "the length policy drop or truncate"
+            f"the first is {place(too_long[0])} with {lengths[too_long[0]]}; raise --max-length, choose "
+            "the length policy drop or truncate, or leave such rows out with --on-bad-row skip"
         )
     if not examples:
         raise UserError(
             f"all {len(conversations)} rows have more than max_length={max_length} tokens (the shortest "
             f"has {min(lengths)}); raise --max-length"
         )
-    return Encoded(examples, rows, lengths, len(conversations) - len(examples), truncated)
+    left = len(conversations) - len(examples)
+    dropped, skipped = (0, left) if policy == "error" else (left, 0)
+    return Encoded(examples, rows, lengths, dropped, truncated, skipped)
 
 
 def prompt_ids(
@@ -174,10 +213,14 @@ def prompt_ids(
     ``fill`` changes the text of each prompt, once the row's own text is known to be good. Raises
     ``UserError`` for a control token in the row's own text.
     """
-    turns = template.turns(row) if "messages" in row else []
     if found := _control_token(row, _control_tokens(tokenizer)):
         raise UserError(f"{found}; ask without it")
+    if native.reads(template, row):
+        text = fill(native.prompt(template, row, tokenizer))
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    turns = template.turns(row) if "messages" in row else []
     if not turns:
+        template.refuse_unread(row)
         prompt = fill(template.prompt_for(row))
         return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     *finished, last = [turn | {"prompt": fill(turn["prompt"])} for turn in turns]
@@ -206,18 +249,47 @@ def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
 
+def refuse_control_tokens_of(template: Template, tokenizer: Any) -> None:
+    """Raise ``UserError`` for a template that writes the BOS which every example begins with anyway."""
+    for key in ("prompt", "completion", "tail"):
+        if tokenizer.bos_token in getattr(template, key):
+            raise UserError(
+                f"template {template.name!r}, {key}: it has {tokenizer.bos_token!r}, which every example "
+                "begins with already; remove it from the template"
+            )
+    for token in (template.end or tokenizer.eos_token, tokenizer.eos_token):
+        if token in template.completion:
+            raise UserError(
+                f"template {template.name!r}, completion: it has {token!r}, which follows every "
+                "completion already; remove it from the template"
+            )
+
+
 def _control_token(row: Mapping[str, Any], control: re.Pattern[str]) -> str:
     """Where a row's own text holds a control token, in words; nothing where it holds none."""
     turns = enumerate(row.get("messages", ()), 1)
-    fields = [(f"message {n} ({m['role']})", m["content"]) for n, m in turns]
-    fields += [(key, value) for key, value in row.items() if isinstance(value, str)]
-    for name, text in fields:
-        if found := control.search(text):
-            token = repr(found.group())
-            return (
-                f"{name}: the text contains {token}, which the tokenizer reads as a control token"
-            )
+    fields = [(f"message {n} ({m['role']})", value) for n, m in turns for value in m.values()]
+    fields += [(key, value) for key, value in row.items() if key not in ("messages", "images")]
+    for name, value in fields:
+        for text in _texts(value):
+            if found := control.search(text):
+                return (
+                    f"{name}: the text contains {found.group()!r}, which the tokenizer reads as a "
+                    "control token"
+                )
     return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings of a value, which is one, or an object or a list of more."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from (key, *_texts(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def show(example: Example, tokenizer: Any, *, colour: bool) -> str:
