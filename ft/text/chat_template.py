@@ -97,8 +97,14 @@ def read(tokenizer: Any) -> Template:
         strip=tuple(strip),
         opening=opening[len(middle) :],
     )
-    system = [{"role": "system", "content": "s "}] if with_system is not None else []
-    for messages in ([*system, *_TALK], _TALK, _TALK[:2]):
+    _check(template, tokenizer, system=with_system is not None)
+    return template
+
+
+def _check(template: Template, tokenizer: Any, *, system: bool) -> None:
+    """Raise ``UserError`` where conversations or prompts read otherwise than the tokenizer's own."""
+    first = [{"role": "system", "content": "s "}] if system else []
+    for messages in ([*first, *_TALK], _TALK, _TALK[:2]):
         for given, ask in ((messages, False), (messages[:-1], True)):
             wanted = _render(tokenizer, given, ask=ask)
             found = text(template, given, tokenizer.bos_token)
@@ -107,7 +113,6 @@ def read(tokenizer: Any) -> Template:
                     "the tokenizer's chat template does more than join turns: it renders "
                     f"{wanted!r}, its turns alone would be {found!r}; choose another --template"
                 )
-    return template
 
 
 def text(template: Template, messages: list[dict[str, str]], bos: str) -> str:

@@ -1,14 +1,13 @@
 """Token ids and labels: encode, mask, length policy, and a view of the mask."""
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ft.errors import UserError
 from ft.machine import say
-from ft.text import native
+from ft.text import control, native
 from ft.text.template import Pair, Template
 
 IGNORE = (
@@ -70,11 +69,11 @@ def encode_rows(
     """
     place = getattr(rows, "place", lambda index: f"row {index + 1}")
     rows = list(rows)
-    refuse_control_tokens_of(template, tokenizer)
-    control = _control_tokens(tokenizer)
+    control.refuse_template(template, tokenizer)
+    special = control.tokens(tokenizer)
     turns, kept, bad = [], [], []
     for index, row in enumerate(rows):
-        if found := _control_token(row, control):
+        if found := control.found_in(row, special):
             bad.append(f"{place(index)}, {found}; remove it from the data")
             continue
         try:
@@ -163,8 +162,7 @@ def encode(
         ids, labels, between = [bos], [IGNORE], []
         for pair, (prompt, completion) in zip(turns, encoded, strict=False):
             ended = pair.get("ended", False)  # control tokens are the chat template's own
-            wrong = not ended and {bos, eos, stop} & {*completion}
-            if bos in prompt or wrong:
+            if bos in prompt or not ended and {bos, eos, stop} & {*completion}:
                 raise UserError(
                     f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
@@ -179,12 +177,11 @@ def encode(
             ids, labels = ids[: -len(after)], labels[: -len(after)]
         lengths.append(len(ids))
         if len(ids) > max_length:
-            too_long.append(row)
+            too_long += [row]
             ids, labels = ids[:max_length], labels[:max_length]
             if policy != "truncate" or all(label == IGNORE for label in labels):
                 continue
             truncated += 1
-        assert len(ids) == len(labels)
         if all(label == IGNORE for label in labels):
             raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
         examples.append({"input_ids": ids, "labels": labels})
@@ -201,8 +198,8 @@ def encode(
             f"has {min(lengths)}); raise --max-length"
         )
     left = len(conversations) - len(examples)
-    dropped, skipped = (0, left) if policy == "error" else (left, 0)
-    return Encoded(examples, rows, lengths, dropped, truncated, skipped)
+    counts = (0, truncated, left) if policy == "error" else (left, truncated, 0)
+    return Encoded(examples, rows, lengths, *counts)
 
 
 def prompt_ids(
@@ -213,7 +210,7 @@ def prompt_ids(
     ``fill`` changes the text of each prompt, once the row's own text is known to be good. Raises
     ``UserError`` for a control token in the row's own text.
     """
-    if found := _control_token(row, _control_tokens(tokenizer)):
+    if found := control.found_in(row, control.tokens(tokenizer)):
         raise UserError(f"{found}; ask without it")
     if native.reads(template, row):
         text = fill(native.prompt(template, row, tokenizer))
@@ -234,62 +231,6 @@ def prompt_ids(
     ).examples
     prompt_ends = max(i for i, label in enumerate(example["labels"]) if label != IGNORE)
     return example["input_ids"][:prompt_ends]
-
-
-def refuse_control_tokens(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
-    """Raise ``UserError`` for the first row whose own text holds a control token of the tokenizer."""
-    control = _control_tokens(tokenizer)
-    for number, row in enumerate(rows, 1):
-        if found := _control_token(row, control):
-            raise UserError(f"row {number}, {found}; remove it from the data")
-
-
-def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-
-
-def refuse_control_tokens_of(template: Template, tokenizer: Any) -> None:
-    """Raise ``UserError`` for a template that writes the BOS which every example begins with anyway."""
-    for key in ("prompt", "completion", "tail"):
-        if tokenizer.bos_token in getattr(template, key):
-            raise UserError(
-                f"template {template.name!r}, {key}: it has {tokenizer.bos_token!r}, which every example "
-                "begins with already; remove it from the template"
-            )
-    for token in (template.end or tokenizer.eos_token, tokenizer.eos_token):
-        if token in template.completion:
-            raise UserError(
-                f"template {template.name!r}, completion: it has {token!r}, which follows every "
-                "completion already; remove it from the template"
-            )
-
-
-def _control_token(row: Mapping[str, Any], control: re.Pattern[str]) -> str:
-    """Where a row's own text holds a control token, in words; nothing where it holds none."""
-    turns = enumerate(row.get("messages", ()), 1)
-    fields = [(f"message {n} ({m['role']})", value) for n, m in turns for value in m.values()]
-    fields += [(key, value) for key, value in row.items() if key not in ("messages", "images")]
-    for name, value in fields:
-        for text in _texts(value):
-            if found := control.search(text):
-                return (
-                    f"{name}: the text contains {found.group()!r}, which the tokenizer reads as a "
-                    "control token"
-                )
-    return ""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The strings of a value, which is one, or an object or a list of more."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from (key, *_texts(inner))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
 
 
 def show(example: Example, tokenizer: Any, *, colour: bool) -> str:
