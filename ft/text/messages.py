@@ -269,7 +269,7 @@ def _out_of_order(role: str, before: Message, system: bool, number: int) -> str:
     """Why a message may not follow the one before it; an empty string where it may."""
     if role == "tool":
         follows = before.get("tool_calls") or before["role"] == "tool"
-        return "" if follows else "the result of a tool that no call asked for"
+        return "" if follows else "a message of role 'tool' follows no call"
     if role == before["role"]:
         return (
             f"the conversation has two {role} turns in a row; user and assistant alternate"

@@ -3,54 +3,20 @@
 The ids are those of ``apply_chat_template(messages, tools=…)``. A row's own text holds no control
 token (it is refused), so the control tokens of what is rendered are the template's, and tell who
 speaks: between what opens the model's turn and what ends it the model writes, but for the results of
-tools. What these tokens are is found once for a template, by rendering conversations with marks.
+tools.
 """
 
-import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ft.errors import UserError
-from ft.text.messages import THOUGHTS, beyond_text, fault_of
+from ft.text.forms import Form, form_of, render
+from ft.text.messages import beyond_text, fault_of
 from ft.text.template import Pair, Template
 
 _NUMBER = re.compile("\x02(\\d+) (?:content|thought|call)\x02")
 _LOST = re.compile("\x02\\d+ \\w+\x02")
-_MARK = {key: f"\x02{key}\x02" for key in ("user", "call", "result", "thought", "answer", "tool")}
-_USER = {"role": "user", "content": _MARK["user"]}
-_ANSWER = {"role": "assistant", "content": _MARK["answer"]}
-_CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [
-        {
-            "id": "1",
-            "type": "function",
-            "function": {"name": "f", "arguments": {"x": _MARK["call"]}},
-        }
-    ],
-}
-_RESULT = {"role": "tool", "name": "f", "tool_call_id": "1", "content": _MARK["result"]}
-_TOOL = {
-    "name": "f",
-    "description": _MARK["tool"],
-    "parameters": {"type": "object", "properties": {}},
-}
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a chat template has places for, and the texts that its turns begin and end with."""
-
-    turn: str  # opens the model's turn, behind which it writes
-    end: str  # ends it
-    openings: tuple[str, str]  # what a prompt has behind that, without and with thoughts asked for
-    tools: bool  # whether tools that may be called have a place
-    thinks: bool  # whether it can ask for thoughts
-    result: tuple[str, str] | None  # control tokens around a tool's result in the model's turn
-    thought: tuple[str, str] | None  # around a thought
 
 
 def reads(template: Template, row: Mapping[str, Any]) -> bool:
@@ -103,76 +69,6 @@ def pairs(
         found[last]["prompt"] += opening
     found[0]["prompt"] = found[0]["prompt"].removeprefix(tokenizer.bos_token)
     return [*found, {"prompt": read, "completion": "", "ended": True}] if read else found
-
-
-@functools.lru_cache(maxsize=16)
-def _form(known: "_Known") -> Form:
-    tokenizer = known.tokenizer
-    control = re.compile("|".join(map(re.escape, sorted(known.key[1], key=len, reverse=True))))
-    plain = _tried(tokenizer, [_USER, _ANSWER])
-    asked = [_tried(tokenizer, [_USER], ask=True, thinking=thinking) for thinking in (False, True)]
-    if plain is None or None in asked:
-        raise UserError("the tokenizer's chat template refuses a user's turn with an answer")
-    between = plain.partition(_MARK["user"])[2].partition(_MARK["answer"])[0]
-    opened = [found.start() for found in control.finditer(between)]
-    ends = control.search(plain.partition(_MARK["answer"])[2])
-    if not opened or ends is None:
-        raise UserError("the tokenizer's chat template has no control tokens around a turn")
-    turn, end = between[opened[-1] :], ends.group()
-    tools = _tried(tokenizer, [_USER, _ANSWER], [{"type": "function", "function": _TOOL}])
-    thought = dict.fromkeys(THOUGHTS, _MARK["thought"])
-    talks = [[_USER, _ANSWER | thought], [_USER, _CALL | thought, _RESULT, _ANSWER]]
-    around = [_around(_tried(tokenizer, t), _MARK["thought"], control, turn, end) for t in talks]
-    called = _tried(tokenizer, [_USER, _CALL, _RESULT, _ANSWER])
-    responses = {"tool_responses": [{"name": "f", "response": _MARK["result"]}]}
-    embedded, inside = [_USER, _CALL | responses, _ANSWER], (_MARK["result"], control, turn, end)
-    return Form(
-        turn=turn,
-        end=end,
-        openings=tuple(text.rpartition(turn)[2] for text in asked),  # pyright: ignore
-        tools=bool(tools and _MARK["tool"] in tools),
-        thinks=asked[0] != asked[1] or plain != _tried(tokenizer, [_USER, _ANSWER], thinking=True),
-        result=_around(called, *inside) or _around(_tried(tokenizer, embedded), *inside),
-        thought=around[0] or around[1],
-    )
-
-
-def form_of(tokenizer: Any) -> Form:
-    """The ``Form`` of a tokenizer's chat template. Raises ``UserError`` where it has none of turns."""
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template, which alone has places for tools and thoughts"
-        )
-    return _form(_Known(tokenizer))
-
-
-class _Known:
-    """A tokenizer that a cache tells by its chat template and its control tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        special = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
-        self.tokenizer, self.key = tokenizer, (tokenizer.chat_template, tuple(special))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and self.key == other.key
-
-
-def _around(
-    rendered: str | None, mark: str, control: re.Pattern[str], turn: str, end: str
-) -> tuple[str, str] | None:
-    """The control tokens before and behind a mark in the model's turn; none where it is not in one."""
-    before, found, after = (rendered or "").partition(mark)
-    inside = before.rpartition(turn)[2]
-    if not found or turn not in before or end in inside:
-        return None
-    first, last = control.findall(inside), control.findall(after)
-    if first and last and first[-1] == last[0]:  # quotes around a string
-        first.pop()
-        last.pop(0)
-    return (first[-1], last[0]) if first and last and last[0] != end else None
 
 
 def _spans(rendered: str, form: Form, thoughts: bool) -> Iterator[tuple[str, bool]]:
@@ -239,7 +135,7 @@ def _text(
     if template.thinking and not form.thinks:
         raise UserError("the model's chat template has nothing that asks for thoughts")
     try:
-        return _render(tokenizer, messages, tools, ask=ask, thinking=template.thinking)
+        return render(tokenizer, messages, tools, ask=ask, thinking=template.thinking)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"the model's chat template refuses it: {error}") from None
 
@@ -291,36 +187,3 @@ def _refuse_lost(marked: str, messages: list[dict[str, Any]]) -> None:
                     f"message {number + 1}: the model's chat template has no place for its {what} "
                     "here; leave that out of the data, or train a model that has one"
                 )
-
-
-def _render(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    tools: Any = None,
-    *,
-    ask: bool = False,
-    thinking: bool = False,
-) -> str:
-    shown = [_shown(message) for message in messages]
-    options = {"enable_thinking": True} if thinking else {}
-    return tokenizer.apply_chat_template(
-        shown, tools=tools or None, tokenize=False, add_generation_prompt=ask, **options
-    )
-
-
-def _tried(tokenizer: Any, messages: Any, tools: Any = None, **options: Any) -> str | None:
-    """What a chat template makes of a conversation; nothing where it refuses it."""
-    from jinja2 import TemplateError
-
-    try:
-        return _render(tokenizer, messages, tools, **options)
-    except (TemplateError, TypeError, ValueError, KeyError):
-        return None
-
-
-def _shown(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as a chat template takes it: a thought under each of the names that templates know."""
-    found = {key: value for key, value in message.items() if key != "learn"}
-    if thought := found.get("reasoning_content"):
-        found |= dict.fromkeys(THOUGHTS, thought)
-    return found

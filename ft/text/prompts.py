@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError, nearest, one_of
-from ft.text import chat_template, native
+from ft.text import chat_template, forms
 from ft.text.template import OPTIONAL, Template, from_record
 
 LANGUAGES = {"en": "English", "fr": "French", "ja": "Japanese"}
@@ -102,7 +102,7 @@ def by_name(
     for another name, a file that cannot be read, and a template that the tokenizer cannot follow.
     """
     template = without_tokenizer(name, ignore_fields) or chat_template.read(tokenizer)
-    if enable_thinking and not (name == "chat" and native.form_of(tokenizer).thinks):
+    if enable_thinking and not (name == "chat" and forms.form_of(tokenizer).thinks):
         raise UserError(
             f"template {name!r} has nothing that asks for thoughts: --enable-thinking is for --template "
             "chat of a model whose own chat template has, such as Gemma 4"

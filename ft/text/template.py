@@ -98,7 +98,9 @@ class Template:
         given = exchanges(row["messages"]) if "messages" in row else [row]
         for one in given:
             self.refuse_unread(one)
-        pairs = [self.render(one) | ({"learn": False} if "learn" in one else {}) for one in given]
+        pairs: list[Pair] = [
+            self.render(one) | ({"learn": False} if "learn" in one else {}) for one in given
+        ]
         pairs[-1]["prompt"] += self.opening
         return pairs
 

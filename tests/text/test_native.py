@@ -7,7 +7,7 @@ import pytest
 from support import gemma_tokens
 
 from ft.errors import UserError
-from ft.text import chat_template, native, tokens
+from ft.text import chat_template, forms, tokens
 
 TEMPLATES = gemma_tokens.of_trl()
 NATIVE = [name for name in TEMPLATES if "gemma4" in name or "diffusion" in name]
@@ -74,7 +74,7 @@ def conversation(seed, *, tools, thinks):
 def test_tools_have_the_ids_of_apply_chat_template_and_results_are_never_learnt(name, seed):
     tokenizer = gemma_tokens.tokenizer_of(jinja_of(name))
     template = chat_template.read(tokenizer)
-    shows = native.form_of(tokenizer).thought is not None
+    shows = forms.form_of(tokenizer).thought is not None
     row, written, read = conversation(seed, tools=True, thinks=shows)
     (example,) = tokens.encode_rows([row], template, tokenizer, max_length=10**6).examples
     wanted = tokenizer.apply_chat_template(row["messages"], tools=row["tools"])["input_ids"]
