@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from ft import config, data, machine, models, plan, runs, score, text, train
 from ft.config import Amount, Count
-from ft.data.instructions import DOLLY
+from ft.data.instructions import DOLLY, readable
 from ft.data.instructions import splits as drawn
 from ft.machine import say
 from ft.text import Template, chat_template, prompts
@@ -72,6 +72,10 @@ class Config:
     categories: tuple[str, ...] = ()  # only these categories of Dolly; none: all
     no_context: bool = False  # only rows without a text to read
     template: str = "dolly"  # book, dolly, alpaca, plain, a YAML file; chat: turns of an -it model
+    ignore_fields: tuple[str, ...] = ()  # system, context: left out where the template lacks them
+    allow_stop_in_answer: bool = False  # learn answers that hold the template's stop string
+    enable_thinking: bool = False  # the model's chat template asks for thoughts, in use too
+    supervise_thinking: bool = True  # learn thoughts (reasoning_content), not only what follows
     drop_duplicates: bool = False  # also training rows that ask what a held-out row asks
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 1024  # tokens of a whole example
@@ -106,14 +110,14 @@ class Config:
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""
     splits = drawn(c.data, **config.pick(c, drawn))
-    if t := prompts.without_tokenizer(c.template):
-        t.turns(splits["train"].rows[0])  # a field that rows lack is found before a model loads
-    return splits
+    # what the template has no place for is found before a model loads
+    t = prompts.without_tokenizer(c.template, c.ignore_fields)
+    return readable(splits, t, **config.pick(c, readable))
 
 
 def template(c: Config, tokenizer: Any) -> Template:
     """How a row reads; training, evaluation, chat and the card all use this one."""
-    return prompts.by_name(c.template, tokenizer)
+    return prompts.by_name(c.template, tokenizer, **config.pick(c, prompts.by_name))
 
 
 def main(c: Config) -> None:
@@ -139,7 +143,11 @@ def main(c: Config) -> None:
     )
     say(models.summary(model))
     encoded = text.encode_splits(
-        splits, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+        splits,
+        t,
+        base.tokenizer,
+        policy=c.length_policy,
+        **config.pick(c, text.encode_rows),
     )
     r = runs.start(
         target,

@@ -119,7 +119,11 @@ def main(c: Config) -> None:
     )
     say(models.summary(model))
     encoded = text.encode_splits(
-        splits, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+        splits,
+        t,
+        base.tokenizer,
+        policy=c.length_policy,
+        **config.pick(c, text.encode_rows),
     )
     r = runs.start(
         target,

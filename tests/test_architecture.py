@@ -42,7 +42,7 @@ FACES = {  # the public names of each package, for recipes and users
     "runs": "Finished Opened Run Target check_folder find finish finished load pull push recipe "
     "start",
     "score": "Comparison following images instructions loss reasoning score top translation",
-    "text": "Encoded Template encode_splits",
+    "text": "Encoded Template encode_rows encode_splits",
     "train": "Trained deadline sft",
 }
 LONG_FILE, LONG_FUNCTION = 330, 80  # lines

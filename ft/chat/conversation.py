@@ -27,7 +27,7 @@ class Conversation:
     see: "Reader | None" = None
 
     def __post_init__(self) -> None:
-        fields = _fields(self.template)
+        fields = self.template.fields
         if "instruction" not in fields and len(fields - OPTIONAL.keys()) != 1:
             raise UserError(
                 f"template {self.template.name!r} has the fields {', '.join(sorted(fields))}: a "
@@ -48,7 +48,7 @@ class Conversation:
     @property
     def remembers(self) -> bool:
         """Whether earlier turns are part of a prompt."""
-        return "instruction" in _fields(self.template)
+        return "instruction" in self.template.fields
 
     def instructed(self, system: str) -> "Conversation":
         """The same turns with another system message; none if it is empty."""
@@ -77,7 +77,7 @@ class Conversation:
 
         row: dict[str, Any] = {"messages": list(self.messages)}
         if not self.remembers:
-            (field,) = _fields(self.template) - OPTIONAL.keys()
+            (field,) = self.template.fields - OPTIONAL.keys()
             last = self.messages[-1]
             row = {"system": self.system, field: last["content"], "images": last.get("images", ())}
         if any(message.get("images") for message in self.messages):
@@ -102,8 +102,3 @@ class Conversation:
     def _with(self, role: str, content: str, **more: Any) -> "Conversation":
         message = {"role": role, "content": content, **more}
         return dataclasses.replace(self, messages=(*self.messages, message))
-
-
-def _fields(template: Template) -> set[str]:
-    """The fields that a prompt is made of."""
-    return {field for _, field, *_ in template._pieces("prompt") if field}

@@ -116,7 +116,7 @@ def parse(body: bytes, *, chat: bool) -> Request:
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
     """Messages with texts as their contents. Raises ``Refused`` for any that is not one."""
-    from ft.text.template import fault_of
+    from ft.text.messages import fault_of
 
     messages = []
     for message in value if isinstance(value, list) else []:

@@ -26,9 +26,9 @@ def completion(
     for index, answer in enumerate(flat):
         logprobs = _likelihoods(answer, tokenizer, request.chat) if request.logprobs else None
         if request.chat:
-            said = {
-                "message": {"role": "assistant", "content": answer.text.strip(), "refusal": None}
-            }
+            message = {"role": "assistant", "content": answer.text.strip(), "refusal": None}
+            thought = {"reasoning_content": answer.thought} if answer.thought else {}
+            said = {"message": message | thought}
         else:
             said = {"text": answer.text}
         reason = {"finish_reason": finish_reason(answer)}

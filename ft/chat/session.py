@@ -127,7 +127,9 @@ class Chat:
         top_p: float = 1.0,
         max_new_tokens: int = 512,
         seed: int = 0,
+        show_thinking: bool = False,
     ) -> None:
+        self.show_thinking = show_thinking
         self.partner, self.screen, self.top_p = found, screen, top_p
         self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
         self.talk = Conversation(found.template, see=found.see).instructed(system)
@@ -179,6 +181,8 @@ class Chat:
         with self._stoppable("stopped: this question and its answer are forgotten"):
             answer = self.screen.answer(pieces)
             self.last, self.shown = asked, []
+            if self.show_thinking and answer.thought:
+                self.screen.note(f"thought: {answer.thought}")
             if answer.reason == "length":
                 self.screen.note(
                     f"cut after {len(answer.ids)} tokens (--max-new-tokens, or the end of the context)"

@@ -22,6 +22,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of what is drawn (default 0)")
     add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
     add("--template", help="of a MODEL: chat, book, dolly, alpaca, plain, or a YAML file")
+    add(
+        "--show-thinking",
+        action="store_true",
+        help="say after an answer what was thought before it",
+    )
     add("--image", action="append", default=[], help="show it with the first question; repeatable")
 
 
@@ -34,6 +39,7 @@ def command(
     seed: int,
     precision: str,
     template: str | None,
+    show_thinking: bool = False,
     image: Sequence[str] = (),
 ) -> None:
     """Load, and answer until the input ends."""
@@ -43,7 +49,7 @@ def command(
         raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
     screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
     found = partner.load(name, precision=precision, template=template, images=bool(shown))
-    chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed)
+    chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed, show_thinking)
     chat.shown = shown
     if screen.interactive:
         screen.note(f"{found.name}, template {found.template.name!r}. /help lists the commands.")

@@ -16,9 +16,12 @@ def command(recipe: Path, rest: list[str]) -> None:
     from ft.runs.folder import check_folder
 
     module, config = opened.recipe(recipe, rest)
-    for split, rows in module.rows(config).items():
+    splits = module.rows(config)
+    for split, rows in splits.items():
         skipped = f", {rows.skipped} skipped" if rows.skipped else ""
         print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
+    if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
+        print(f"ignored columns: {', '.join(ignored)}")
     resume = getattr(config, "resume_from_checkpoint", None)
     check_folder(config.output_dir, config.overwrite_output_dir, resume)
     print(f"output {config.output_dir}\nok")

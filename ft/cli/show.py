@@ -24,16 +24,21 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
     see = vision.reader(config.model_name_or_path) if sees else None
     tokenizer = load_tokenizer(config.model_name_or_path)
     template = module.template(config, tokenizer)
-    for split, rows in module.rows(config).items():
+    splits = module.rows(config)
+    for split, rows in splits.items():
         options: dict = {"max_length": config.max_length}
         options["policy"] = getattr(config, "length_policy", "drop")
         if see:
             encoded = vision.encode(rows, template, tokenizer, see, **options)
         else:
             options["seed_parity"] = getattr(config, "second_bos", False)
+            for key in ("on_bad_row", "supervise_thinking"):
+                options |= {key: getattr(config, key)} if hasattr(config, key) else {}
             encoded = tokens.encode_rows(rows, template, tokenizer, **options)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
         if split == "train":
             for example in encoded.examples[:examples]:
                 print("\n" + tokens.show(example, tokenizer, colour=sys.stdout.isatty()))
+    if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
+        print(f"\nignored columns: {', '.join(ignored)}")

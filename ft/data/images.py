@@ -1,5 +1,6 @@
 """Rows of images, a prompt and its completion; every image is opened once, whole, upright and in RGB."""
 
+import dataclasses
 import io
 import re
 import warnings
@@ -63,7 +64,7 @@ def read(source: str | Path, *, on_bad_row: str = "error") -> Rows:
             f"no row of {origin} has an image: they stand in a column 'image' (a path) or 'images' (a list)"
         )
     seen = " ".join(dict.fromkeys(known[Path(path)] for row in rows for path in row["images"]))
-    return Rows(rows.rows, origin, digest(f"{sha256} {seen}".encode()), rows.skipped)
+    return dataclasses.replace(rows, sha256=digest(f"{sha256} {seen}".encode()))
 
 
 def splits(

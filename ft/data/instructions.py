@@ -1,22 +1,35 @@
 """Instructions and conversations: Dolly, and users' own data as messages, prompt/completion, alpaca or sharegpt."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Row, Rows, checked, duplicates, fault, overlap
+from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, listed, overlap
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
-from ft.text.template import fault_of
+from ft.text import messages as conversation
+from ft.text.messages import IMAGES, VISION, Message, fault_of
+from ft.text.template import Template
 
 DOLLY = "databricks/databricks-dolly-15k"
-_ROLES = {"human": "user", "user": "user", "system": "system"} | dict.fromkeys(
-    ("gpt", "assistant", "model", "bot"), "assistant"
-)
 _FORMATS = (
     "messages [{role, content}]; conversations [{from, value}]; prompt and completion; "
     "instruction, input and output; instruction, context and response"
 )
+# the columns of each format, the one that is asked first and the one that is learnt
+_TURNS = ("messages", "conversations")
+_PAIRS = (
+    ("prompt", "", "completion"),
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+)
+_TOOLS = ("tools", "functions")
+_WEIGHTS = ("weight", "loss", "train")
+# A column that changes what should be learnt is used or refused by name; any other is ignored and listed.
+_MEANING = {*_TURNS, *_TOOLS, *_WEIGHTS, *IMAGES, *conversation.THOUGHTS, "system", "history"}
+_MEANING |= {column for columns in _PAIRS for column in columns if column}
+_MEANING |= {"system_prompt", "tool_calls", "function_call", "documents", "chosen", "rejected"}
 
 
 def dolly(
@@ -42,6 +55,8 @@ def dolly(
             one_of("categories", category, known)
         what = f"of {', '.join(categories)}"
         rows = rows.only(lambda row: row.get("category") in categories, what)
+        left = tuple(column for column in rows.ignored if column != "category")
+        rows = dataclasses.replace(rows, ignored=left)
     if no_context:
         rows = rows.only(lambda row: not row.get("context", "").strip(), "without context")
     return rows
@@ -50,12 +65,15 @@ def dolly(
 def instructions(source: str | Path, *, split: str = "train", on_bad_row: str = "error") -> Rows:
     """Rows of instructions or conversations from a file (jsonl, json, csv, tsv, parquet) or the Hub.
 
-    The columns of the first row tell the format: ``messages``; ``conversations`` (sharegpt);
+    The columns that a row has tell its format: ``messages``; ``conversations`` (sharegpt);
     ``prompt`` and ``completion``, as texts or as messages (TRL); ``instruction``, ``input`` and
-    ``output`` (alpaca); ``instruction``, ``context`` and ``response`` (Dolly). Rows become
-    ``{"messages"}`` or ``{"instruction", "context", "response"}``, with ``system`` and ``category``
-    where there are. Raises UserError for another format, and for bad rows (an empty answer, turns
-    out of order) unless ``on_bad_row="skip"``.
+    ``output`` (alpaca, with ``history``); ``instruction``, ``context`` and ``response`` (Dolly). Any
+    may have ``system``, a conversation ``tools``. Rows become ``{"messages"}``, with ``tools``, or
+    ``{"instruction", "context", "response"}``, with ``system`` and ``category`` where there are.
+
+    A column that changes what should be learnt is used or refused by name; every other one that is
+    not empty is listed in ``ignored``. Raises UserError for another format, and for bad rows (an empty
+    answer, turns out of order) unless ``on_bad_row="skip"``.
     """
     place = Path(source).expanduser()
     if place.is_dir():
@@ -64,55 +82,139 @@ def instructions(source: str | Path, *, split: str = "train", on_bad_row: str = 
             raise UserError(f"{source} holds {len(found)} .jsonl files; name the file itself")
         place = found[0]
     records, origin, sha256, where = read_table(place if place.exists() else source, split=split)
+    ignored: dict[str, None] = {}
 
-    def read(record: dict[str, Any]) -> Row | str:
-        if "messages" in record:
-            return _conversation(record["messages"])
-        if "conversations" in record:
-            return _conversation(_from_sharegpt(record["conversations"]))
-        if {"prompt", "completion"} <= record.keys():
-            if isinstance(record["prompt"], list) and isinstance(record["completion"], list):
-                return _conversation(record["prompt"] + record["completion"])
-            return _instruction(record, "prompt", "", "completion")
-        if {"instruction", "output"} <= record.keys():
-            return _instruction(record, "instruction", "input", "output")
-        if {"instruction", "response"} <= record.keys():
-            return _instruction(record, "instruction", "context", "response")
+    def read(record: dict[str, Any]) -> Row | Faulty | str:
+        try:
+            return _row(record, ignored)
+        except UserError as error:
+            return str(error)
+
+    made = {"on_bad_row": on_bad_row, "read": read, "ignored": ignored}
+    return checked(records, origin, sha256, where, **made)
+
+
+def _row(record: dict[str, Any], ignored: dict[str, None]) -> Row | Faulty | str:
+    """A row of any format. Raises ``UserError``, or says what is wrong with it."""
+    there = {key: value for key, value in record.items() if value not in (None, "", [], {})}
+    if images := next((key for key in IMAGES if key in there), ""):
+        return f"it has {images}: {VISION}"
+    turns = next((key for key in _TURNS if key in there), "")
+    pair = next((p for p in _PAIRS if {p[0], p[2]} <= record.keys()), None)
+    if not turns and pair is None:
+        turns = next((key for key in _TURNS if key in record), "")
+    if turns:
+        used, row = {turns}, _of_turns(there.get(turns), there, ignored)
+    elif pair is None:
         return f"the columns {', '.join(map(repr, record))} are of no known format ({_FORMATS})"
+    else:
+        used, row = set(pair), _of_pair(record, there, pair, ignored)
+    used |= {"system", *_TOOLS, *(("history",) if pair and pair[2] == "output" else ())}
+    known = row.rest if isinstance(row, Faulty) else row
+    for column in there.keys() - used:
+        copied = isinstance(known, dict) and _is_copy(there[column], known)
+        if column in _WEIGHTS and isinstance(there[column], bool | int | float):
+            if there[column] == 1:
+                continue
+            return f"{column} is {there[column]!r} for the whole row; leave such a row out, or make it 1"
+        if column in _MEANING and not copied:
+            what = f"with {turns or ' and '.join(filter(None, pair or ()))}"
+            return f"the column {column!r} would change what is learnt, and is not used {what}; remove it"
+    for column in record:
+        if column in there and column not in used and column not in _WEIGHTS:
+            ignored[column] = None
+    return row
 
-    return checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=read)
+
+def _is_copy(value: Any, row: Row) -> bool:
+    """Whether a column only says again what a message says, as ``prompt`` does beside ``messages``."""
+    return any(value == m["content"] for m in row.get("messages", ()) if isinstance(value, str))
 
 
-def _instruction(
-    record: dict[str, Any], instruction: str, context: str, response: str
-) -> Row | str:
-    faults = [found for column in (instruction, response) if (found := fault(record, column))]
-    row = {"instruction": record[instruction], "context": "", "response": record[response]}
-    for name, column in (("context", context), ("system", "system"), ("category", "category")):
-        if str(record.get(column) or "").strip():  # an empty one is none
+def _of_pair(
+    record: dict[str, Any],
+    there: Mapping[str, Any],
+    columns: tuple[str, str, str],
+    ignored: dict[str, None],
+) -> Row | Faulty | str:
+    """A question and its answer, as texts or as messages, with the turns before."""
+    asked, context, answer = columns
+    if isinstance(record[asked], list) or isinstance(record[answer], list):
+        sides = ((record[asked], "user"), (record[answer], "assistant"))
+        turns = [
+            turn
+            for side, role in sides
+            for turn in (side if isinstance(side, list) else [{"role": role, "content": side}])
+        ]
+        return _of_turns(turns, there, ignored)
+    faults = [found for column in (asked, answer) if (found := fault(record, column))]
+    row = {"instruction": record[asked], "context": "", "response": record[answer]}
+    for name, column in (("context", context), ("system", "system")):
+        if column in there and str(there[column]).strip():  # an empty one is none
             faults += [found] if (found := fault(record, column)) else []
             row[name] = record[column]
-    return "; ".join(faults) or row
+    if isinstance(there.get("category"), str | int):
+        row["category"] = str(there["category"])
+    if any(f"<{kind}>" in str(row[key]) for kind in ("image",) for key in row):
+        faults.append(f"the text has <image>: {VISION}")
+    if faults:
+        return "; ".join(faults)
+    if "history" not in there and not any(key in there for key in _TOOLS):
+        return row
+    question = "\n\n".join(filter(None, (row["instruction"], row["context"].strip())))
+    last = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": row["response"]},
+    ]
+    return _of_turns([*_earlier(there.get("history", [])), *last], there, ignored)
 
 
-def _conversation(messages: Any) -> Row | str:
+def _earlier(history: Any) -> list[Message]:
+    """alpaca's ``history``: ``[[question, answer], …]``, the turns before the instruction."""
+    pairs = isinstance(history, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in history
+    )
+    if not pairs:
+        raise UserError("history is not a list of [question, answer]")
+    return [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _of_turns(turns: Any, there: Mapping[str, Any], ignored: dict[str, None]) -> Row | Faulty | str:
+    """A conversation, with the system message and the tools that stand beside it."""
+    messages = conversation.read(turns, ignored)
+    if system := there.get("system"):
+        if not isinstance(system, str):
+            return f"system is not a string but {type(system).__name__}"
+        own = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        if own and own != system:
+            return "the column 'system' and the first message are two system messages that differ"
+        if not own and system.strip():
+            messages = [{"role": "system", "content": system}, *messages]
     if found := fault_of(messages):
         return found
+    if any("<image>" in m["content"] for m in messages if isinstance(m["content"], str)):
+        return f"the text has <image>: {VISION}"
+    tools = next((conversation.tools_of(there[key]) for key in _TOOLS if key in there), [])
+    row: Row = {"messages": messages} | ({"tools": tools} if tools else {})
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
+    if not any(m["role"] == "assistant" and m.get("learn", True) for m in messages):
+        why = (
+            "every answer has the weight 0"
+            if last >= 0
+            else "the conversation ends with a user turn"
+        )
+        return f"{why}: there is no answer to learn"
     if messages[-1]["role"] == "user":
-        return "the conversation ends with a user turn: there is no answer to learn"
-    return {"messages": [{key: m[key] for key in ("role", "content")} for m in messages]}
-
-
-def _from_sharegpt(turns: Any) -> Any:
-    """``[{from, value}]`` as ``[{role, content}]``; what cannot be read is left to ``fault_of``."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return turns
-    return [
-        {"role": _ROLES.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
-        if {"from", "value"} <= turn.keys()
-        else turn
-        for turn in turns
-    ]
+        why = (
+            f"message {len(messages)}: the conversation ends with a user turn, a question without an "
+            "answer; remove that message, which skip does"
+        )
+        return Faulty(why, row | {"messages": messages[: last + 1]})
+    return row
 
 
 def splits(
@@ -139,3 +241,43 @@ def splits(
     if drop_duplicates and (found := overlap(train, held)):
         train = train.without(found, f"without {len(found)} that ask what a held-out row asks")
     return {"train": train, "valid": valid, "test": test}
+
+
+def readable(
+    splits: dict[str, Rows],
+    template: Template | None,
+    *,
+    on_bad_row: str = "error",
+    allow_stop_in_answer: bool = False,
+) -> dict[str, Rows]:
+    """The rows of each split that a template can show; all of them without one.
+
+    Raises UserError for the others unless ``on_bad_row="skip"``, and for answers inside which a stop
+    string of the template stands, unless they are allowed: generation would end there.
+    """
+    if template is None:
+        return splits
+    found, stopped = {}, []
+    for split, rows in splits.items():
+        bad: dict[int, str] = {}
+        for i, row in enumerate(rows):
+            try:
+                pairs = template.turns(row)
+            except UserError as error:
+                bad[i] = f"{rows.place(i)}: {error}"
+                continue
+            stopped += [
+                (rows.place(i), stop) for p in pairs if (stop := template.stop_in(p["completion"]))
+            ][:1]
+        if bad and on_bad_row == "error":
+            raise UserError(listed(list(bad.values()), rows.origin))
+        left = rows.without(bad, f"without {len(bad)} bad rows") if bad else rows
+        found[split] = dataclasses.replace(left, skipped=rows.skipped + len(bad))
+    if stopped and not allow_stop_in_answer:
+        place, stop = stopped[0]
+        raise UserError(
+            f"{len(stopped)} rows hold the stop string {stop!r} of template {template.name!r} inside an "
+            f"answer, the first is {place}: generation would end there. Choose another --template, or "
+            "learn them all the same with --allow-stop-in-answer"
+        )
+    return found

@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import json
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
+from ft.data.places import Places
 from ft.errors import UserError, nearest, one_of
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
@@ -20,13 +22,23 @@ _SHOWN = 20  # bad rows that one message names
 
 
 @dataclasses.dataclass(frozen=True)
+class Faulty:
+    """A row of which a part is bad: why, and what is left of it where bad rows are skipped."""
+
+    why: str
+    rest: Row
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows(Sequence[Row]):
     """Rows, such as ``{"source", "target"}`` or ``{"messages"}``, and where they came from."""
 
     rows: list[Row]
     origin: str  # for people: "MTNT en-fr valid, data/MTNT/valid/valid.en-fr.tsv"
     sha256: str  # of the bytes read
-    skipped: int = 0  # bad rows left out
+    skipped: int = 0  # bad rows left out, or what is bad of them
+    ignored: tuple[str, ...] = ()  # columns that nothing is learnt from
+    places: Places = dataclasses.field(default_factory=Places, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,15 +59,30 @@ class Rows(Sequence[Row]):
             f"{self.origin} + {other.origin}",
             digest(f"{self.sha256} {other.sha256}".encode()),
             self.skipped + other.skipped,
+            tuple(dict.fromkeys(self.ignored + other.ignored)),
+            self.places + other.places if len(self.places.number) == len(self) else Places(),
+        )
+
+    def place(self, index: int) -> str:
+        """Where a row stands in its file: ``pairs.jsonl:7``, ``pairs.parquet: row 7``."""
+        return self.places.of(index)
+
+    def chosen(self, indices: Sequence[int], origin: str, what: str) -> "Rows":
+        """The rows of ``indices``, in that order; ``what`` tells their hash from that of all."""
+        return dataclasses.replace(
+            self,
+            rows=[self.rows[i] for i in indices],
+            origin=origin,
+            sha256=digest(f"{self.sha256} {what}".encode()),
+            places=self.places.only(indices),
         )
 
     def map_targets(self, change: Callable[[str], str]) -> "Rows":
         """The rows with changed targets; the origin names what changed them."""
         name = getattr(change, "__name__", "changed")
         rows = [row | {"target": change(row["target"])} for row in self.rows]
-        return Rows(
-            rows, f"{self.origin} ({name})", digest(f"{self.sha256} {name}".encode()), self.skipped
-        )
+        sha256 = digest(f"{self.sha256} {name}".encode())
+        return dataclasses.replace(self, rows=rows, origin=f"{self.origin} ({name})", sha256=sha256)
 
     def sample(self, n: int, seed: int) -> "Rows":
         """``n`` rows drawn by ``seed``, in their order; all of them where there are no more."""
@@ -63,8 +90,7 @@ class Rows(Sequence[Row]):
             return self
         chosen = sorted(random.Random(seed).sample(range(len(self)), n))
         origin = f"{n} rows drawn by seed {seed} of {self.origin}"
-        name = digest(f"{self.sha256} {n} of seed {seed}".encode())
-        return Rows([self.rows[i] for i in chosen], origin, name, self.skipped)
+        return self.chosen(chosen, origin, f"{n} of seed {seed}")
 
     def only(self, wanted: Callable[[Row], bool], what: str) -> "Rows":
         """The rows that are ``wanted``; the origin says ``what`` they are. ``UserError`` if there are none."""
@@ -73,11 +99,10 @@ class Rows(Sequence[Row]):
     def without(self, indices: Iterable[int], what: str) -> "Rows":
         """The rows but those of ``indices``; the origin says ``what`` is left. ``UserError`` if nothing is."""
         left_out = set(indices)
-        rows = [row for i, row in enumerate(self) if i not in left_out]
-        if not rows:
+        kept = [i for i in range(len(self)) if i not in left_out]
+        if not kept:
             raise UserError(f"no row of {self.origin} is left: {what}")
-        name = digest(f"{self.sha256} {what}".encode())
-        return Rows(rows, f"{self.origin}, {what}", name, self.skipped)
+        return self.chosen(kept, f"{self.origin}, {what}", what)
 
     def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
         """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
@@ -94,8 +119,7 @@ class Rows(Sequence[Row]):
         """The first ``n`` rows; all of them where there are no more."""
         if n >= len(self):
             return self
-        origin = f"the first {n} rows of {self.origin}"
-        return Rows(self.rows[:n], origin, digest(f"{self.sha256} {n}".encode()), self.skipped)
+        return self.chosen(range(n), f"the first {n} rows of {self.origin}", str(n))
 
 
 def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
@@ -104,6 +128,8 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
     ``advice`` follows that note.
     """
     lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
+    if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
+        lines.append(f"ignored columns: {', '.join(ignored)}")
     train, *others = splits.values()
     twice, shared = len(duplicates(train)), len(overlap(train, *others))
     if twice or shared:
@@ -156,16 +182,19 @@ def checked(
     where: str,
     columns: tuple[str, str] = ("source", "target"),
     on_bad_row: str = "error",
-    read: Callable[[dict[str, Any]], Row | str] | None = None,
+    read: Callable[[dict[str, Any]], Row | Faulty | str] | None = None,
+    ignored: Mapping[str, None] | None = None,
 ) -> Rows:
     """The good ones of ``records``; the others are an error that names them, or are counted.
 
     ``where`` stands before a row's number in messages; ``columns`` are those of source and target.
-    ``read`` instead makes a row of a record's columns, or says what is wrong with it.
+    ``read`` instead makes a row of a record's columns, or says what is wrong with it, or with a part;
+    it may note columns that it makes nothing of in ``ignored``.
     Raises UserError for bad rows (unless ``on_bad_row="skip"``), a column that no row has, no rows.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
     rows: list[Row] = []
+    numbers = array("q")
     bad: list[str] = []
     seen: dict[str, None] = {}
     for number, record in records:
@@ -174,22 +203,32 @@ def checked(
             continue
         seen.update(dict.fromkeys(record))
         row = read(record) if read else _pair(record, columns)
+        if isinstance(row, Faulty):
+            bad.append(f"{where}{number}: {row.why}")
+            row = row.rest
         if isinstance(row, str):
             bad.append(f"{where}{number}: {row}")
         else:
             rows.append(row)
+            numbers.append(number)
     if seen and not read:
         require(columns, seen, origin)
     if bad and on_bad_row == "error":
-        listed = "".join(f"\n  {line}" for line in bad[:_SHOWN])
-        more = f"\n  ... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-        advice = "Mend the data, or leave such rows out with --on-bad-row skip."
-        raise UserError(f"{count} in {origin}:{listed}{more}\n{advice}")
+        raise UserError(listed(bad, origin))
     if not rows:
         why = f"all {len(bad)} are bad; the first is {bad[0]}" if bad else "it is empty"
         raise UserError(f"no rows in {origin}: {why}")
-    return Rows(rows, origin, sha256, len(bad))
+    places = Places((where,), array("i", bytes(4 * len(rows))), numbers)
+    return Rows(rows, origin, sha256, len(bad), tuple(ignored or ()), places)
+
+
+def listed(bad: Sequence[str], origin: str) -> str:
+    """What to say of bad rows: how many, the first of them, and what to do."""
+    lines = "".join(f"\n  {line}" for line in bad[:_SHOWN])
+    more = f"\n  ... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    advice = "Mend the data, or leave such rows out with --on-bad-row skip."
+    return f"{count} in {origin}:{lines}{more}\n{advice}"
 
 
 def _pair(record: dict[str, Any], columns: tuple[str, str]) -> Row | str:

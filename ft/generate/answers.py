@@ -19,6 +19,7 @@ from ft.generate.draft import (
 )
 from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler, choose
 from ft.models.load import context_of
+from ft.text import forms
 from ft.text.template import Template
 
 
@@ -153,7 +154,7 @@ def greedy(
     strings = stop_strings(template)
     ends = end_ids(model, tokenizer, *strings)
     drafts = [
-        Draft(tokenizer, prompt, End(ends, strings, limit))
+        Draft(tokenizer, prompt, End(ends, strings, limit, forms.thought_ids(template, tokenizer)))
         for prompt, limit in zip(ids, most, strict=True)
     ]
     shares = batches([draft.longest for draft in drafts], room_for(model))

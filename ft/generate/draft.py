@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ft.errors import UserError
 from ft.models.load import context_of
 from ft.models.vision import ImagePrompt
+from ft.text import forms
 from ft.text.template import Template
 
 Prompt = str | Sequence[int]
@@ -24,7 +25,8 @@ class Answer:
 
     ``ids`` are all that it wrote, with the one that ended it; ``logprobs`` are their log-probabilities
     by the model itself, whatever the sampler made of them; ``text`` ends before an end token and
-    before a stop string. ``reason``: ``"end"`` for an end token, ``"stop"`` for a stop string,
+    before a stop string; ``thought`` is what it thought before, where the chat template keeps that
+    apart. ``reason``: ``"end"`` for an end token, ``"stop"`` for a stop string,
     ``"length"`` for as many tokens as were asked for or as the context holds.
     """
 
@@ -32,6 +34,7 @@ class Answer:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     reason: Literal["end", "stop", "length"]
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class End:
     ids: frozenset[int]
     strings: tuple[str, ...]
     most: int
+    thought: tuple[int, int, str] | None = (
+        None  # ids around a thought, and the label that it begins with
+    )
 
 
 class Draft:
@@ -53,6 +59,9 @@ class Draft:
     def __init__(self, tokenizer: Any, prompt: list[int], end: End, generator: Any = None) -> None:
         self.prompt, self.end, self.generator = prompt, end, generator
         self.ids: list[int] = []
+        self.shown: list[int] = []  # those that are no thought
+        self.thoughts: list[int] = []
+        self._thinks = False
         self.logprobs: list[float] = []
         self.text = self.piece = ""
         self.reason: Literal["end", "stop", "length"] | None = None
@@ -67,7 +76,9 @@ class Draft:
         self.ids.append(token)
         self.logprobs.append(logprob)
         last = token in self.end.ids or len(self.ids) >= self.end.most
-        upto = len(self.ids) - (token in self.end.ids)
+        if self._keeps(token):
+            self.shown.append(token)
+        upto = len(self.shown) - (self.shown[-1:] == [token] and token in self.end.ids)
         before = self._decode(self._known, self._fresh)
         now = self._decode(self._known, upto)
         text = self._held
@@ -94,19 +105,34 @@ class Draft:
         """A copy with one more id."""
         new = copy.copy(self)
         new.ids, new.logprobs = self.ids.copy(), self.logprobs.copy()
+        new.shown, new.thoughts = self.shown.copy(), self.thoughts.copy()
         new.add(token, logprob)
         return new
 
     def answer(self) -> Answer:
         """The answer, which must have come to its end."""
         assert self.reason is not None
-        return Answer(self.text, tuple(self.ids), tuple(self.logprobs), self.reason)
+        label = self.end.thought[2] if self.end.thought else ""
+        thought = self._tokenizer.decode(self.thoughts, skip_special_tokens=True) if label else ""
+        thought = thought.removeprefix(label).strip()
+        return Answer(self.text, tuple(self.ids), tuple(self.logprobs), self.reason, thought)
+
+    def _keeps(self, token: int) -> bool:
+        """Whether the next id is part of the answer, and not of a thought, which is kept apart."""
+        if self.end.thought is None:
+            return True
+        opens, closes, _ = self.end.thought
+        if self._thinks or token == opens:
+            self._thinks = token != closes and token not in self.end.ids
+            self.thoughts.append(token)
+            return False
+        return True
 
     def _decode(self, start: int, end: int) -> str:
         if start == end:
             return ""
         return self._tokenizer.decode(
-            self.ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self.shown[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 
@@ -126,6 +152,7 @@ def drafts_for(
 
     strings = (*stop_strings(template), *((stop,) if isinstance(stop, str) else stop))
     ends, context = end_ids(model, tokenizer, *strings), context_of(model.config)
+    thought = forms.thought_ids(template, tokenizer)
     device = model.get_input_embeddings().weight.device
     device = "cpu" if device.type == "mps" else device  # Apple's GPU has no 64-bit numbers
 
@@ -133,7 +160,7 @@ def drafts_for(
         most = min(max_new_tokens, context - len(ids)) if context else max_new_tokens
         key = hashlib.sha256(repr((seed, number, ids)).encode()).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
-        return Draft(tokenizer, ids, End(ends, strings, most), generator)
+        return Draft(tokenizer, ids, End(ends, strings, most, thought), generator)
 
     return make
 

@@ -10,7 +10,7 @@ from ft.data.images import MARKER
 from ft.errors import UserError
 from ft.models.load import load_config, load_errors
 from ft.models.sources import fetch
-from ft.text import batches, tokens
+from ft.text import batches, control, tokens
 from ft.text.template import Template
 from ft.text.tokens import Encoded, Example
 
@@ -75,7 +75,7 @@ class Reader:
         seen = [picture for turn in turns for picture in turn.get("images", ())]
         fill = self.filling(seen)
         if template is None:
-            tokens.refuse_control_tokens([row], tokenizer)
+            control.refuse([row], tokenizer)
             text = fill(marked(row["text"], len(seen)))
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             ids = [tokenizer.bos_token_id, *ids]
@@ -180,12 +180,12 @@ def encode(
     completion is dropped. Raises ``UserError`` for a row whose images alone fill ``max_length``, a control
     token inside a text, and ids that lost or gained an image token.
     """
-    tokens.refuse_control_tokens(rows, tokenizer)
+    control.refuse(rows, tokenizer)
     image = see.processor.tokenizer.convert_ids_to_tokens(see.token)
     pairs, counts = [], []
     for row in rows:
         fields = {"instruction": marked(row["prompt"], len(row["images"]))}
-        pair = template.render(fields | {"response": row["completion"]})
+        (pair,) = template.turns(fields | {"response": row["completion"]})
         pair["prompt"] = see.filling(row["images"])(pair["prompt"])
         counts.append(pair["prompt"].count(image))
         if counts[-1] >= max_length:

@@ -153,7 +153,8 @@ def describe(
             "origin": rows.origin,
             "rows": len(rows),
             "sha256": rows.sha256,
-            "skipped": rows.skipped,
+            "skipped": rows.skipped + encoded[split].skipped,
+            "ignored": list(getattr(rows, "ignored", ())),
             "dropped": encoded[split].dropped,
             "truncated": encoded[split].truncated,
         }

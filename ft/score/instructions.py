@@ -1,5 +1,6 @@
 """How good answers to instructions are: likelihood, ROUGE-L, chrF and who stops by itself, base beside tuned."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,10 @@ FACTS = (  # of how both models write: key, label, format
 def question_and_reference(row: Row) -> tuple[Row, str]:
     """The row without its (last) answer, and that answer."""
     if "messages" in row:
-        return {"messages": row["messages"][:-1]}, row["messages"][-1]["content"]
+        *before, last = row["messages"]
+        calls = [call["function"] for call in last.get("tool_calls", ())]
+        reference = last["content"] or json.dumps(calls, ensure_ascii=False)
+        return row | {"messages": before}, reference
     return {key: value for key, value in row.items() if key != "response"}, row["response"]
 
 

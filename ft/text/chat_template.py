@@ -38,6 +38,13 @@ def read(tokenizer: Any) -> Template:
         raise UserError(
             "the tokenizer has no chat template and no tokens for turns; choose another --template"
         )
+    if not tokenizer.bos_token or tokenizer.bos_token not in (
+        _render(tokenizer, _TALK[:2]) or tokenizer.bos_token
+    ):
+        raise UserError(
+            "the tokenizer's chat template writes no bos_token, which Gemma needs in front: put "
+            "{{ bos_token }} at its beginning, or choose another --template"
+        )
     user = {"role": "user", "content": MARKS["instruction"]}
     answer = {"role": "assistant", "content": MARKS["response"]}
     plain = _render(tokenizer, [user, answer])
@@ -74,6 +81,13 @@ def read(tokenizer: Any) -> Template:
             own = tail.removesuffix(bos)
             prompt = f"{{?system}}{_escape(head)}{{system}}{_escape(own)}{{/system}}" + prompt
         strip += ["system"] * (MARKS["system"] not in with_system)
+    asked = _render(tokenizer, [user], ask=True)
+    opening = _cut(asked or "", "instruction")[1]
+    if not opening.startswith(middle):
+        raise UserError(
+            f"asked to generate, the tokenizer's chat template writes {opening!r} behind the user's "
+            f"text, and before an answer that is there {middle!r}; choose another --template"
+        )
     template = Template(
         name="chat",
         prompt=prompt,
@@ -81,25 +95,39 @@ def read(tokenizer: Any) -> Template:
         end=ends[0],
         tail=after[len(ends[0]) :],
         strip=tuple(strip),
+        opening=opening[len(middle) :],
     )
-    system = [{"role": "system", "content": "s "}] if with_system is not None else []
-    for messages in ([*system, *_TALK], _TALK, _TALK[:2]):
-        wanted = _render(tokenizer, messages)
-        if text(template, messages, tokenizer.bos_token) != wanted:
-            raise UserError(
-                "the tokenizer's chat template does more than join turns: it renders "
-                f"{wanted!r}, its turns alone would be {text(template, messages, tokenizer.bos_token)!r}; "
-                "choose another --template"
-            )
+    _check(template, tokenizer, system=with_system is not None)
     return template
 
 
+def _check(template: Template, tokenizer: Any, *, system: bool) -> None:
+    """Raise ``UserError`` where conversations or prompts read otherwise than the tokenizer's own."""
+    first = [{"role": "system", "content": "s "}] if system else []
+    for messages in ([*first, *_TALK], _TALK, _TALK[:2]):
+        for given, ask in ((messages, False), (messages[:-1], True)):
+            wanted = _render(tokenizer, given, ask=ask)
+            found = text(template, given, tokenizer.bos_token)
+            if found != wanted:
+                raise UserError(
+                    "the tokenizer's chat template does more than join turns: it renders "
+                    f"{wanted!r}, its turns alone would be {found!r}; choose another --template"
+                )
+
+
 def text(template: Template, messages: list[dict[str, str]], bos: str) -> str:
-    """A whole conversation as text, as ``apply_chat_template`` gives it."""
-    turns = template.turns({"messages": messages})
-    return bos + "".join(
-        t["prompt"] + t["completion"] + template.end + template.tail for t in turns
+    """A whole conversation as text, or a prompt where the last turn is the user's, as ``apply_chat_template``
+    gives it."""
+    *turns, last = (
+        turn["prompt"] + turn["completion"] + template.end + template.tail
+        for turn in template.turns({"messages": messages})
     )
+    if messages[-1]["role"] == "user":
+        last = last.removesuffix(template.end + template.tail)
+    elif template.opening:  # it stands only in a prompt
+        at = last.rindex(template.opening)
+        last = last[:at] + last[at + len(template.opening) :]
+    return bos + "".join([*turns, last])
 
 
 def write(template: Template, eos: str) -> str:
@@ -156,21 +184,34 @@ _TALK = [
 ]
 
 
+# of Gemma 1 and 2, whose templates refuse a system message: it goes in front of the first question
+_FOLD = (
+    "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}\n"
+    "    {%- set system, first = messages[0]['content'] | trim, messages[1]['content'] | trim -%}\n"
+    "    {%- set first = system ~ '\\n\\n' ~ first if system else first -%}\n"
+    "    {%- set messages = [{'role': 'user', 'content': first}] + messages[2:] -%}\n"
+    "{%- endif -%}\n"
+)
+
+
 def install(tokenizer: Any, template: Template) -> None:
     """Have a tokenizer ask in the way that ``template`` trains, in every program that it is saved for.
 
-    A template ``chat`` is the tokenizer's own, and stays.
+    A template ``chat`` is the tokenizer's own, and stays; one that refuses a system message gets it
+    folded into the first question, as it is trained.
     """
     if template.name != "chat" or not tokenizer.chat_template:
         tokenizer.chat_template = write(template, tokenizer.eos_token)
+    elif _render(tokenizer, [{"role": "system", "content": "s"}, *_TALK[:2]]) is None:
+        tokenizer.chat_template = _FOLD + tokenizer.chat_template
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+def _render(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False) -> str | None:
     """What the tokenizer's chat template makes of a conversation; nothing where it refuses it."""
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except TemplateError:
         return None
 

@@ -1,11 +1,13 @@
 """The shared templates: translation, instructions as several authors write them, the model's own chat turns, or YAML."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ft.errors import UserError, nearest
-from ft.text import chat_template, languages
-from ft.text.template import Template, from_record
+from ft.errors import UserError, nearest, one_of
+from ft.text import chat_template, forms, languages
+from ft.text.template import OPTIONAL, Template, from_record
 
 TUTORIALS = (
     "en-fr",
@@ -13,6 +15,8 @@ TUTORIALS = (
     "en-ja",
     "ja-en",
 )  # MTNT's pairs: prompts as Google's tutorials have them
+
+_OWN = ("opening", "thinking", "ignore")  # what no file of a template's may say
 
 _SYSTEM = "{?system}{system}\n\n{/system}"
 _TASK = "Below is an instruction that describes a task"
@@ -96,19 +100,35 @@ def translation_of(pair: str, *, one_line: bool = True) -> Template:
     return translation(target.name, named, one_line=one_line)
 
 
-def by_name(name: str, tokenizer: Any) -> Template:
+def by_name(
+    name: str, tokenizer: Any, *, ignore_fields: Sequence[str] = (), enable_thinking: bool = False
+) -> Template:
     """A template of instructions: ``chat`` (the tokenizer's own turns), a built-in, or a YAML file.
 
-    Raises ``UserError`` for another name, a file that cannot be read, and a template that the
-    tokenizer cannot follow.
+    ``ignore_fields`` are those of ``system`` and ``context`` that rows may have and it has no place
+    for; with ``enable_thinking`` the tokenizer's chat template asks for thoughts. Raises ``UserError``
+    for another name, a file that cannot be read, and a template that the tokenizer cannot follow.
     """
-    template = without_tokenizer(name) or chat_template.read(tokenizer)
+    template = without_tokenizer(name, ignore_fields) or chat_template.read(tokenizer)
+    if enable_thinking and not (name == "chat" and forms.form_of(tokenizer).thinks):
+        raise UserError(
+            f"template {name!r} has nothing that asks for thoughts: --enable-thinking is for --template "
+            "chat of a model whose own chat template has, such as Gemma 4"
+        )
+    template = replace(template, thinking=enable_thinking)
     check(template, tokenizer)
     return template
 
 
-def without_tokenizer(name: str) -> Template | None:
+def without_tokenizer(name: str, ignore_fields: Sequence[str] = ()) -> Template | None:
     """``by_name`` before a tokenizer is read; nothing for ``chat``, which only the tokenizer knows."""
+    for field in ignore_fields:
+        one_of("ignore_fields", field, tuple(OPTIONAL))
+    template = _without_tokenizer(name)
+    return template and replace(template, ignore=tuple(ignore_fields))
+
+
+def _without_tokenizer(name: str) -> Template | None:
     known = ["chat", *INSTRUCTION]
     if name == "chat":
         return None
@@ -129,7 +149,7 @@ def from_yaml(file: Path) -> Template:
         found = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"template {file}: {' '.join(str(error).split())}") from None
-    allowed = list(Template.__dataclass_fields__)
+    allowed = [key for key in Template.__dataclass_fields__ if key not in _OWN]
     if not isinstance(found, dict):
         raise UserError(
             f"template {file}: expected a line `key: value` for each of {', '.join(allowed)}"

@@ -1,17 +1,21 @@
 """A template: the fields of a row, or of each turn of a conversation, as a prompt and the completion to write."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ft.errors import UserError, nearest
+from ft.text.messages import beyond_text, exchanges
 
 OPTIONAL = {"system": "", "context": ""}  # what a row with an instruction may lack
 
-Pair: TypeAlias = dict[str, str]
-"""``{"prompt", "completion"}``: what the model is given, and what it should write."""
+Pair: TypeAlias = dict[str, Any]
+"""``{"prompt", "completion"}``: what the model is given, and what it should write.
+
+``"learn": False``: the completion is read and not learnt; ``"ended": True``: it has its end itself."""
 
 _PIECE = re.compile(r"(\{\{|\}\})|\{([?!/]?)([A-Za-z_]\w*)\}|([{}])")
 
@@ -34,6 +38,13 @@ class Template:
     end: str = ""  # the end token's text, such as <end_of_turn>; empty: the tokenizer's EOS
     tail: str = ""  # what stands between the end token and the next turn; no loss is taken of it
     strip: tuple[str, ...] = ()  # fields that lose the white space at their ends
+    opening: str = (
+        ""  # behind the last prompt: what a chat template adds where it asks for an answer
+    )
+    thinking: bool = False  # whether a chat template is told to ask for thoughts
+    ignore: tuple[
+        str, ...
+    ] = ()  # optional fields that rows may have and that are left out knowingly
 
     def __post_init__(self) -> None:
         for key in ("prompt", "completion"):
@@ -46,22 +57,62 @@ class Template:
         if any(not stop.strip(" ") for stop in self.stop):
             raise UserError(f"template {self.name!r}: a stop string is empty, which stops at once")
 
+    @functools.cached_property
+    def reads(self) -> frozenset[str]:
+        """The fields that it reads, be it only for whether they are empty."""
+        pieces = [*self._pieces("prompt"), *self._pieces("completion")]
+        return frozenset(
+            name for _, field, section, _ in pieces for name in (field, section) if name
+        )
+
+    def stop_in(self, completion: str) -> str:
+        """The stop string that stands inside an answer, where generation would end; or nothing."""
+        *_, (own, field, *_) = ((text, field) for text, field, *_ in self._pieces("completion"))
+        answer = completion.removesuffix(own if not field else "").strip()
+        return next((stop for stop in self.stop if stop in answer), "")
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields that a prompt is made of."""
+        return {field for _, field, *_ in self._pieces("prompt") if field}
+
     def prompt_for(self, row: Mapping[str, Any]) -> str:
         """The text that the model is given. Raises ``UserError`` for a field that the row lacks."""
-        return self._fill("prompt", row)
+        return self._fill("prompt", row) + self.opening
 
     def render(self, row: Mapping[str, Any]) -> Pair:
-        """``{"prompt", "completion"}`` of one row."""
-        return {"prompt": self.prompt_for(row), "completion": self._fill("completion", row)}
+        """``{"prompt", "completion"}`` of one exchange, as it stands before another one."""
+        return {key: self._fill(key, row) for key in ("prompt", "completion")}
 
     def turns(self, row: Mapping[str, Any]) -> list[Pair]:
         """The pairs of a row: one, or with ``{"messages"}`` one for each exchange of its conversation.
 
-        Where the last message is the user's, the last completion is empty.
+        Where the last message is the user's, the last completion is empty. Raises ``UserError`` for
+        a row with tools or thoughts: only a model's own chat template has places for them.
         """
-        if "messages" not in row:
-            return [self.render(row)]
-        return [self.render(exchange) for exchange in exchanges(row["messages"])]
+        if found := beyond_text(row):
+            raise UserError(
+                f"template {self.name!r} has no place for {found}: only the chat template of a "
+                "model that has them can show them (--template chat)"
+            )
+        given = exchanges(row["messages"]) if "messages" in row else [row]
+        for one in given:
+            self.refuse_unread(one)
+        pairs: list[Pair] = [
+            self.render(one) | ({"learn": False} if "learn" in one else {}) for one in given
+        ]
+        pairs[-1]["prompt"] += self.opening
+        return pairs
+
+    def refuse_unread(self, row: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` for a system message or a context that the template would drop."""
+        for name in OPTIONAL.keys() - self.reads - {*self.ignore}:
+            if str(row.get(name) or "").strip():
+                raise UserError(
+                    f"template {self.name!r} has no place for the row's {name}, which would be dropped: "
+                    f"write {{?{name}}}…{{{name}}}…{{/{name}}} into it, or leave it out knowingly with "
+                    f"--ignore-fields {name}"
+                )
 
     def trim(self, text: str) -> str:
         """Generated text up to the first stop string, without white space at its ends."""
@@ -117,7 +168,7 @@ class Template:
 def from_record(kept: Mapping[str, Any]) -> Template:
     """The template that a run's record holds."""
     values = dict(kept)
-    for key in ("stop", "strip"):
+    for key in ("stop", "strip", "ignore"):
         values[key] = tuple(values.get(key, ()))
     return Template(**values)
 
@@ -125,53 +176,3 @@ def from_record(kept: Mapping[str, Any]) -> Template:
 def to_record(template: Template) -> dict[str, Any]:
     """The template as plain values."""
     return dataclasses.asdict(template)
-
-
-def exchanges(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """``{"system", "instruction", "response"}`` of each exchange; the system message stands in the first.
-
-    Raises ``UserError`` for a conversation that is not [system,] user, assistant, user, …
-    """
-    if fault := fault_of(messages):
-        raise UserError(fault)
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    turns = messages[bool(system or messages[0]["role"] == "system") :]
-    texts = [turn["content"] for turn in turns] + [""] * (len(turns) % 2)
-    return [
-        {"system": "" if at else system, "instruction": texts[at], "response": texts[at + 1]}
-        for at in range(0, len(texts), 2)
-    ]
-
-
-def fault_of(messages: Any) -> str:
-    """What is wrong with the messages of a conversation; an empty string for nothing."""
-    if not isinstance(messages, list) or not messages:
-        return "messages is not a list of {role, content}"
-    expected = "user"
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"message {number} is not an object with role and content"
-        role, content = message["role"], message["content"]
-        if role == "system" and number == 1:
-            expected = "user"
-        elif role not in ("user", "assistant"):
-            where = "; a system message stands first" if role == "system" else ""
-            return f"message {number} has role {role!r}; allowed are system, user, assistant{where}"
-        elif role != expected:
-            why = "starts with" if number - (messages[0]["role"] == "system") == 1 else "has two"
-            rest = role if why == "starts with" else f"{role} turns in a row"
-            return f"message {number}: the conversation {why} {rest}; user and assistant alternate"
-        else:
-            expected = "assistant" if role == "user" else "user"
-        if not isinstance(content, str):
-            return f"message {number}: content is not a string but {type(content).__name__}"
-        if not content.strip():
-            return f"message {number}: the {role}'s content is empty"
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half
-            code = ord(content[error.start])
-            return f"message {number}: half a character (U+{code:04X}) at {error.start}"
-    if expected == "user" and messages[-1]["role"] == "system":
-        return "the conversation has a system message only"
-    return ""

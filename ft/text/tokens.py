@@ -1,14 +1,13 @@
 """Token ids and labels: encode, mask, length policy, and a view of the mask."""
 
-import itertools
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ft.errors import UserError
 from ft.machine import say
+from ft.text import control, native
 from ft.text.template import Pair, Template
 
 IGNORE = (
@@ -27,6 +26,7 @@ class Encoded:
     lengths: list[int]  # tokens of every pair before the policy
     dropped: int
     truncated: int
+    skipped: int = 0  # bad ones, left out
 
     @property
     def supervised(self) -> int:
@@ -44,6 +44,8 @@ class Encoded:
             text += f"; {self.dropped:,} dropped (longer than {max_length} tokens)"
         if self.truncated:
             text += f"; {self.truncated:,} lost their ending (cut at {max_length} tokens)"
+        if self.skipped:
+            text += f"; {self.skipped:,} bad rows skipped"
         return text
 
 
@@ -55,16 +57,39 @@ def encode_rows(
     max_length: int,
     policy: Policy = "drop",
     seed_parity: bool = False,
+    on_bad_row: str = "error",
+    supervise_thinking: bool = True,
 ) -> Encoded:
     """Encode rows, of fields or of ``{"messages"}``, as ``template`` reads them; see ``encode``.
 
-    Raises ``UserError`` for a row whose own text holds a control token: it would end a turn, or make
-    a new one, where the data only has text.
+    Raises ``UserError``, or with ``on_bad_row="skip"`` leaves out and counts: a row that the template
+    cannot show, and one whose own text holds a control token (it would end a turn, or make a new one,
+    where the data only has text). Messages name a row by ``rows.place``, where rows have one. Without
+    ``supervise_thinking`` thoughts are read and not learnt.
     """
+    place = getattr(rows, "place", lambda index: f"row {index + 1}")
     rows = list(rows)
-    turns = [template.turns(row) for row in rows]  # refuses what is no conversation
-    refuse_control_tokens(rows, tokenizer)
-    return encode(
+    control.refuse_template(template, tokenizer)
+    special = control.tokens(tokenizer)
+    turns, kept, bad = [], [], []
+    for index, row in enumerate(rows):
+        if found := control.found_in(row, special):
+            bad.append(f"{place(index)}, {found}; remove it from the data")
+            continue
+        try:
+            if native.reads(template, row):
+                turns.append(native.pairs(template, row, tokenizer, thoughts=supervise_thinking))
+            else:
+                turns.append(template.turns(row))
+            kept.append(index)
+        except UserError as error:
+            bad.append(f"{place(index)}: {error}")
+    if bad and on_bad_row == "error":
+        more = f" (and {len(bad) - 1} more rows are bad)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}, or leave such rows out with --on-bad-row skip{more}")
+    if not turns and bad:
+        raise UserError(f"all {len(bad)} rows are bad; the first is {bad[0]}")
+    found = encode(
         turns,
         tokenizer,
         max_length=max_length,
@@ -72,7 +97,10 @@ def encode_rows(
         seed_parity=seed_parity,
         end=template.end,
         tail=template.tail,
+        place=lambda at: place(kept[at]),
+        on_bad_row=on_bad_row,
     )
+    return replace(found, rows=[kept[at] for at in found.rows], skipped=found.skipped + len(bad))
 
 
 def encode_splits(
@@ -101,6 +129,8 @@ def encode(
     seed_parity: bool = False,
     end: str = "",
     tail: str = "",
+    place: Callable[[int], str] = lambda at: f"row {at + 1}",
+    on_bad_row: str = "error",
 ) -> Encoded:
     """Encode ``{"prompt", "completion"}`` pairs; labels are each completion and its end token.
 
@@ -112,7 +142,8 @@ def encode(
 
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
-    error. Raises ``UserError`` for that, for a control token inside a text, and if nothing is left.
+    error. Raises ``UserError`` for that (with ``on_bad_row="skip"`` it is skipped instead), for a
+    control token inside a text, and if nothing is left. ``place`` names a conversation in messages.
     """
     conversations = [[p] if isinstance(p, Mapping) else list(p) for p in pairs]
     if not conversations:
@@ -128,42 +159,47 @@ def encode(
     after = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     examples, rows, lengths, truncated, too_long = [], [], [], 0, []
     for row, turns in enumerate(conversations):
-        ids, labels = [bos], [IGNORE]
-        for prompt, completion in itertools.islice(encoded, len(turns)):
-            if bos in prompt or bos in completion or eos in completion or stop in completion:
+        ids, labels, between = [bos], [IGNORE], []
+        for pair, (prompt, completion) in zip(turns, encoded, strict=False):
+            ended = pair.get("ended", False)  # control tokens are the chat template's own
+            if bos in prompt or not ended and {bos, eos, stop} & {*completion}:
                 raise UserError(
-                    f"row {row + 1}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
+                    f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
                     "remove it from the data"
                 )
-            answer = [*([bos] if seed_parity else []), *completion, stop]
-            ids += prompt + answer + after
-            labels += [IGNORE] * len(prompt) + answer + [IGNORE] * len(after)
-        if after and not end:  # nothing follows a last EOS
+            between = [] if ended else after
+            answer = [*([bos] if seed_parity else []), *completion, *([] if ended else [stop])]
+            ids += prompt + answer + between
+            learnt = answer if pair.get("learn", True) else [IGNORE] * len(answer)
+            labels += [IGNORE] * len(prompt) + learnt + [IGNORE] * len(between)
+        if between and not end:  # nothing follows a last EOS
             ids, labels = ids[: -len(after)], labels[: -len(after)]
         lengths.append(len(ids))
         if len(ids) > max_length:
-            too_long.append(row)
+            too_long += [row]
             ids, labels = ids[:max_length], labels[:max_length]
             if policy != "truncate" or all(label == IGNORE for label in labels):
                 continue
             truncated += 1
-        assert len(ids) == len(labels)
-        assert any(label != IGNORE for label in labels)
+        if all(label == IGNORE for label in labels):
+            raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
         examples.append({"input_ids": ids, "labels": labels})
         rows.append(row)
-    if policy == "error" and too_long:
+    if policy == "error" and too_long and on_bad_row == "error":
         raise UserError(
             f"{len(too_long)} of {len(conversations)} rows have more than max_length={max_length} tokens, "
-            f"the first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
-            "the length policy drop or truncate"
+            f"the first is {place(too_long[0])} with {lengths[too_long[0]]}; raise --max-length, choose "
+            "the length policy drop or truncate, or leave such rows out with --on-bad-row skip"
         )
     if not examples:
         raise UserError(
             f"all {len(conversations)} rows have more than max_length={max_length} tokens (the shortest "
             f"has {min(lengths)}); raise --max-length"
         )
-    return Encoded(examples, rows, lengths, len(conversations) - len(examples), truncated)
+    left = len(conversations) - len(examples)
+    counts = (0, truncated, left) if policy == "error" else (left, truncated, 0)
+    return Encoded(examples, rows, lengths, *counts)
 
 
 def prompt_ids(
@@ -174,10 +210,14 @@ def prompt_ids(
     ``fill`` changes the text of each prompt, once the row's own text is known to be good. Raises
     ``UserError`` for a control token in the row's own text.
     """
-    turns = template.turns(row) if "messages" in row else []
-    if found := _control_token(row, _control_tokens(tokenizer)):
+    if found := control.found_in(row, control.tokens(tokenizer)):
         raise UserError(f"{found}; ask without it")
+    if native.reads(template, row):
+        text = fill(native.prompt(template, row, tokenizer))
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    turns = template.turns(row) if "messages" in row else []
     if not turns:
+        template.refuse_unread(row)
         prompt = fill(template.prompt_for(row))
         return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     *finished, last = [turn | {"prompt": fill(turn["prompt"])} for turn in turns]
@@ -191,33 +231,6 @@ def prompt_ids(
     ).examples
     prompt_ends = max(i for i, label in enumerate(example["labels"]) if label != IGNORE)
     return example["input_ids"][:prompt_ends]
-
-
-def refuse_control_tokens(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> None:
-    """Raise ``UserError`` for the first row whose own text holds a control token of the tokenizer."""
-    control = _control_tokens(tokenizer)
-    for number, row in enumerate(rows, 1):
-        if found := _control_token(row, control):
-            raise UserError(f"row {number}, {found}; remove it from the data")
-
-
-def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-
-
-def _control_token(row: Mapping[str, Any], control: re.Pattern[str]) -> str:
-    """Where a row's own text holds a control token, in words; nothing where it holds none."""
-    turns = enumerate(row.get("messages", ()), 1)
-    fields = [(f"message {n} ({m['role']})", m["content"]) for n, m in turns]
-    fields += [(key, value) for key, value in row.items() if isinstance(value, str)]
-    for name, text in fields:
-        if found := control.search(text):
-            token = repr(found.group())
-            return (
-                f"{name}: the text contains {token}, which the tokenizer reads as a control token"
-            )
-    return ""
 
 
 def show(example: Example, tokenizer: Any, *, colour: bool) -> str:

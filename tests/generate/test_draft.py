@@ -111,3 +111,24 @@ def test_an_answer_without_an_end_is_none():
     draft, _ = grown(encoded("a"))
     with pytest.raises(AssertionError):
         draft.answer()
+
+
+def test_a_thought_is_kept_apart_from_the_answer():
+    from support import gemma_tokens
+
+    from ft.generate.draft import Draft, End
+    from ft.text import chat_template, forms
+
+    jinja = gemma_tokens.of_trl()["gemma4_v5"].read_text()
+    tokenizer = gemma_tokens.tokenizer_of(jinja)
+    thought = forms.thought_ids(chat_template.read(tokenizer), tokenizer)
+    written = "<|channel>thought\nadd them\n<channel|>It is 4.<turn|>"
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    draft = Draft(tokenizer, [2], End(frozenset({ids[-1]}), (), 99, thought))
+    pieces = []
+    for token in ids:
+        draft.add(token)
+        pieces.append(draft.piece)
+    answer = draft.answer()
+    assert "".join(pieces) == answer.text == "It is 4."
+    assert (answer.thought, answer.reason, answer.ids) == ("add them", "end", tuple(ids))

@@ -3,7 +3,8 @@
 import pytest
 
 from ft.errors import UserError
-from ft.text.template import Template, exchanges, from_record, to_record
+from ft.text.messages import exchanges
+from ft.text.template import Template, from_record, to_record
 
 ROW = {"instruction": "Add.", "context": "", "response": "3"}
 

@@ -1,0 +1,296 @@
+"""A conversation's messages in one form, whatever names their source gave them: texts, calls, thoughts, results."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from ft.errors import UserError
+
+Message: TypeAlias = dict[str, Any]
+"""``{"role", "content"}``: system, user, assistant or tool, and a text. An assistant's may have
+``tool_calls`` and ``reasoning_content``, a tool's ``name`` and ``tool_call_id``; ``"learn": False``
+stands on a turn that is read and not learnt."""
+
+ROLES = {"human": "user", "user": "user", "prompter": "user", "system": "system"}
+ROLES |= dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt"), "assistant")
+ROLES |= {"developer": "system", "tool": "tool", "function": "tool", "observation": "tool"}
+ROLES |= dict.fromkeys(("tool_response", "function_response", "ipython"), "tool")
+ROLES |= dict.fromkeys(("function_call", "tool_call"), "assistant")  # the value is the call
+CALLS = ("function_call", "tool_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # one thing under three names
+WEIGHTS = ("weight", "loss", "train")
+IMAGES = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
+# keys of a turn that would change what is learnt, and that nothing here follows
+UNFOLLOWED = ("mask", "masked", "train_on_turn", "training", "trainable", "train_detail")
+UNFOLLOWED += ("training_detail", "refusal")
+VISION = "a recipe of text learns nothing from images: use recipes/vision_lora.py"
+
+
+def read(turns: Any, ignored: dict[str, None] | None = None) -> list[Message]:
+    """``[{role, content}]`` or ``[{from, value}]`` as messages; keys that say nothing to ``ignored``.
+
+    Null values are nothing, and so is an empty system message. Raises ``UserError`` for a message
+    that cannot be read; the order of turns is left to ``fault_of``.
+    """
+    if not isinstance(turns, list) or not turns:
+        raise UserError("messages is not a list of {role, content}")
+    found = [_message(turn, number, ignored) for number, turn in enumerate(turns, 1)]
+    if found[0]["role"] == "system" and not found[0]["content"].strip():
+        del found[0]
+    return found
+
+
+def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message:
+    if not isinstance(turn, Mapping):
+        raise UserError(f"message {number} is not an object with role and content")
+    there = {key: value for key, value in turn.items() if value is not None}
+    role = there.pop("role", there.pop("from", None))
+    content = there.pop("content", there.pop("value", None))
+    there.pop("from", None)
+    calls = there.pop("tool_calls", None) or there.pop("function_call", None)
+    there.pop("function_call", None)
+    if role is None or (content is None and not calls and "tool_responses" not in there):
+        raise UserError(f"message {number} is not an object with role and content")
+    kind = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
+    message: Message = {"role": kind}
+    if isinstance(role, str) and role.strip().lower() in CALLS:
+        calls, content = content, ""
+    text, thoughts = _content(content, number, tool=kind == "tool")
+    message["content"] = text
+    thoughts += [there.pop(key) for key in THOUGHTS if there.get(key)]
+    if thoughts:
+        message["reasoning_content"] = _thought(thoughts, kind, number)
+    if calls:
+        message["tool_calls"] = [_call(c, number) for c in _listed(calls, number)]
+    if _masked(there, number):
+        message["learn"] = False
+    for key in ("name", "tool_call_id", "tool_responses"):
+        if kind == ("assistant" if key == "tool_responses" else "tool") and key in there:
+            message[key] = without_nulls(there.pop(key))
+    _refuse(there, number)
+    for key in there:
+        if ignored is not None and key not in (*THOUGHTS, *IMAGES):
+            ignored[f"messages.{key}"] = None
+    return message
+
+
+def _content(content: Any, number: int, *, tool: bool) -> tuple[Any, list[Any]]:
+    """The text of a content, its parts joined, and the thoughts among these. A tool's object is JSON."""
+    if content is None:
+        return "", []
+    as_json = json.dumps(content, ensure_ascii=False, default=str)
+    if not isinstance(content, list):
+        return as_json if tool and not isinstance(content, str) else content, []
+    texts, thoughts = [], []
+    for part in content:
+        there = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {}
+        kind = there.get("type", "text")
+        if isinstance(part, str) and not tool:
+            texts.append(part)
+        elif kind in ("text", "input_text", "output_text") and isinstance(there.get("text"), str):
+            texts.append(there["text"])
+        elif kind in THOUGHTS and isinstance(there.get(kind, there.get("text")), str):
+            thoughts.append(there.get(kind, there.get("text")))
+        elif kind in IMAGES or any(there.get(key) for key in IMAGES):
+            raise UserError(f"message {number} has a part {kind!r}: {VISION}")
+        elif tool:  # a result that is a list of objects
+            return as_json, []
+        else:
+            raise UserError(
+                f"message {number} has a part of type {kind!r} in its content; allowed are text"
+            )
+    return "".join(texts), thoughts
+
+
+def _thought(thoughts: list[Any], role: Any, number: int) -> str:
+    if role != "assistant":
+        raise UserError(f"message {number} is the {role}'s and has a thought; the assistant thinks")
+    if not all(isinstance(thought, str) for thought in thoughts):
+        raise UserError(f"message {number}: its thought ({', '.join(THOUGHTS)}) is not a string")
+    if len(set(thoughts)) > 1:
+        raise UserError(f"message {number} has two thoughts that differ; give one")
+    return thoughts[0]
+
+
+def _masked(there: dict[str, Any], number: int) -> bool:
+    """Whether a turn is not to be learnt; its weights are taken out."""
+    masked = False
+    for key in WEIGHTS:
+        value = there.pop(key, True)
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise UserError(f"message {number}: {key} is {value!r}; allowed are 0, 1, false, true")
+        masked = masked or not value
+    return masked
+
+
+def _refuse(there: Mapping[str, Any], number: int) -> None:
+    """Raise ``UserError`` for a key that changes what should be learnt and that nothing follows."""
+    for key, value in there.items():
+        if key in IMAGES and value not in ([], "", {}):
+            raise UserError(f"message {number} has {key}: {VISION}")
+        if key in UNFOLLOWED:
+            allowed = f"a turn is left out of what is learnt by {', '.join(WEIGHTS)} 0 or false"
+            raise UserError(f"message {number}: {key} = {value!r} is not followed; {allowed}")
+        if key in ("content", "value", "tool_responses"):
+            raise UserError(f"message {number} has a second text under {key!r}")
+
+
+def _listed(value: Any, number: int) -> list[Any]:
+    """Calls or tools as a list: JSON is parsed, one alone is a list of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise UserError(f"message {number}: its call is not JSON: {value[:60]!r}") from None
+    return value if isinstance(value, list) else [value]
+
+
+def _call(call: Any, number: int) -> dict[str, Any]:
+    """``{"type": "function", "function": {"name", "arguments"}}``, with ``id`` where it has one."""
+    inner = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise UserError(f"message {number}: a call is not {{name, arguments}}: {str(call)[:60]}")
+    given = inner.get("arguments", inner.get("parameters"))
+    arguments = {} if given in (None, "") else given
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = None
+    elif isinstance(arguments, Mapping):
+        arguments = without_nulls(arguments)
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f"message {number}: the arguments of {inner['name']} are no JSON object: {str(given)[:60]}"
+        )
+    found = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+    return found | ({"id": call["id"]} if call.get("id") is not None else {})
+
+
+def tools_of(value: Any) -> list[dict[str, Any]]:
+    """Functions that may be called, as ``[{"type": "function", "function": {"name", …}}]``; JSON is parsed.
+
+    Raises ``UserError`` for one without a name.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except ValueError:
+            raise UserError(f"tools is no JSON: {value[:60]!r}") from None
+    if not isinstance(value, list):
+        raise UserError(f"tools is not a list but {type(value).__name__}")
+    found = []
+    for number, tool in enumerate(value, 1):
+        tool = without_nulls(json.loads(tool) if isinstance(tool, str) else tool)
+        if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+            tool = {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+        inner = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise UserError(f"tool {number} is not {{type, function: {{name, …}}}}")
+        found.append(tool)
+    return found
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON value without the null entries of its objects, which ``datasets`` puts there."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(v) for key, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def beyond_text(row: Mapping[str, Any]) -> str:
+    """What of a row is more than texts of turns, in words: ``tools``, ``tool_calls (message 2)``; or nothing."""
+    if row.get("tools"):
+        return "tools"
+    for number, message in enumerate(row.get("messages", ()), 1):
+        for key in ("tool_calls", "tool_responses", "reasoning_content"):
+            if message.get(key):
+                return f"{key} (message {number})"
+        if message["role"] == "tool":
+            return f"the result of a tool (message {number})"
+    return ""
+
+
+def exchanges(messages: list[Message]) -> list[Message]:
+    """``{"system", "instruction", "response"}`` of each exchange; the system message stands in the first.
+
+    One whose answer is not to be learnt has ``"learn": False``. Raises ``UserError`` for a
+    conversation that is not [system,] user, assistant, user, …
+    """
+    if fault := fault_of(messages):
+        raise UserError(fault)
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    turns = messages[bool(system or messages[0]["role"] == "system") :]
+    turns = [*turns, *[{"content": ""}] * (len(turns) % 2)]
+    return [
+        {
+            "system": "" if at else system,
+            "instruction": turns[at]["content"],
+            "response": turns[at + 1]["content"],
+        }
+        | ({"learn": False} if turns[at + 1].get("learn") is False else {})
+        for at in range(0, len(turns), 2)
+    ]
+
+
+def fault_of(messages: Any) -> str:
+    """What is wrong with the messages of a conversation; an empty string for nothing."""
+    if not isinstance(messages, list) or not messages:
+        return "messages is not a list of {role, content}"
+    before: Message = {"role": "system"}
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return f"message {number} is not an object with role and content"
+        role, content = message["role"], message["content"]
+        if role == "system" and number == 1:
+            pass
+        elif role not in ("user", "assistant", "tool"):
+            where = "; a system message stands first" if role == "system" else ""
+            return f"message {number} has role {role!r}; allowed are system, user, assistant{where}"
+        elif fault := _out_of_order(role, before, messages[0]["role"] == "system", number):
+            return f"message {number}: {fault}"
+        if role != "tool" and not isinstance(content, str):
+            return f"message {number}: content is not a string but {type(content).__name__}"
+        if not _says(message) and not (role == "system" and number == 1):
+            return f"message {number}: the {role}'s content is empty"
+        try:
+            json.dumps(message, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half
+            at = _half(content) if isinstance(content, str) else -1
+            code = ord(error.object[error.start])
+            return f"message {number}: half a character (U+{code:04X})" + f" at {at}" * (at >= 0)
+        before = message
+    if before["role"] == "system":
+        return "the conversation has a system message only"
+    return ""
+
+
+def _out_of_order(role: str, before: Message, system: bool, number: int) -> str:
+    """Why a message may not follow the one before it; an empty string where it may."""
+    if role == "tool":
+        follows = before.get("tool_calls") or before["role"] == "tool"
+        return "" if follows else "a message of role 'tool' follows no call"
+    if role == before["role"]:
+        return (
+            f"the conversation has two {role} turns in a row; user and assistant alternate"
+            if not before.get("tool_calls") and not before.get("tool_responses")
+            else ""
+        )
+    if role == "assistant" and number == 1 + system:
+        return f"the conversation starts with {role}; user and assistant alternate"
+    return "a user's turn stands where the call's result is to be read" * (
+        role == "user" and before["role"] == "tool"
+    )
+
+
+def _says(message: Message) -> bool:
+    """Whether a message has anything in it: text, a call, a tool's result even if that is empty."""
+    content = message["content"]
+    text = content.strip() if isinstance(content, str) else content
+    return bool(text or message["role"] == "tool" or message.get("tool_calls")) or bool(
+        message.get("tool_responses")
+    )
+
+
+def _half(text: str) -> int:
+    return next((i for i, c in enumerate(text) if 0xD800 <= ord(c) <= 0xDFFF), -1)
