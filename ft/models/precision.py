@@ -65,16 +65,25 @@ def choose_precision(precision: str, on: Machine) -> Choice:
     return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
 
 
-def widen(choice: Choice, on: Machine, weights: int, free: int) -> Choice:
-    """bf16 in place of a chosen nf4 on a GPU, where ``weights`` bytes in bf16 leave room.
+def roomy(numbers: int, free: int, share: int = 1) -> bool:
+    """Whether a model of so many numbers may stay in 16 bits on a GPU with ``free`` bytes; ``share`` GPUs hold it."""
+    return 2 * numbers / share <= ROOMY * free
+
+
+def widen(choice: Choice, on: Machine, numbers: int, free: int, share: int = 1) -> Choice:
+    """bf16 in place of a chosen nf4 on a GPU, where a model of so many ``numbers`` is ``roomy`` in it.
 
     4 bits have to be made 16 again in each product, and are less exact: they are for what does not fit.
     """
-    gib, share = 2**30, weights / max(free, 1)
-    seen = f"weights of {weights / gib:.1f} GiB in bf16 take {share:.0%} of the {free / gib:.1f} GiB free"
+    gib, weights = 2**30, 2 * numbers // share
+    each = f", shared by {share} GPUs," if share > 1 else ""
+    seen = (
+        f"weights of {2 * numbers / gib:.1f} GiB in bf16{each} take {weights / max(free, 1):.0%} "
+    )
+    seen += f"of the {free / gib:.1f} GiB free"
     if choice.precision != "nf4" or not on.bf16 or not on.device.startswith("cuda"):
         return choice
-    if share <= ROOMY:
+    if roomy(numbers, free, share):
         return Choice("bf16", "bfloat16", f"{seen} on {on.name}")
     return Choice("nf4", choice.compute, f"{choice.reason}; {seen}")
 

@@ -11,6 +11,7 @@ from ft.plan import parts
 from ft.plan.autograd import Mode
 from ft.plan.shapes import Shape
 from ft.text import batches
+from ft.train import graphs
 from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
@@ -45,6 +46,14 @@ class Plan:
     trained: int
     tokens: int  # in one pass through the model
     flops: tuple[float, float]  # a training step's, per token and per supervised token
+    passing: int = (
+        0  # bytes that rows of a CUDA graph hold for a second time; none where it cannot be one
+    )
+
+    def graphs_fit(self, room: int) -> bool:
+        """Whether rows become CUDA graphs on a GPU of ``room`` bytes, by the rule of the training itself."""
+        held = self.allocated - self.passing
+        return bool(self.passing) and graphs.fits(room - CONTEXT - held, self.passing)
 
     @property
     def peak(self) -> int:
@@ -131,6 +140,7 @@ def plan_of(
         supervised=math.ceil(sum(seen) * supervised),
         processes=processes,
         sharded=sharded,
+        packed=packing,
     )
     return _plan(step, precision=precision)
 
@@ -159,6 +169,7 @@ class _Step:
     supervised: int  # tokens
     processes: int
     sharded: bool
+    packed: bool
 
     @property
     def share(self) -> int:
@@ -204,13 +215,27 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         trained=parts.trained(shape, mode),
         tokens=sum(step.seen),
         flops=parts.flops(shape, mode),
+        passing=_passing(step, moments[moment]),
     )
+
+
+def _passing(step: _Step, named: Mapping[str, int]) -> int:
+    """What of a moment's bytes a CUDA graph of a row has of its own; none where rows are no graphs."""
+    dropped = step.checkpointing and step.mode.dropout  # see train.graphs.refusal
+    able = step.packed and step.processes == 1 and not step.shape.top_k_experts and not dropped
+    if step.device != "cuda" or not able:
+        return 0
+    stays = {*_always(step), "gradients", "fragmentation"}
+    return sum(size for name, size in named.items() if name not in stays)
 
 
 def _always(step: _Step) -> dict[str, int]:
     """What a step has from its beginning to its end."""
     shape, mode = step.shape, step.mode
     found = step.start | {name: size // step.share for name, size in step.base.items()}
+    if step.sharded and (whole := parts.constants(shape, mode)):
+        packed = step.base[parts.BASE[0]]
+        found[parts.BASE[0]] = (packed - whole) // step.share + whole
     trained = parts.trained(shape, mode)
     found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
     found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share

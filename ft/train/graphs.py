@@ -97,6 +97,11 @@ def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -
     return ""
 
 
+def fits(free: int, most: int) -> bool:
+    """Whether activations of ``most`` bytes fit twice into ``free``: a graph's beside those of rows without one."""
+    return free > 2 * most
+
+
 class CudaGraph:
     """What is launched while it is captured, launched again at once by ``replay``."""
 
@@ -136,7 +141,7 @@ class CudaGraph:
         held = torch.cuda.memory_allocated()
         most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-        if free > 2 * most:
+        if fits(free, most):
             return ""
         return f"{free / 2**30:.1f} GiB are free, and rows take {most / 2**30:.1f} with and without"
 
