@@ -1,6 +1,5 @@
 """What a run will need in memory, by name, before anything is loaded."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from ft.plan.autograd import Mode
 from ft.plan.shapes import Shape
 from ft.text import batches
 from ft.train import graphs
-from ft.train.optim import STATE_BYTES
 
 GIB = 2**30
 MIB = 2**20
@@ -302,39 +300,3 @@ def _loading(step: _Step) -> dict[str, int]:
         matrices = blocks.matrices(shape)
         extra["linear layers before quantisation"] = sum(m.numbers for m in matrices) * mode.width
     return step.start | {"libraries": LIBRARIES} | step.base | extra
-
-
-def with_tower(
-    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
-) -> Plan:
-    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
-
-    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
-    frozen tower is gone before the language model's peak.
-    """
-    tower = parts.tower_of(settings["model_name_or_path"], shape)
-    rank, optim = settings["lora_r"], settings["optim"]
-    counted = (
-        not rank and shape.towers
-    )  # a table's towers are in the plan of a model that trains whole
-    size = 0 if counted else tower.parameters if tower else shape.towers
-    always = {"image tower and projector": size * width} if size else {}
-    most: dict[str, int] = {}
-    trained = 0
-    if tower and settings["train_vision"]:
-        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
-        each = 4 if rank else width
-        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
-        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
-        always["activations of the tower"] = tower.kept(
-            images, width, checkpointing=settings["gradient_checkpointing"]
-        )
-    elif tower:
-        most["images, passing the tower"] = tower.passing(images, width)
-    return dataclasses.replace(
-        plan,
-        parts=(*plan.parts, *always.items()),
-        most=(*plan.most, *always.items(), *most.items()),
-        parameters=plan.parameters + size,
-        trained=plan.trained + trained,
-    )

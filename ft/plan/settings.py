@@ -1,5 +1,6 @@
 """What a recipe's settings need in memory, and the nearest settings that fit."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from ft.models import precision as hardware
 from ft.models import sources
 from ft.plan import layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
-from ft.train.optim import choose
+from ft.plan.shapes import Shape
+from ft.train.optim import STATE_BYTES, choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
@@ -91,12 +93,48 @@ def of(
     )
     if not sees:
         return plan
-    return peak.with_tower(
+    return _with_tower(
         plan,
         shape,
         {**settings, "optim": optim},
         width=4 if precision == "fp32" or not bf16 else 2,
         images=settings["per_device_train_batch_size"] if images is None else images,
+    )
+
+
+def _with_tower(
+    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
+) -> Plan:
+    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
+
+    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
+    frozen tower is gone before the language model's peak.
+    """
+    tower = parts.tower_of(settings["model_name_or_path"], shape)
+    rank, optim = settings["lora_r"], settings["optim"]
+    counted = (
+        not rank and shape.towers
+    )  # a table's towers are in the plan of a model that trains whole
+    size = 0 if counted else tower.parameters if tower else shape.towers
+    always = {"image tower and projector": size * width} if size else {}
+    most: dict[str, int] = {}
+    trained = 0
+    if tower and settings["train_vision"]:
+        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
+        each = 4 if rank else width
+        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
+        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
+        always["activations of the tower"] = tower.kept(
+            images, width, checkpointing=settings["gradient_checkpointing"]
+        )
+    elif tower:
+        most["images, passing the tower"] = tower.passing(images, width)
+    return dataclasses.replace(
+        plan,
+        parts=(*plan.parts, *always.items()),
+        most=(*plan.most, *always.items(), *most.items()),
+        parameters=plan.parameters + size,
+        trained=plan.trained + trained,
     )
 
 
