@@ -27,6 +27,12 @@ def weight(codes: "Tensor", state: Any, dtype: Any) -> "Tensor":
     return dequantize_4bit(codes, state).to(dtype)
 
 
+def is_layer(module: Any) -> bool:
+    """Whether this is bitsandbytes' linear layer of 4-bit weights; PEFT calls its layer around it the same."""
+    kind = type(module)
+    return kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes")
+
+
 def state_of(layer: Any) -> Any:
     """The ``QuantState`` of a 4-bit layer; none of a layer that is not in 4 bits.
 

@@ -229,13 +229,15 @@ def _install_kernels(
     import torch
 
     from ft.kernels import attention as by_example
-    from ft.kernels import cross_entropy, fused, fused_layers, quantized
+    from ft.kernels import cross_entropy, fused, fused_layers, half, quantized
 
     said, notes, kind = "", [], model.config.model_type
     dtype = model.get_input_embeddings().weight.dtype
     sample = torch.empty(0, dtype=dtype, device=on.device)  # weights may come to it later
     if backend == "transformers" and choice.precision == "nf4" and on.device == "cpu":
         quantized.install_nf4(model)
+    elif backend == "transformers" and choice.half:
+        half.install(model)
     if choice.precision == "int8":
         quantized.install_int8(model, parameters.int8_layers(model))
     if kind == "recurrent_gemma":
