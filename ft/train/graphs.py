@@ -103,28 +103,16 @@ def fits(free: int, most: int) -> bool:
 
 
 class CudaGraph:
-    """What is launched while it is captured, launched again at once by ``replay``."""
+    """A row's graph, which is captured only where there is room."""
+
+    def __init__(self) -> None:
+        from ft.kernels import cuda_graph
+
+        self.graph = cuda_graph.CudaGraph()
 
     def capture(self, run: Callable[[], None], beside: "CudaGraph | None" = None) -> None:
-        """Record ``run`` without running it. Raises what the capture raises.
-
-        It takes the memory of ``beside``, which must live as long: only one of the two runs at a time,
-        and nothing that a run makes outlives it.
-        """
-        import torch
-
-        self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        pool = beside.graph.pool() if beside else None
-        try:
-            # only this thread's calls can spoil it, not one that pins memory
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-                run()
-        except BaseException:  # whose generator would go on as in a capture, and refuse to draw
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise
-        finally:  # torch leaves its own stream current when the end of a capture fails
-            torch.cuda.set_stream(stream)
+        """Record ``run``, which is not run, in the memory of ``beside``."""
+        self.graph.capture(run, beside.graph if beside else None)
 
     def replay(self) -> None:
         """Run what was recorded."""
