@@ -254,6 +254,8 @@ def prepare_sharding() -> None:
             "--fsdp_version 2 (FSDP_VERSION=2)"
         )
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
+    # else Accelerate would throw away what all processes have read, and send the first one's to the others
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def seed_everything(seed: int) -> None:

@@ -72,6 +72,7 @@ def command(
         "bf16": where == "cuda" or bool(machine.cpu_bf16()),
         "processes": processes,
         "sharded": sharded,
+        "room": room if where == "cuda" else None,
     }
     if to_fit:
         settings, flags = fit.fitting(settings, room, options)
@@ -86,6 +87,16 @@ def command(
         )
         raise SystemExit(1)
     print(f"fits into {room / GIB:.1f} GiB; {fit.largest(settings, room, options)}")
+    if plan.passing:
+        twice = f"{plan.passing / GIB:.1f} GiB of a row a second time"
+        print(
+            f"CUDA graphs hold {twice}: "
+            + (
+                "there is room"
+                if plan.graphs_fit(room)
+                else "no room, so rows run without them, slower"
+            )
+        )
 
 
 def describe(settings: Mapping[str, Any], plan: Plan) -> str:

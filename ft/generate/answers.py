@@ -225,7 +225,10 @@ def _grow(
     prompts = {id(draft.prompt): draft.prompt for draft in drafts}  # answers to one prompt share it
     places = {key: at for at, key in enumerate(prompts)}
     pad = tokenizer.pad_token_id
-    decoder = Decoder(model, list(prompts.values()), 0 if pad is None else pad, use_cache=use_cache)
+    room = max(draft.longest - len(draft.prompt) for draft in drafts)
+    decoder = Decoder(
+        *(model, list(prompts.values()), 0 if pad is None else pad), use_cache=use_cache, room=room
+    )
     device = decoder.logits.device
     if len(prompts) < len(drafts):
         decoder.select(torch.tensor([places[id(d.prompt)] for d in drafts], device=device))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
+from ft.generate import static
 from ft.models.vision import ImagePrompt
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class Decoder:
 
     Without ``use_cache`` every step computes the whole texts anew.
     With ``keep_hidden``, ``hidden`` [B, T, D] are the last layer's activations of the tokens that the
-    last step computed, as the head sees them.
+    last step computed, as the head sees them. Where at most ``room`` steps are to come, and the model is on
+    a GPU (or ``make_graph`` is given, in place of ``CudaGraph``), they are ``static.Steps``.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class Decoder:
         *,
         use_cache: bool = True,
         keep_hidden: bool = False,
+        room: int = 0,
+        make_graph: Any = None,
     ) -> None:
         import torch
         from transformers import DynamicCache
@@ -47,7 +51,15 @@ class Decoder:
         # each model's own is faster where none is needed
         self._mask = padded if any(gaps) else None
         self._positions = (padded.cumsum(-1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=model.config) if use_cache else None
+        self._cache: Any = DynamicCache(config=model.config) if use_cache else None
+        if make_graph is None and device.type == "cuda":
+            from ft.kernels.cuda_graph import CudaGraph
+
+            make_graph = CudaGraph
+        able = make_graph and room > 1 and use_cache and not keep_hidden
+        self._static: Any = None
+        self._make = make_graph if able and not static.refusal(model) else None
+        self._length = width + room
         with contiguous_head(model):
             self.logits = self._forward()
 
@@ -56,6 +68,14 @@ class Decoder:
         import torch
 
         positions = self._positions[:, -1:] + 1
+        if self._make is not None:
+            if self._static is None:
+                seen = torch.ones_like(self._ids) if self._mask is None else self._mask
+                self._static = static.Steps(self.model, self._cache, seen, self._length, self._make)
+                self._cache = None
+            self._ids, self._positions = ids[:, None], positions
+            self.logits = self._static.step(self._ids, positions)
+            return
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
         if self._cache is None:
@@ -67,7 +87,9 @@ class Decoder:
 
     def select(self, rows: "Tensor") -> None:
         """Go on with these texts [N], each as often as it is named; ``logits`` too are theirs."""
-        if self._cache is not None:
+        if self._static is not None:
+            self._static.select(rows)
+        elif self._cache is not None:
             self._cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]  # selects in every layer
         self._ids, self._positions = self._ids[rows], self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]

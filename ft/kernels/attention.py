@@ -39,11 +39,11 @@ def helps(device: str, attention: str, kind: str) -> bool:
     return attention == "sdpa" or (attention == "eager" and kind == "gemma2" and device != "cpu")
 
 
-def describe(model: Any, compute: str, head: int) -> str:
+def describe(model: Any, device: Any, compute: str, head: int) -> str:
     """How a packed row is attended, for people."""
     import torch
 
-    place = next(model.parameters()).device, getattr(torch, compute), head
+    place = device, getattr(torch, compute), head
     capped = model.config.get_text_config()._attn_implementation == CAPPED
     if not capped and works(*place):
         return "packed rows by PyTorch's flash kernel of examples"

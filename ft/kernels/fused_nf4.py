@@ -16,12 +16,30 @@ GROUPS = 32  # blocks of a program: each of its threads reads 4 bytes and writes
 
 
 def weight(codes: "Tensor", state: Any, dtype: Any) -> "Tensor":
-    """The values of ``codes`` and their ``QuantState`` in ``dtype``, [O, I]."""
+    """The values of ``codes``, stored as whatever dtype, and their ``QuantState`` in ``dtype``, [O, I]."""
+    import torch
     from bitsandbytes.functional import dequantize_4bit
+
+    codes = codes.view(torch.uint8)
 
     if usable(codes, state, dtype) and works(codes.device, dtype):
         return decode(codes, state, dtype)
     return dequantize_4bit(codes, state).to(dtype)
+
+
+def is_layer(module: Any) -> bool:
+    """Whether this is bitsandbytes' linear layer of 4-bit weights; PEFT calls its layer around it the same."""
+    kind = type(module)
+    return kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes")
+
+
+def state_of(layer: Any) -> Any:
+    """The ``QuantState`` of a 4-bit layer; none of a layer that is not in 4 bits.
+
+    Where processes share the weights, the parameter that stands for them has none, and its module keeps it.
+    """
+    state = getattr(layer.weight, "quant_state", None)
+    return getattr(layer, "quant_state", None) if state is None else state
 
 
 def usable(codes: "Tensor", state: Any, dtype: Any) -> bool:

@@ -140,8 +140,8 @@ def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None
         return None
     if type(base) is torch.nn.Linear:
         return (lambda: weight) if weight.dtype == x.dtype else None
-    state = getattr(weight, "quant_state", None)
-    if type(base).__name__ != "Linear4bit" or state is None or base.compute_dtype != x.dtype:
+    state = fused_nf4.state_of(base)
+    if not fused_nf4.is_layer(base) or state is None or base.compute_dtype != x.dtype:
         return None
     if tuple(state.shape) != (base.out_features, base.in_features):
         return None

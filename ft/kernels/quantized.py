@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ft.kernels.fused_nf4 import state_of
+
 # values of a 4-bit weight at a time: 8 MiB in bfloat16, which processors cache, and malloc keeps for the next
 NF4_PIECE = 2**22
 LARGEST = 127
@@ -34,8 +36,10 @@ def install_nf4(model: Any) -> None:
             module.forward = types.MethodType(_nf4_forward, module)
 
 
-def pieces(weight: Any, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def pieces(weight: Any, dtype: torch.dtype, state: Any = None) -> Iterator[tuple[slice, Tensor]]:
     """The values of a 4-bit ``weight`` [O, I]: some of its rows, and what they hold [rows, I].
+
+    ``state`` is its ``QuantState``, by default its own.
 
     A value is a product in float32, rounded to ``dtype`` once, as in bitsandbytes to the bit; only
     where the rows are no whole blocks, bitsandbytes 0.50.2 with AVX-512 takes scales of wrong
@@ -43,7 +47,8 @@ def pieces(weight: Any, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """
     from bitsandbytes.functional import dequantize_blockwise
 
-    state, size = weight.quant_state, weight.quant_state.blocksize
+    state = weight.quant_state if state is None else state
+    size = state.blocksize
     codes, scales = weight.detach().view(-1).view(torch.uint8), state.absmax
     if state.nested:
         scales = dequantize_blockwise(scales, state.state2) + state.offset
@@ -66,18 +71,18 @@ def pieces(weight: Any, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
 def _nf4_forward(self: Any, x: Tensor) -> Tensor:
     compute = self.compute_dtype or x.dtype
     bias = None if self.bias is None else self.bias.to(compute)
-    return _Nf4Product.apply(x.to(compute), self.weight, bias).to(x.dtype)
+    return _Nf4Product.apply(x.to(compute), self.weight, bias, state_of(self)).to(x.dtype)
 
 
 class _Nf4Product(torch.autograd.Function):
     """``x @ weight.T + bias``; nothing but the 4-bit weight is kept for the backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):  # noqa: ANN001, ANN205
-        ctx.weight = weight
-        result = x.new_empty(*x.shape[:-1], weight.quant_state.shape[0])
+    def forward(ctx, x, weight, bias, state):  # noqa: ANN001, ANN205
+        ctx.weight, ctx.state = weight, state
+        result = x.new_empty(*x.shape[:-1], state.shape[0])
         flat, out = x.reshape(-1, x.shape[-1]), result.view(-1, result.shape[-1])
-        for rows, values in pieces(weight, x.dtype):
+        for rows, values in pieces(weight, x.dtype, state):
             if bias is None:
                 torch.mm(flat, values.T, out=out[:, rows])
             else:
@@ -90,14 +95,14 @@ class _Nf4Product(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         d_x = d_bias = None
         if ctx.needs_input_grad[0]:
-            width = ctx.weight.quant_state.shape[1]
+            width = ctx.state.shape[1]
             total = torch.zeros(len(flat), width)  # bfloat16 would round every sum
-            for rows, values in pieces(ctx.weight, grad.dtype):
+            for rows, values in pieces(ctx.weight, grad.dtype, ctx.state):
                 total += flat[:, rows] @ values
             d_x = total.to(grad.dtype).view(*grad.shape[:-1], width)
         if ctx.needs_input_grad[2]:
             d_bias = flat.sum(0)
-        return d_x, None, d_bias
+        return d_x, None, d_bias, None
 
 
 def install_int8(model: Any, names: Iterable[str]) -> None:

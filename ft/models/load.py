@@ -105,6 +105,8 @@ def load(
         else:
             backend = "transformers"
             model = _from_transformers(path, config, choice, attention, on.device)
+            if on.device != "cpu" and machine.processes()["sharded"]:
+                notes.append("read into the computer's memory: each GPU gets its share of a layer")
         assert model.config.get_text_config()._attn_implementation == attention
     said, more = _install_kernels(model, choice, on, backend, attention, head)
     why, notes = why + said, notes + more
@@ -158,7 +160,9 @@ def _widened(choice: hardware.Choice, on: machine.Machine, path: Path) -> hardwa
     """bf16 in place of nf4 where a GPU has room for it."""
     import torch
 
-    return hardware.widen(choice, on, 2 * _numbers(path), torch.cuda.mem_get_info()[0])
+    found = machine.processes()
+    share = found["processes"] if found["sharded"] else 1
+    return hardware.widen(choice, on, _numbers(path), torch.cuda.mem_get_info()[0], share)
 
 
 def _numbers(path: Path) -> int:
@@ -177,7 +181,7 @@ def _from_transformers(
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    compute = getattr(torch, choice.compute)
+    compute, sharded = getattr(torch, choice.compute), machine.processes()["sharded"]
     quantization = None
     if choice.precision == "nf4":
         quantization = BitsAndBytesConfig(
@@ -185,6 +189,8 @@ def _from_transformers(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            # what processes share out must look like numbers: bytes would stay whole in each of them
+            bnb_4bit_quant_storage=compute if sharded else torch.uint8,
             llm_int8_skip_modules=parameters.UNQUANTIZED,
         )
     # a tower keeps its own default: Gemma 4's for audio has no sdpa
@@ -195,7 +201,8 @@ def _from_transformers(
         dtype=compute,
         attn_implementation={"text_config": attention} if towers else attention,
         quantization_config=quantization,
-        device_map={"": device},
+        # where it is shared out, a GPU need not hold all of it at any time
+        device_map={"": "cpu" if sharded else device},
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -219,12 +226,18 @@ def _install_kernels(
 
     Returns what is to be said of its attention, and other notes.
     """
+    import torch
+
     from ft.kernels import attention as by_example
-    from ft.kernels import cross_entropy, fused, fused_layers, quantized
+    from ft.kernels import cross_entropy, fused, fused_layers, half, quantized
 
     said, notes, kind = "", [], model.config.model_type
+    dtype = model.get_input_embeddings().weight.dtype
+    sample = torch.empty(0, dtype=dtype, device=on.device)  # weights may come to it later
     if backend == "transformers" and choice.precision == "nf4" and on.device == "cpu":
         quantized.install_nf4(model)
+    elif backend == "transformers" and choice.half:
+        half.install(model)
     if choice.precision == "int8":
         quantized.install_int8(model, parameters.int8_layers(model))
     if kind == "recurrent_gemma":
@@ -233,8 +246,8 @@ def _install_kernels(
         recurrent.install(model)
     if backend == "transformers" and by_example.helps(on.device, attention, kind):
         by_example.install(model)
-        said = "; " + by_example.describe(model, choice.compute, head)
-    if backend == "transformers" and fused.usable(model.get_input_embeddings().weight):
+        said = "; " + by_example.describe(model, sample.device, choice.compute, head)
+    if backend == "transformers" and fused.usable(sample):
         counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
         notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
     cross_entropy.install(model)

@@ -30,9 +30,9 @@ UNQUANTIZED = [
     "lm_head",
     r".*\.router\.",
     r".*\.altup\.",
-    r".*vision",
-    r".*audio",
-    r".*multi_modal",
+    r".*vision.*",
+    r".*audio.*",
+    r".*multi_modal.*",
 ]
 # of a 4-bit weight: 64 of them have one scale, and 256 of these one of their own
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -158,7 +158,7 @@ def count(model: Any) -> tuple[int, int]:
     """Trainable and all parameters; a 4-bit tensor counts its values, a tied one counts once."""
 
     def size(parameter: Any) -> int:
-        state = getattr(parameter, "quant_state", None)
+        state = getattr(parameter, "quant_state", None)  # before processes share the weights
         return math.prod(state.shape) if state is not None else parameter.numel()
 
     sizes = [(parameter.requires_grad, size(parameter)) for parameter in model.parameters()]

@@ -20,6 +20,7 @@ class Choice:
     precision: str  # "fp32", "bf16", "nf4" or "int8"
     compute: str  # "float32" or "bfloat16": activations, embeddings, norms
     reason: str
+    half: bool = False  # products of 4-bit weights in float16, where a GPU has no bfloat16
 
 
 def choose_precision(precision: str, on: Machine) -> Choice:
@@ -45,8 +46,12 @@ def choose_precision(precision: str, on: Machine) -> Choice:
             else "bitsandbytes is not installed (`pip install bitsandbytes`)"
         )
         raise UserError(f"precision nf4 (4-bit) is not possible here: {why}. Use bf16 or fp32.")
+    half = on.device.startswith("cuda") and not on.bf16
+    inside = (
+        "products in float16 between activations in float32" if half else f"computes in {compute}"
+    )
     if precision == "nf4":
-        return Choice("nf4", compute, f"asked for; computes in {compute}")
+        return Choice("nf4", compute, f"asked for; {inside}", half)
     if precision == "int8" and not on.int8:
         raise UserError(
             f"precision int8 needs a CPU with AVX2 or AVX512, and this is {on.name}. Use bf16 or fp32."
@@ -59,22 +64,31 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         slow = "" if on.bf16 else f"; slow: {on.name} only emulates bfloat16"
         return Choice("bf16", "bfloat16", "asked for" + slow)
     if on.device.startswith("cuda") and on.nf4:
-        why = "has bfloat16" if on.bf16 else "lacks bfloat16, and float16 would overflow"
-        return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, computes in {compute}")
+        why = "has bfloat16" if on.bf16 else "lacks bfloat16, and float16 would overflow alone"
+        return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, {inside}", half)
     speed = "fast" if on.bf16 else "slow or absent"
     return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
 
 
-def widen(choice: Choice, on: Machine, weights: int, free: int) -> Choice:
-    """bf16 in place of a chosen nf4 on a GPU, where ``weights`` bytes in bf16 leave room.
+def roomy(numbers: int, free: int, share: int = 1) -> bool:
+    """Whether a model of so many numbers may stay in 16 bits on a GPU with ``free`` bytes; ``share`` GPUs hold it."""
+    return 2 * numbers / share <= ROOMY * free
+
+
+def widen(choice: Choice, on: Machine, numbers: int, free: int, share: int = 1) -> Choice:
+    """bf16 in place of a chosen nf4 on a GPU, where a model of so many ``numbers`` is ``roomy`` in it.
 
     4 bits have to be made 16 again in each product, and are less exact: they are for what does not fit.
     """
-    gib, share = 2**30, weights / max(free, 1)
-    seen = f"weights of {weights / gib:.1f} GiB in bf16 take {share:.0%} of the {free / gib:.1f} GiB free"
+    gib, weights = 2**30, 2 * numbers // share
+    each = f", shared by {share} GPUs," if share > 1 else ""
+    seen = (
+        f"weights of {2 * numbers / gib:.1f} GiB in bf16{each} take {weights / max(free, 1):.0%} "
+    )
+    seen += f"of the {free / gib:.1f} GiB free"
     if choice.precision != "nf4" or not on.bf16 or not on.device.startswith("cuda"):
         return choice
-    if share <= ROOMY:
+    if roomy(numbers, free, share):
         return Choice("bf16", "bfloat16", f"{seen} on {on.name}")
     return Choice("nf4", choice.compute, f"{choice.reason}; {seen}")
 

@@ -37,6 +37,12 @@ def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:
     return dict(list(zip(BASE, sizes, strict=True))[: 4 if towers else 3])
 
 
+def constants(shape: Shape, mode: Mode) -> int:
+    """Bytes of the 4-bit weights' scales: no parameters, so processes that share weights each have all of them."""
+    packed = sum(m.numbers for m in blocks.matrices(shape) if mode.quantized and m.quantizable)
+    return int(packed * NF4_BYTES) - packed // 2
+
+
 def adapter(shape: Shape, mode: Mode) -> int:
     """Number of an adapter's parameters."""
     adapted = (m for m in blocks.matrices(shape) if mode.adapts(m))

@@ -1,6 +1,5 @@
 """What a run will need in memory, by name, before anything is loaded."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from ft.plan import parts
 from ft.plan.autograd import Mode
 from ft.plan.shapes import Shape
 from ft.text import batches
-from ft.train.optim import STATE_BYTES
+from ft.train import graphs
 
 GIB = 2**30
 MIB = 2**20
@@ -45,6 +44,14 @@ class Plan:
     trained: int
     tokens: int  # in one pass through the model
     flops: tuple[float, float]  # a training step's, per token and per supervised token
+    passing: int = (
+        0  # bytes that rows of a CUDA graph hold for a second time; none where it cannot be one
+    )
+
+    def graphs_fit(self, room: int) -> bool:
+        """Whether rows become CUDA graphs on a GPU of ``room`` bytes, by the rule of the training itself."""
+        held = self.allocated - self.passing
+        return bool(self.passing) and graphs.fits(room - CONTEXT - held, self.passing)
 
     @property
     def peak(self) -> int:
@@ -131,6 +138,7 @@ def plan_of(
         supervised=math.ceil(sum(seen) * supervised),
         processes=processes,
         sharded=sharded,
+        packed=packing,
     )
     return _plan(step, precision=precision)
 
@@ -159,6 +167,7 @@ class _Step:
     supervised: int  # tokens
     processes: int
     sharded: bool
+    packed: bool
 
     @property
     def share(self) -> int:
@@ -204,13 +213,27 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         trained=parts.trained(shape, mode),
         tokens=sum(step.seen),
         flops=parts.flops(shape, mode),
+        passing=_passing(step, moments[moment]),
     )
+
+
+def _passing(step: _Step, named: Mapping[str, int]) -> int:
+    """What of a moment's bytes a CUDA graph of a row has of its own; none where rows are no graphs."""
+    dropped = step.checkpointing and step.mode.dropout  # see train.graphs.refusal
+    able = step.packed and step.processes == 1 and not step.shape.top_k_experts and not dropped
+    if step.device != "cuda" or not able:
+        return 0
+    stays = {*_always(step), "gradients", "fragmentation"}
+    return sum(size for name, size in named.items() if name not in stays)
 
 
 def _always(step: _Step) -> dict[str, int]:
     """What a step has from its beginning to its end."""
     shape, mode = step.shape, step.mode
     found = step.start | {name: size // step.share for name, size in step.base.items()}
+    if step.sharded and (whole := parts.constants(shape, mode)):
+        packed = step.base[parts.BASE[0]]
+        found[parts.BASE[0]] = (packed - whole) // step.share + whole
     trained = parts.trained(shape, mode)
     found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
     found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share
@@ -277,39 +300,3 @@ def _loading(step: _Step) -> dict[str, int]:
         matrices = blocks.matrices(shape)
         extra["linear layers before quantisation"] = sum(m.numbers for m in matrices) * mode.width
     return step.start | {"libraries": LIBRARIES} | step.base | extra
-
-
-def with_tower(
-    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
-) -> Plan:
-    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
-
-    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
-    frozen tower is gone before the language model's peak.
-    """
-    tower = parts.tower_of(settings["model_name_or_path"], shape)
-    rank, optim = settings["lora_r"], settings["optim"]
-    counted = (
-        not rank and shape.towers
-    )  # a table's towers are in the plan of a model that trains whole
-    size = 0 if counted else tower.parameters if tower else shape.towers
-    always = {"image tower and projector": size * width} if size else {}
-    most: dict[str, int] = {}
-    trained = 0
-    if tower and settings["train_vision"]:
-        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
-        each = 4 if rank else width
-        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
-        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
-        always["activations of the tower"] = tower.kept(
-            images, width, checkpointing=settings["gradient_checkpointing"]
-        )
-    elif tower:
-        most["images, passing the tower"] = tower.passing(images, width)
-    return dataclasses.replace(
-        plan,
-        parts=(*plan.parts, *always.items()),
-        most=(*plan.most, *always.items(), *most.items()),
-        parameters=plan.parameters + size,
-        trained=plan.trained + trained,
-    )

@@ -1,16 +1,18 @@
 """What a recipe's settings need in memory, and the nearest settings that fit."""
 
+import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ft import machine
 from ft.errors import UserError, nearest
+from ft.models import precision as hardware
 from ft.models import sources
 from ft.plan import layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
-from ft.train.optim import choose
+from ft.plan.shapes import Shape
+from ft.train.optim import STATE_BYTES, choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
@@ -46,24 +48,29 @@ def of(
     processes: int = 1,
     sharded: bool = False,
     images: int | None = None,
+    room: int | None = None,
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
     ``bf16``: the device computes in it; ``lengths``: of the encoded examples, where they are known;
     ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
-    shows some (none: one with each example).
+    shows some (none: one with each example); ``room``: bytes of the GPU, by which precision ``auto`` is
+    what loading would choose there (none: the least).
     """
     full = not settings["lora_r"]
     precision = settings["precision"]
     automatic = precision == "auto"
+    shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
     if automatic:
-        precision = "fp32" if full else "nf4" if device == "cuda" else "bf16" if bf16 else "fp32"
+        numbers, share = sum(layers.count(shape)) + shape.towers, processes if sharded else 1
+        wide = bf16 and room and hardware.roomy(numbers, room - peak.CONTEXT, share)
+        on_gpu = "bf16" if wide else "nf4"
+        precision = "fp32" if full else on_gpu if device == "cuda" else "bf16" if bf16 else "fp32"
     if full and precision == "nf4":
         raise UserError(
             "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
         )
     optim = choose(settings["optim"])
-    shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
     plan = peak.plan_of(
         shape,
         precision=precision,
@@ -86,12 +93,48 @@ def of(
     )
     if not sees:
         return plan
-    return peak.with_tower(
+    return _with_tower(
         plan,
         shape,
         {**settings, "optim": optim},
         width=4 if precision == "fp32" or not bf16 else 2,
         images=settings["per_device_train_batch_size"] if images is None else images,
+    )
+
+
+def _with_tower(
+    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
+) -> Plan:
+    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
+
+    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
+    frozen tower is gone before the language model's peak.
+    """
+    tower = parts.tower_of(settings["model_name_or_path"], shape)
+    rank, optim = settings["lora_r"], settings["optim"]
+    counted = (
+        not rank and shape.towers
+    )  # a table's towers are in the plan of a model that trains whole
+    size = 0 if counted else tower.parameters if tower else shape.towers
+    always = {"image tower and projector": size * width} if size else {}
+    most: dict[str, int] = {}
+    trained = 0
+    if tower and settings["train_vision"]:
+        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
+        each = 4 if rank else width
+        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
+        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
+        always["activations of the tower"] = tower.kept(
+            images, width, checkpointing=settings["gradient_checkpointing"]
+        )
+    elif tower:
+        most["images, passing the tower"] = tower.passing(images, width)
+    return dataclasses.replace(
+        plan,
+        parts=(*plan.parts, *always.items()),
+        most=(*plan.most, *always.items(), *most.items()),
+        parameters=plan.parameters + size,
+        trained=plan.trained + trained,
     )
 
 
@@ -118,9 +161,11 @@ def check_memory(settings: Mapping[str, Any]) -> str:
         f"{plan.parameters:,} parameters need {total} GiB (weights {each[0]}, gradients {each[1]}, "
         f"optimizer states {each[2]}), and the activations on top"
     )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if sharded else 1
-    if weights + (gradients + states) // processes > room:
+    found = machine.processes()
+    processes = found["processes"] if found["sharded"] else 1
+    # a GPU gets its share of the weights, a CPU reads all of them first
+    whole = weights // (processes if machine.here().device.startswith("cuda") else 1)
+    if whole + (gradients + states) // processes > room:
         others = ["--optim sgd, which keeps no states"] * bool(states)
         others += ["--precision bf16, which halves all"] * (plan.precision != "bf16")
         others += ["--lora-r 16, which trains an adapter alone"]
@@ -135,17 +180,16 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known."""
     lengths = [len(example["input_ids"]) for example in encoded.examples]
     shown = sorted(len(example.get("image_files", ())) for example in encoded.examples)
-    name = settings["model_name_or_path"]
+    name, on = settings["model_name_or_path"], machine.here()
     known = {"model_name_or_path": name if name == "embedded" else str(base.path)}
     known |= {"precision": base.precision} if settings["lora_r"] else {}
     return of(
         {**settings, **known},
-        device="cuda" if base.model.device.type == "cuda" else "cpu",
-        bf16=machine.here().bf16,
+        device="cuda" if on.device.startswith("cuda") else "cpu",
+        bf16=on.bf16,
         lengths=lengths,
         supervised=encoded.supervised / sum(lengths),
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-        sharded=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
+        **machine.processes(),
         images=sum(shown[-settings["per_device_train_batch_size"] :]),
     )
 

@@ -97,29 +97,22 @@ def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -
     return ""
 
 
+def fits(free: int, most: int) -> bool:
+    """Whether activations of ``most`` bytes fit twice into ``free``: a graph's beside those of rows without one."""
+    return free > 2 * most
+
+
 class CudaGraph:
-    """What is launched while it is captured, launched again at once by ``replay``."""
+    """A row's graph, which is captured only where there is room."""
+
+    def __init__(self) -> None:
+        from ft.kernels import cuda_graph
+
+        self.graph = cuda_graph.CudaGraph()
 
     def capture(self, run: Callable[[], None], beside: "CudaGraph | None" = None) -> None:
-        """Record ``run`` without running it. Raises what the capture raises.
-
-        It takes the memory of ``beside``, which must live as long: only one of the two runs at a time,
-        and nothing that a run makes outlives it.
-        """
-        import torch
-
-        self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        pool = beside.graph.pool() if beside else None
-        try:
-            # only this thread's calls can spoil it, not one that pins memory
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-                run()
-        except BaseException:  # whose generator would go on as in a capture, and refuse to draw
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise
-        finally:  # torch leaves its own stream current when the end of a capture fails
-            torch.cuda.set_stream(stream)
+        """Record ``run``, which is not run, in the memory of ``beside``."""
+        self.graph.capture(run, beside.graph if beside else None)
 
     def replay(self) -> None:
         """Run what was recorded."""
@@ -136,7 +129,7 @@ class CudaGraph:
         held = torch.cuda.memory_allocated()
         most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-        if free > 2 * most:
+        if fits(free, most):
             return ""
         return f"{free / 2**30:.1f} GiB are free, and rows take {most / 2**30:.1f} with and without"
 

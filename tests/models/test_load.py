@@ -15,6 +15,7 @@ from ft.errors import UserError
 from ft.kernels import quantized as kernel
 from ft.models import precision
 from ft.models.load import _numbers
+from ft.models.parameters import in_language_model
 
 Folder = Callable[..., str]
 IDS = torch.randint(6, 384, (1, 24), generator=torch.Generator().manual_seed(3))  # [1, T]
@@ -162,6 +163,19 @@ def test_unquantised_parts_stay_whole_in_training(folder: Folder) -> None:
     for name, parameter in base.model.named_parameters():
         if name in before:
             torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", tiny.MULTIMODAL)
+def test_an_image_tower_is_never_in_4_bits(kind: str, folder: Folder) -> None:
+    from bitsandbytes.nn.modules import Linear4bit
+
+    model = models.load(folder(kind), precision="nf4", text_only=False).model
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    packed = {n for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    towers = [n for n in names if not in_language_model(n)]
+    assert towers
+    assert packed.isdisjoint(towers)
+    assert packed == {n for n in names if in_language_model(n) and "lm_head" not in n}
 
 
 def copied(folder: Folder, to: Path, **changes: object) -> Path:

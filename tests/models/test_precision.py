@@ -108,10 +108,12 @@ def test_weights_are_four_bits_only_where_they_would_not_fit() -> None:
     from ft.models.precision import ROOMY, widen
 
     automatic, free = choose_precision("auto", AMPERE), 10 * 2**30
-    roomy = widen(automatic, AMPERE, int(ROOMY * free), free)
-    tight = widen(automatic, AMPERE, int(ROOMY * free) + 2**20, free)
+    roomy = widen(automatic, AMPERE, int(ROOMY * free) // 2, free)
+    tight = widen(automatic, AMPERE, int(ROOMY * free) // 2 + 2**20, free)
     assert (roomy.precision, tight.precision) == ("bf16", "nf4")
     assert roomy.compute == tight.compute == "bfloat16"
+    shared = widen(automatic, AMPERE, int(ROOMY * free), free, 2)
+    assert (shared.precision, "shared by 2 GPUs" in shared.reason) == ("bf16", True)
     for choice in (roomy, tight):
         assert "6.0 GiB in bf16" in choice.reason
     assert widen(choose_precision("auto", TURING), TURING, 1, free).precision == "nf4"

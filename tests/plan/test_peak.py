@@ -118,6 +118,23 @@ def test_settings_move_the_peak_the_right_way(less, more):
     assert planned(**less).peak < planned(**more).peak
 
 
+def test_processes_share_out_4_bit_weights_but_for_their_scales():
+    whole, shared = (part(planned(processes=8, sharded=s), parts.BASE[0]) for s in (False, True))
+    scales = whole * (1 - 0.5 / parameters.NF4_BYTES)
+    assert shared == pytest.approx((whole - scales) / 8 + scales, rel=1e-6)
+
+
+def test_a_graph_takes_the_activations_again_by_the_rule_of_the_training():
+    plan = planned()
+    held = plan.allocated - plan.passing
+    least = peak.CONTEXT + held + 2 * plan.passing
+    assert part(plan, "activations") < plan.passing < plan.allocated
+    assert (plan.graphs_fit(least), plan.graphs_fit(least + 1)) == (False, True)
+    for without in ({"processes": 2}, {"packing": False}, {"device": "cpu", "optim": "adamw"}):
+        assert planned(**without).passing == 0
+    assert planned(checkpointing=True, lora_dropout=0.1).passing == 0
+
+
 def test_fewer_supervised_tokens_make_a_smaller_tile():
     assert part(laptop(supervised=0.05), "loss of the head") < part(laptop(), "loss of the head")
 

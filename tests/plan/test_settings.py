@@ -5,9 +5,9 @@ from support import tiny
 
 from ft import machine
 from ft.errors import UserError
-from ft.models import parameters
+from ft.models import parameters, precision
 from ft.plan import settings
-from ft.plan.peak import GIB
+from ft.plan.peak import CONTEXT, GIB
 from ft.train import optim
 
 FULL = {
@@ -78,3 +78,15 @@ def test_less_is_needed_by_sgd_8_bits_and_bf16(check):
 def test_the_ways_out_are_those_that_are_left(check):
     with pytest.raises(UserError, match="free. Use --lora-r 16, which"):
         check(10, optim="sgd", precision="bf16")
+
+
+def test_automatic_precision_is_planned_as_loading_chooses_it():
+    asked = {**FULL, "lora_r": 16, "precision": "auto", "model_name_or_path": "google/gemma-7b"}
+    weights = 2 * settings.of(asked, device="cuda").parameters
+    enough = int(weights / precision.ROOMY) + CONTEXT
+    options = {"device": "cuda", "room": enough + 2}
+    assert settings.of(asked, **options).precision == "bf16"
+    assert settings.of(asked, **options | {"room": enough - 2}).precision == "nf4"
+    assert settings.of(asked, **options, bf16=False).precision == "nf4"
+    half = options | {"room": enough // 2 + CONTEXT, "processes": 2, "sharded": True}
+    assert settings.of(asked, **half).precision == "bf16"

@@ -2,15 +2,18 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from support import tiny
 from transformers import TrainerCallback
 
-from ft import train
+from ft import machine, models, train
 from ft.errors import exit_cleanly
 from ft.kernels import cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="train all parameters")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--keep", default="last")
+    parser.add_argument("--nf4", help="a model's folder: train on it in 4 bits")
     parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
     a = vars(parser.parse_args())
     with exit_cleanly():
@@ -67,6 +71,13 @@ def main() -> None:
                 go(**a, callbacks=[Interrupt(step)])
             a["resume"] = "last"
         go(**a)
+
+
+def in_4_bits(place: str) -> Any:
+    """The model in a folder as QLoRA has it, computing in fp32, so that one sum is like another."""
+    plain = dataclasses.replace(machine.here(), bf16=False)
+    with mock.patch.object(machine, "here", return_value=plain):
+        return models.load(place, precision="nf4").model
 
 
 def go(
@@ -84,6 +95,7 @@ def go(
     rows: int = 24,
     full: bool = False,
     judge: bool = False,
+    nf4: str = "",
     **options,
 ) -> train.Trained:
     """Train, save, and return what it cost."""
@@ -91,7 +103,7 @@ def go(
     target = folder.Target(out, resume=resume)
     r = record.begin(target, recipe=__file__, config_yaml="{}\n", seed=0)
     seed_everything(0)
-    base = tiny.build(kind)
+    base = in_4_bits(nf4) if nf4 else tiny.build(kind)
     cross_entropy.install(base)
     model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
     packing = not padded and recurrent.packs_exactly(model)
@@ -116,6 +128,8 @@ def go(
         **options,
     )
     r.note(training=vars(trained))
+    shared = [hasattr(p, "full_tensor") for p in model.parameters()]
+    r.note(shared={"found": sum(shared), "all": len(shared)})
     lock.release(out)
     if judge:
         template = prompts.translation_of("en-fr")

@@ -1,0 +1,32 @@
+"""A CUDA graph: kernels that are launched once while it is captured, and at once whenever it is replayed."""
+
+from collections.abc import Callable
+
+
+class CudaGraph:
+    """What is launched while it is captured, launched again at once by ``replay``."""
+
+    def capture(self, run: Callable[[], None], beside: "CudaGraph | None" = None) -> None:
+        """Record ``run`` without running it. Raises what the capture raises.
+
+        It takes the memory of ``beside``, which must live as long: only one of the two runs at a time,
+        and nothing that a run makes outlives it.
+        """
+        import torch
+
+        self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        pool = beside.graph.pool() if beside else None
+        try:
+            # only this thread's calls can spoil it, not one that pins memory
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                run()
+        except BaseException:  # whose generator would go on as in a capture, and refuse to draw
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+        finally:  # torch leaves its own stream current when the end of a capture fails
+            torch.cuda.set_stream(stream)
+
+    def replay(self) -> None:
+        """Run what was recorded."""
+        self.graph.replay()
