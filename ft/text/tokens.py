@@ -3,26 +3,25 @@
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ft.errors import UserError
-from ft.machine import say
+from ft.machine import is_main, say
+from ft.text.examples import IGNORE, Example, Examples, lengths_of
 from ft.text.template import Pair, Template
 
-IGNORE = (
-    -100
-)  # label of a position that no loss is taken of; PyTorch's and Hugging Face's convention
-Example = dict[str, list[int]]  # {"input_ids", "labels"}, equal lengths
 Policy = Literal["drop", "truncate", "error"]
+CHUNK = 4096  # rows whose texts the tokenizer, which uses all cores, is given at once
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Examples that fit, and what the length policy did to the others."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     rows: list[int]  # index of the pair behind each example
     lengths: list[int]  # tokens of every pair before the policy
     dropped: int
@@ -31,11 +30,13 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """Number of positions that a loss is taken of."""
+        if isinstance(self.examples, Examples):
+            return self.examples.supervised
         return sum(label != IGNORE for e in self.examples for label in e["labels"])
 
     def summary(self, max_length: int) -> str:
         """One line for people: how many examples, how long, what was cut."""
-        total = sum(len(e["input_ids"]) for e in self.examples)
+        total = sum(lengths_of(self.examples))
         text = (
             f"{len(self.examples):,} examples, {total:,} tokens, "
             f"{self.supervised / max(total, 1):.0%} supervised, longest {max(self.lengths):,}"
@@ -61,18 +62,29 @@ def encode_rows(
     Raises ``UserError`` for a row whose own text holds a control token: it would end a turn, or make
     a new one, where the data only has text.
     """
-    rows = list(rows)
-    turns = [template.turns(row) for row in rows]  # refuses what is no conversation
-    refuse_control_tokens(rows, tokenizer)
+    rows = rows if isinstance(rows, Sequence) else list(rows)
     return encode(
-        turns,
+        _turns(rows, template, tokenizer),
         tokenizer,
         max_length=max_length,
         policy=policy,
         seed_parity=seed_parity,
         end=template.end,
         tail=template.tail,
+        count=len(rows),
     )
+
+
+def _turns(
+    rows: Iterable[Mapping[str, Any]], template: Template, tokenizer: Any
+) -> Iterator[list[Pair]]:
+    """The pairs of each row, once it is known to be a conversation and without control tokens."""
+    control = _control_tokens(tokenizer)
+    for number, row in enumerate(rows, 1):
+        turns = template.turns(row)
+        if found := _control_token(row, control):
+            raise UserError(f"row {number}, {found}; remove it from the data")
+        yield turns
 
 
 def encode_splits(
@@ -101,6 +113,7 @@ def encode(
     seed_parity: bool = False,
     end: str = "",
     tail: str = "",
+    count: int | None = None,
 ) -> Encoded:
     """Encode ``{"prompt", "completion"}`` pairs; labels are each completion and its end token.
 
@@ -112,58 +125,80 @@ def encode(
 
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
-    error. Raises ``UserError`` for that, for a control token inside a text, and if nothing is left.
+    error. ``count`` is that of the pairs, where they are no sequence, for the progress bar. Raises
+    ``UserError`` for a longer one, for a control token inside a text, and if nothing is left.
     """
-    conversations = [[p] if isinstance(p, Mapping) else list(p) for p in pairs]
-    if not conversations:
-        raise UserError("there are no pairs to encode")
+    from tqdm import tqdm
+
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
-    flat = [pair for turns in conversations for pair in turns]
-    parts = [
-        tokenizer([pair[key] for pair in flat], add_special_tokens=False)["input_ids"]
-        for key in ("prompt", "completion")
-    ]
-    encoded = zip(*parts, strict=True)
-    after = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    examples, rows, lengths, truncated, too_long = [], [], [], 0, []
-    for row, turns in enumerate(conversations):
-        ids, labels = [bos], [IGNORE]
-        for prompt, completion in itertools.islice(encoded, len(turns)):
+    after = ids_of(tokenizer, [tail])[0] if tail else []
+    start = [bos] if seed_parity else []
+    examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
+    count = len(pairs) if isinstance(pairs, Sequence) else count
+    bar = tqdm(pairs, "encode", count, unit=" rows", delay=2, leave=False, disable=not is_main())
+    for row, parts in enumerate(_encoded(bar, tokenizer)):
+        ids, marks = [bos], bytearray(1)  # a mark is 1 where there is a loss
+        for prompt, completion in parts:
             if bos in prompt or bos in completion or eos in completion or stop in completion:
                 raise UserError(
                     f"row {row + 1}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
                     "remove it from the data"
                 )
-            answer = [*([bos] if seed_parity else []), *completion, stop]
+            answer = [*start, *completion, stop]
             ids += prompt + answer + after
-            labels += [IGNORE] * len(prompt) + answer + [IGNORE] * len(after)
+            marks += bytes(len(prompt)) + b"\1" * len(answer) + bytes(len(after))
         if after and not end:  # nothing follows a last EOS
-            ids, labels = ids[: -len(after)], labels[: -len(after)]
+            ids, marks = ids[: -len(after)], marks[: -len(after)]
         lengths.append(len(ids))
         if len(ids) > max_length:
-            too_long.append(row)
-            ids, labels = ids[:max_length], labels[:max_length]
-            if policy != "truncate" or all(label == IGNORE for label in labels):
+            ids, marks = ids[:max_length], marks[:max_length]
+            if policy != "truncate" or 1 not in marks:
                 continue
             truncated += 1
-        assert len(ids) == len(labels)
-        assert any(label != IGNORE for label in labels)
-        examples.append({"input_ids": ids, "labels": labels})
+        examples.add(ids, marks)
         rows.append(row)
+    if not lengths:
+        raise UserError("there are no pairs to encode")
+    too_long = [row for row, n in enumerate(lengths) if n > max_length]
     if policy == "error" and too_long:
         raise UserError(
-            f"{len(too_long)} of {len(conversations)} rows have more than max_length={max_length} tokens, "
+            f"{len(too_long)} of {len(lengths)} rows have more than max_length={max_length} tokens, "
             f"the first is row {too_long[0] + 1} with {lengths[too_long[0]]}; raise --max-length or choose "
             "the length policy drop or truncate"
         )
     if not examples:
         raise UserError(
-            f"all {len(conversations)} rows have more than max_length={max_length} tokens (the shortest "
+            f"all {len(lengths)} rows have more than max_length={max_length} tokens (the shortest "
             f"has {min(lengths)}); raise --max-length"
         )
-    return Encoded(examples, rows, lengths, len(conversations) - len(examples), truncated)
+    dropped = len(lengths) - len(examples)
+    return Encoded(examples, list(rows), list(lengths), dropped, truncated)
+
+
+def _encoded(
+    pairs: Iterable[Pair | Sequence[Pair]], tokenizer: Any
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """The ids of prompt and completion of each pair of each conversation, many texts at a time."""
+    pairs = iter(pairs)
+    while chunk := list(itertools.islice(pairs, CHUNK)):
+        conversations = [[p] if isinstance(p, Mapping) else p for p in chunk]
+        flat = [pair for turns in conversations for pair in turns]
+        ids = (ids_of(tokenizer, [pair[key] for pair in flat]) for key in ("prompt", "completion"))
+        both = zip(*ids, strict=True)
+        for turns in conversations:
+            yield list(itertools.islice(both, len(turns)))
+
+
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of each text without control tokens around it, on all cores with a fast tokenizer."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    fast.no_truncation()  # which its file may ask for
+    fast.no_padding()
+    return [found.ids for found in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def prompt_ids(
