@@ -12,13 +12,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(recipe: Path, rest: list[str]) -> None:
     """Settings, data and output folder of a recipe, without torch."""
+    from ft.data.rows import mixture
     from ft.runs import opened
     from ft.runs.folder import check_folder
 
     module, config = opened.recipe(recipe, rest)
-    for split, rows in module.rows(config).items():
+    splits = module.rows(config)
+    for split, rows in splits.items():
         skipped = f", {rows.skipped} skipped" if rows.skipped else ""
         print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
+    print("".join(f"{line}\n" for line in mixture(splits)), end="")
     resume = getattr(config, "resume_from_checkpoint", None)
     check_folder(config.output_dir, config.overwrite_output_dir, resume)
     print(f"output {config.output_dir}\nok")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -27,6 +28,9 @@ class Rows(Sequence[Row]):
     origin: str  # for people: "MTNT en-fr valid, data/MTNT/valid/valid.en-fr.tsv"
     sha256: str  # of the bytes read
     skipped: int = 0  # bad rows left out
+    sources: tuple[str, ...] = ()  # of a mixture: what they are called
+    source: "array[int]" = dataclasses.field(default_factory=lambda: array("H"), compare=False)
+    """Of a mixture: the number of each row's source."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,13 +53,26 @@ class Rows(Sequence[Row]):
             self.skipped + other.skipped,
         )
 
+    def by_source(self) -> dict[str, int]:
+        """How many rows each source of a mixture gives; nothing of what is not mixed."""
+        return {name: self.source.count(i) for i, name in enumerate(self.sources)}
+
+    def chosen(self, indices: Sequence[int], origin: str, what: str) -> "Rows":
+        """The rows of ``indices``, in that order; ``what`` tells their hash from that of all."""
+        return dataclasses.replace(
+            self,
+            rows=[self.rows[i] for i in indices],
+            origin=origin,
+            sha256=digest(f"{self.sha256} {what}".encode()),
+            source=array("H", (self.source[i] for i in indices if self.sources)),
+        )
+
     def map_targets(self, change: Callable[[str], str]) -> "Rows":
         """The rows with changed targets; the origin names what changed them."""
         name = getattr(change, "__name__", "changed")
         rows = [row | {"target": change(row["target"])} for row in self.rows]
-        return Rows(
-            rows, f"{self.origin} ({name})", digest(f"{self.sha256} {name}".encode()), self.skipped
-        )
+        sha256 = digest(f"{self.sha256} {name}".encode())
+        return dataclasses.replace(self, rows=rows, origin=f"{self.origin} ({name})", sha256=sha256)
 
     def sample(self, n: int, seed: int) -> "Rows":
         """``n`` rows drawn by ``seed``, in their order; all of them where there are no more."""
@@ -63,8 +80,7 @@ class Rows(Sequence[Row]):
             return self
         chosen = sorted(random.Random(seed).sample(range(len(self)), n))
         origin = f"{n} rows drawn by seed {seed} of {self.origin}"
-        name = digest(f"{self.sha256} {n} of seed {seed}".encode())
-        return Rows([self.rows[i] for i in chosen], origin, name, self.skipped)
+        return self.chosen(chosen, origin, f"{n} of seed {seed}")
 
     def only(self, wanted: Callable[[Row], bool], what: str) -> "Rows":
         """The rows that are ``wanted``; the origin says ``what`` they are. ``UserError`` if there are none."""
@@ -73,11 +89,10 @@ class Rows(Sequence[Row]):
     def without(self, indices: Iterable[int], what: str) -> "Rows":
         """The rows but those of ``indices``; the origin says ``what`` is left. ``UserError`` if nothing is."""
         left_out = set(indices)
-        rows = [row for i, row in enumerate(self) if i not in left_out]
-        if not rows:
+        kept = [i for i in range(len(self)) if i not in left_out]
+        if not kept:
             raise UserError(f"no row of {self.origin} is left: {what}")
-        name = digest(f"{self.sha256} {what}".encode())
-        return Rows(rows, f"{self.origin}, {what}", name, self.skipped)
+        return self.chosen(kept, f"{self.origin}, {what}", what)
 
     def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
         """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
@@ -94,8 +109,7 @@ class Rows(Sequence[Row]):
         """The first ``n`` rows; all of them where there are no more."""
         if n >= len(self):
             return self
-        origin = f"the first {n} rows of {self.origin}"
-        return Rows(self.rows[:n], origin, digest(f"{self.sha256} {n}".encode()), self.skipped)
+        return self.chosen(range(n), f"the first {n} rows of {self.origin}", str(n))
 
 
 def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
@@ -104,16 +118,29 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
     ``advice`` follows that note.
     """
     lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
+    lines += mixture(splits)
     train, *others = splits.values()
     twice, shared = len(duplicates(train)), len(overlap(train, *others))
     if twice or shared:
-        lines.append(
-            f"note: {twice} training rows are there twice, {shared} ask what a held-out row asks{advice}"
-        )
+        same = "are held out as well" if "text" in train[0] else "ask what a held-out row asks"
+        lines.append(f"note: {twice} training rows are there twice, {shared} {same}{advice}")
     rows = [row for split in splits.values() for row in split]
     if broken := sum("\n" in row.get("target", "") for row in rows):
         lines.append(f"note: {broken:,} translations with line breaks: none ends an answer")
     return "\n".join(lines)
+
+
+def mixture(splits: Mapping[str, Rows]) -> list[str]:
+    """A line for each source of a mixture: how many rows of each split are its own; else none."""
+    first = next(iter(splits.values()))
+    lines = []
+    for name in first.sources:
+        counts = {
+            split: (rows.by_source().get(name, 0), len(rows)) for split, rows in splits.items()
+        }
+        told = (f"{n:,} of {split} ({n / all_rows:.1%})" for split, (n, all_rows) in counts.items())
+        lines.append(f"source {name}: {', '.join(told)}")
+    return lines
 
 
 def overlap(train: Rows, *others: Rows) -> list[int]:
@@ -124,22 +151,25 @@ def overlap(train: Rows, *others: Rows) -> list[int]:
 
 def duplicates(rows: Rows) -> list[int]:
     """Indices of rows whose texts, but for case and spaces, all stand in an earlier row."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[bytes] = set()  # hashes, as the texts may be many
     found = []
     for i, row in enumerate(rows):
         turns = [m["content"] for m in row.get("messages", ())]
         fields = [str(row[name]) for name in sorted(row.keys() - {"category", "messages", "where"})]
-        key = tuple(map(_plain, turns + fields))
+        text = "\0".join(map(_plain, turns + fields))
+        key = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
         found += [i] * (key in seen)
         seen.add(key)
     return found
 
 
 def asked(row: Row) -> str:
-    """What a row asks: its source, its instruction and context, its prompt with the paths of its images,
+    """What a row asks: its text, its source, its instruction and context, its prompt with the paths of its images,
     or the first user's message."""
     if "images" in row:
         return " ".join([*row["images"], row["prompt"]])
+    if "text" in row:
+        return row["text"]
     if "messages" in row:
         return next(m["content"] for m in row["messages"] if m["role"] == "user")
     return row["source"] if "source" in row else f"{row['instruction']}\n{row.get('context', '')}"

@@ -83,7 +83,7 @@ class _Growing:
         self.map: memoryview | None = None
 
     def extend(self, values: Iterable[int]) -> None:
-        self.tail.extend(values)
+        self.tail.extend(array(self.kind, values))  # of bytes, or of a list, at once
         if len(self.tail) * self.tail.itemsize >= LARGE:
             self._write()
 
@@ -109,5 +109,5 @@ class _Growing:
         if view is None:
             assert self.file
             mapped = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.map = view = memoryview(mapped).cast(self.kind)
+            self.map = view = memoryview(mapped).cast(self.kind)  # pyright: ignore
         return view[start:end].tolist()
