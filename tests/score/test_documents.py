@@ -15,9 +15,7 @@ ROWS = [{"text": "The cat sleeps on the table. " * 3}, {"text": "Bonjour, Paris.
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return load(
-        str(tiny.folder("gemma3_text", tmp_path_factory.mktemp("base"))), precision="fp32"
-    )
+    return load(str(tiny.folder("gemma3_text", tmp_path_factory.mktemp("base"))), precision="fp32")
 
 
 def test_bits_per_byte_are_those_of_all_tokens(base):
