@@ -4,6 +4,7 @@ accelerate launch recipes/dolly_qlora.py                                  QLoRA 
 accelerate launch recipes/dolly_qlora.py --preset laptop --data PATH/TO/DOLLY     a laptop, offline
 accelerate launch recipes/dolly_qlora.py --preset book                    the book chapter's settings
 accelerate launch recipes/dolly_qlora.py --data my_chats.jsonl --template chat
+accelerate launch recipes/dolly_qlora.py --data mine.jsonl,hub:databricks/databricks-dolly-15k=0.3
 
 Hardware  a GPU for Gemma 7B in 4 bits (`ft plan` tells what it needs; not run yet); two CPU cores for 270M
 Time      20 minutes for the 250 steps of 4 of preset laptop, on two CPU cores which did other work as well
@@ -68,7 +69,12 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    data: str = DOLLY  # a file, a folder with one .jsonl, or a dataset of the Hub
+    # a file, a folder with one .jsonl, a dataset of the Hub; of several, a.jsonl,b.parquet=0.3,hub:owner/name:split,
+    # =0.3 draws as many rows as make 3 of 10 rows of the mixture this source's
+    data: str = DOLLY
+    max_rows: Count | None = (
+        None  # rows in all, drawn by seed and held-out ones among them; none: all
+    )
     categories: tuple[str, ...] = ()  # only these categories of Dolly; none: all
     no_context: bool = False  # only rows without a text to read
     template: str = "dolly"  # book, dolly, alpaca, plain, a YAML file; chat: turns of an -it model

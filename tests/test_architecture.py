@@ -41,7 +41,7 @@ FACES = {  # the public names of each package, for recipes and users
     "weighted",
     "runs": "Finished Opened Run Target check_folder find finish finished load pull push recipe "
     "start",
-    "score": "Comparison following images instructions loss reasoning score top translation",
+    "score": "Comparison documents following images instructions loss reasoning score top translation",
     "text": "Encoded Template encode_rows encode_splits",
     "train": "Trained deadline sft",
 }

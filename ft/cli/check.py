@@ -12,6 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(recipe: Path, rest: list[str]) -> None:
     """Settings, data and output folder of a recipe, without torch."""
+    from ft.data.rows import mixture
     from ft.runs import opened
     from ft.runs.folder import check_folder
 
@@ -22,6 +23,7 @@ def command(recipe: Path, rest: list[str]) -> None:
         print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
     if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
         print(f"ignored columns: {', '.join(ignored)}")
+    print("".join(f"{line}\n" for line in mixture(splits)), end="")
     resume = getattr(config, "resume_from_checkpoint", None)
     check_folder(config.output_dir, config.overwrite_output_dir, resume)
     print(f"output {config.output_dir}\nok")

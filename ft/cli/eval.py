@@ -122,6 +122,8 @@ def _split(
     from ft.score import instructions, reasoning, translation
     from ft.text import tokens
 
+    if run.task == "text":
+        return _documents(run, data, split, limit, precision, max_new_tokens)
     if run.task == "images":
         return _seen(run, data, split, limit, precision, max_new_tokens)
     rows = _rows(run, data, split, quoting)
@@ -158,6 +160,38 @@ def _split(
     else:
         judge, common["ask"] = instructions, {"instruction": "How can I make brownies?"}
     return judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
+
+
+def _documents(
+    run: Any,
+    data: str | None,
+    split: str,
+    limit: int | None,
+    precision: str,
+    max_new_tokens: int | None,
+) -> "Comparison":
+    """Bits per byte: of a split of the run's documents, or of all documents of other data."""
+    from ft.data import texts
+    from ft.runs import opened
+    from ft.score import documents
+
+    s, shared = run.settings, ("text_field", "on_bad_row")
+    one_of("split", split, ("train", "valid", "test"))
+    if data and split != "test":
+        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
+    if data:
+        rows = texts.texts(data, **{key: s[key] for key in shared})
+    else:
+        options = (*shared, "test_data", "valid_rows", "test_rows", "seed", "max_rows")
+        rows = texts.splits(s["data"], **{key: s[key] for key in options})[split]
+    rows = rows.head(limit) if limit else rows
+    print(f"{split} {len(rows):>7,} rows  {rows.origin}")
+    o = opened.load(run, precision)
+    common = {"base": o.base if run.whole else None, "max_length": s["max_length"]}
+    most = max_new_tokens or s["max_new_tokens"]
+    return documents.before_after(
+        o.model, o.tokenizer, run.template, rows, **common, max_new_tokens=most, split=split
+    )
 
 
 def _seen(
@@ -207,7 +241,7 @@ def _rows(run: Any, data: str | None, split: str, quoting: str) -> Any:
     if data:
         return open_instructions(data)
     options = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
-    chosen = {key: s[key] for key in options}
+    chosen = {key: s[key] for key in options} | {"max_rows": s.get("max_rows")}
     return splits(s["data"], **chosen, on_bad_row=s["on_bad_row"])[split]
 
 

@@ -148,7 +148,8 @@ def _row(template: Any, prompt: str) -> dict[str, Any]:
     """The fields of a template that a prompt fills; without a template its text."""
     if template is None:
         return {"text": prompt}
-    return {"source" if "{source}" in template.prompt else "instruction": prompt}
+    fields = ("source", "text")  # of a translation, and of plain text
+    return {next((f for f in fields if f"{{{f}}}" in template.prompt), "instruction"): prompt}
 
 
 def _line(prompt: str, answer: "Answer") -> str:

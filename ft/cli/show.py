@@ -24,17 +24,20 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
     see = vision.reader(config.model_name_or_path) if sees else None
     tokenizer = load_tokenizer(config.model_name_or_path)
     template = module.template(config, tokenizer)
+    encode = getattr(module, "encode", tokens.encode_rows)  # documents have windows
     splits = module.rows(config)
     for split, rows in splits.items():
         options: dict = {"max_length": config.max_length}
-        options["policy"] = getattr(config, "length_policy", "drop")
+        if encode is tokens.encode_rows or see:
+            options["policy"] = getattr(config, "length_policy", "drop")
         if see:
             encoded = vision.encode(rows, template, tokenizer, see, **options)
         else:
-            options["seed_parity"] = getattr(config, "second_bos", False)
+            if hasattr(config, "second_bos"):
+                options["seed_parity"] = config.second_bos
             for key in ("on_bad_row", "supervise_thinking"):
                 options |= {key: getattr(config, key)} if hasattr(config, key) else {}
-            encoded = tokens.encode_rows(rows, template, tokenizer, **options)
+            encoded = encode(rows, template, tokenizer, **options)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
         if split == "train":

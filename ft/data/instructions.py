@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, listed, overlap
+from ft.data import mixture
+from ft.data.places import listed
+from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, overlap
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation
@@ -38,15 +40,22 @@ def dolly(
     categories: Sequence[str] = (),
     no_context: bool = False,
     on_bad_row: str = "error",
+    seed: int = 42,
+    max_rows: int | None = None,
 ) -> Rows:
     """The rows of databricks-dolly-15k: ``{"instruction", "context", "response", "category"}``.
 
-    ``source`` is its jsonl file, a folder that holds it, or the Hub's id. ``categories`` keeps these,
+    ``source`` is its jsonl file, a folder that holds it, or the Hub's id, or several such sources, which
+    are mixed by ``seed`` (``mixture.mixed``), ``max_rows`` rows in all. ``categories`` keeps these,
     ``no_context`` those that need no text to read (10,416 of 15,014). Any other data of instructions
     that has the columns will do. Raises UserError as ``instructions`` does, and for a category that
     no row has.
     """
-    rows = instructions(source, on_bad_row=on_bad_row)
+
+    def one(place: str, split: str) -> Rows:
+        return instructions(place, split=split, on_bad_row=on_bad_row)
+
+    rows = mixture.mixed(str(source), one, seed=seed, max_rows=max_rows)
     if categories:
         known = sorted({row["category"] for row in rows if "category" in row})
         if not known:
@@ -106,7 +115,9 @@ def _row(record: dict[str, Any], ignored: dict[str, None]) -> Row | Faulty | str
     if turns:
         used, row = {turns}, _of_turns(there.get(turns), there, ignored)
     elif pair is None:
-        return f"the columns {', '.join(map(repr, record))} are of no known format ({_FORMATS})"
+        advice = "; recipes/text_lora.py learns from plain text" if "text" in record else ""
+        named = ", ".join(map(repr, record))
+        return f"the columns {named} are of no known format ({_FORMATS}){advice}"
     else:
         used, row = set(pair), _of_pair(record, there, pair, ignored)
     used |= {"system", *_TOOLS, *(("history",) if pair and pair[2] == "output" else ())}
@@ -227,13 +238,21 @@ def splits(
     test_rows: int,
     seed: int,
     on_bad_row: str = "error",
+    max_rows: int | None = None,
 ) -> dict[str, Rows]:
     """``dolly``'s rows as train, valid and test, drawn by ``seed``.
 
     ``drop_duplicates`` leaves out rows that stand there twice, and training rows that ask what a row
     of valid or test asks. Raises UserError as ``dolly`` does, and where no row is left to train on.
     """
-    rows = dolly(source, categories=categories, no_context=no_context, on_bad_row=on_bad_row)
+    rows = dolly(
+        source,
+        categories=categories,
+        no_context=no_context,
+        on_bad_row=on_bad_row,
+        seed=seed,
+        max_rows=max_rows,
+    )
     if drop_duplicates and (found := duplicates(rows)):
         rows = rows.without(found, f"without {len(found)} duplicates")
     train, held = rows.split(valid_rows + test_rows, seed)

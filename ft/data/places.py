@@ -1,8 +1,10 @@
-"""Where rows stand in the files that they were read from, in a few bytes for each."""
+"""Where rows stand in the files that they were read from, in a few bytes for each; bad ones by name."""
 
 import dataclasses
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN = 20  # bad rows that one message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,3 +33,12 @@ class Places:
             array("i", (self.file[i] for i in kept)),
             array("q", (self.number[i] for i in kept)),
         )
+
+
+def listed(bad: Sequence[str], origin: str) -> str:
+    """What to say of bad rows: how many, the first of them, and what to do."""
+    lines = "".join(f"\n  {line}" for line in bad[:SHOWN])
+    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    advice = "Mend the data, or leave such rows out with --on-bad-row skip."
+    return f"{count} in {origin}:{lines}{more}\n{advice}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
-from ft.data.places import Places
+from ft.data.places import Places, listed
 from ft.errors import UserError, nearest, one_of
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
@@ -17,8 +17,6 @@ Record: TypeAlias = tuple[int, dict[str, Any] | str]
 
 Row: TypeAlias = dict[str, Any]
 """Fields by name: strings, and under ``messages`` a conversation."""
-
-_SHOWN = 20  # bad rows that one message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,9 @@ class Rows(Sequence[Row]):
     skipped: int = 0  # bad rows left out, or what is bad of them
     ignored: tuple[str, ...] = ()  # columns that nothing is learnt from
     places: Places = dataclasses.field(default_factory=Places, compare=False, repr=False)
+    sources: tuple[str, ...] = ()  # of a mixture: what they are called
+    source: "array[int]" = dataclasses.field(default_factory=lambda: array("H"), compare=False)
+    """Of a mixture: the number of each row's source."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,6 +68,10 @@ class Rows(Sequence[Row]):
         """Where a row stands in its file: ``pairs.jsonl:7``, ``pairs.parquet: row 7``."""
         return self.places.of(index)
 
+    def by_source(self) -> dict[str, int]:
+        """How many rows each source of a mixture gives; nothing of what is not mixed."""
+        return {name: self.source.count(i) for i, name in enumerate(self.sources)}
+
     def chosen(self, indices: Sequence[int], origin: str, what: str) -> "Rows":
         """The rows of ``indices``, in that order; ``what`` tells their hash from that of all."""
         return dataclasses.replace(
@@ -75,6 +80,7 @@ class Rows(Sequence[Row]):
             origin=origin,
             sha256=digest(f"{self.sha256} {what}".encode()),
             places=self.places.only(indices),
+            source=array("H", (self.source[i] for i in indices if self.sources)),
         )
 
     def map_targets(self, change: Callable[[str], str]) -> "Rows":
@@ -130,16 +136,29 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
     lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
     if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
         lines.append(f"ignored columns: {', '.join(ignored)}")
+    lines += mixture(splits)
     train, *others = splits.values()
     twice, shared = len(duplicates(train)), len(overlap(train, *others))
     if twice or shared:
-        lines.append(
-            f"note: {twice} training rows are there twice, {shared} ask what a held-out row asks{advice}"
-        )
+        same = "are held out as well" if "text" in train[0] else "ask what a held-out row asks"
+        lines.append(f"note: {twice} training rows are there twice, {shared} {same}{advice}")
     rows = [row for split in splits.values() for row in split]
     if broken := sum("\n" in row.get("target", "") for row in rows):
         lines.append(f"note: {broken:,} translations with line breaks: none ends an answer")
     return "\n".join(lines)
+
+
+def mixture(splits: Mapping[str, Rows]) -> list[str]:
+    """A line for each source of a mixture: how many rows of each split are its own; else none."""
+    first = next(iter(splits.values()))
+    lines = []
+    for name in first.sources:
+        counts = {
+            split: (rows.by_source().get(name, 0), len(rows)) for split, rows in splits.items()
+        }
+        told = (f"{n:,} of {split} ({n / all_rows:.1%})" for split, (n, all_rows) in counts.items())
+        lines.append(f"source {name}: {', '.join(told)}")
+    return lines
 
 
 def overlap(train: Rows, *others: Rows) -> list[int]:
@@ -150,22 +169,25 @@ def overlap(train: Rows, *others: Rows) -> list[int]:
 
 def duplicates(rows: Rows) -> list[int]:
     """Indices of rows whose texts, but for case and spaces, all stand in an earlier row."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[bytes] = set()  # hashes, as the texts may be many
     found = []
     for i, row in enumerate(rows):
         turns = [m["content"] for m in row.get("messages", ())]
         fields = [str(row[name]) for name in sorted(row.keys() - {"category", "messages", "where"})]
-        key = tuple(map(_plain, turns + fields))
+        text = "\0".join(map(_plain, turns + fields))
+        key = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
         found += [i] * (key in seen)
         seen.add(key)
     return found
 
 
 def asked(row: Row) -> str:
-    """What a row asks: its source, its instruction and context, its prompt with the paths of its images,
+    """What a row asks: its text, its source, its instruction and context, its prompt with the paths of its images,
     or the first user's message."""
     if "images" in row:
         return " ".join([*row["images"], row["prompt"]])
+    if "text" in row:
+        return row["text"]
     if "messages" in row:
         return next(m["content"] for m in row["messages"] if m["role"] == "user")
     return row["source"] if "source" in row else f"{row['instruction']}\n{row.get('context', '')}"
@@ -220,15 +242,6 @@ def checked(
         raise UserError(f"no rows in {origin}: {why}")
     places = Places((where,), array("i", bytes(4 * len(rows))), numbers)
     return Rows(rows, origin, sha256, len(bad), tuple(ignored or ()), places)
-
-
-def listed(bad: Sequence[str], origin: str) -> str:
-    """What to say of bad rows: how many, the first of them, and what to do."""
-    lines = "".join(f"\n  {line}" for line in bad[:_SHOWN])
-    more = f"\n  ... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-    advice = "Mend the data, or leave such rows out with --on-bad-row skip."
-    return f"{count} in {origin}:{lines}{more}\n{advice}"
 
 
 def _pair(record: dict[str, Any], columns: tuple[str, str]) -> Row | str:

@@ -81,7 +81,7 @@ def pairs(
     """Rows of a .jsonl, .json, .csv, .tsv, .parquet or .tmx file, or of a dataset on the Hub.
 
     Where ``path`` is no file and has no such suffix, the Hub is asked for ``split`` of
-    ``owner/name`` or ``owner/name/configuration``. The columns are those that are named, else those
+    ``owner/name`` or ``owner/name/configuration``, as with ``hub:`` in front in any case. The columns are those that are named, else those
     that are called as the languages of ``pair`` are, at the top or inside of one (WMT's
     ``translation``, by name ``translation.en``), else ``source`` and ``target``. csv and tsv begin
     with a header; ``quoting`` as ``delimited.records`` has it. A file may be gzipped (``.csv.gz``).
@@ -114,9 +114,9 @@ def read_table(
     allows it; none: all. A TMX file needs a ``direction``.
     """
     file = Path(path).expanduser()
-    suffix = suffix_of(file)
-    if not file.exists() and suffix not in FORMATS:
-        return _hub(str(path), split, choose)
+    suffix, of_hub = suffix_of(file), str(path).startswith("hub:")
+    if of_hub or (not file.exists() and suffix not in FORMATS):
+        return _hub(str(path).removeprefix("hub:"), split, choose)
     data, origin = read(file), str(file)
     where, note = f"{file}:", ""
     match suffix:

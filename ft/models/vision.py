@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ft.data import images
@@ -203,14 +203,15 @@ def encode(
         end=template.end,
         tail=template.tail,
     )
-    for example, at in zip(encoded.examples, encoded.rows, strict=True):
+    examples = list(encoded.examples)
+    for example, at in zip(examples, encoded.rows, strict=True):
         if (found := example["input_ids"].count(see.token)) != counts[at]:
             raise UserError(
                 f"{rows[at]['where']}: {found} image tokens for images of {counts[at]}: the tokenizer does not "
                 f"read {image!r} as one token"
             )
         example[FILES] = list(rows[at]["images"])
-    return encoded
+    return replace(encoded, examples=examples)
 
 
 def batch(examples: Sequence[Example], see: Reader, pad: int) -> dict[str, "Tensor"]:

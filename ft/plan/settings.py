@@ -12,6 +12,7 @@ from ft.models import sources
 from ft.plan import layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
 from ft.plan.shapes import Shape
+from ft.text.examples import lengths_of
 from ft.train.optim import STATE_BYTES, choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
@@ -178,8 +179,9 @@ def check_memory(settings: Mapping[str, Any]) -> str:
 
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known."""
-    lengths = [len(example["input_ids"]) for example in encoded.examples]
-    shown = sorted(len(example.get("image_files", ())) for example in encoded.examples)
+    lengths = lengths_of(encoded.examples)
+    sees = "train_vision" in settings
+    shown = sorted(len(e.get("image_files", ())) for e in encoded.examples) if sees else [0]
     name, on = settings["model_name_or_path"], machine.here()
     known = {"model_name_or_path": name if name == "embedded" else str(base.path)}
     known |= {"precision": base.precision} if settings["lora_r"] else {}

@@ -67,6 +67,10 @@ def card(run_folder: Path) -> str:
     samples = [row for found in evaluations.values() for row in found.get("samples", [])[:10]]
     origin = f" of [{base}](https://huggingface.co/{base})" if base else ""
     splits = [{"split": k, **v} for k, v in data.items() if isinstance(v, dict)]
+    for values in splits:
+        if "sources" in values:
+            counts = (f"{name}: {count:,}" for name, count in values["sources"].items())
+            values["sources"] = "; ".join(counts)
     lora = {f"LoRA {name}": value for name, value in run.get("lora", {}).items()}
     ran = run | run.get("hardware", {}) | run.get("timings", {}) | run.get("versions", {})
     ran |= run.get("training", {})

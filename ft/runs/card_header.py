@@ -12,6 +12,7 @@ METRICS = {
     "loss": ("loss", "loss"),
     "perplexity": ("perplexity", "perplexity"),
     "accuracy": ("accuracy of the next token", "accuracy"),
+    "bits_per_byte": ("bits per byte", "bits_per_byte"),
     "bleu": ("BLEU", "bleu"),
     "chrf": ("chrF", "chrf"),
     "rouge_l": ("ROUGE-L", "rouge"),

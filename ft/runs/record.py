@@ -27,7 +27,7 @@ from ft.runs.folder import Run, Target, claim
 from ft.text import tokens
 from ft.text.template import Template
 
-Task = Literal["translation", "instructions", "reasoning", "images", "pretraining"]
+Task = Literal["translation", "instructions", "reasoning", "images", "pretraining", "text"]
 # settings that do not decide what is learnt, so that a resumed run may change them
 MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
@@ -158,6 +158,7 @@ def describe(
             "dropped": encoded[split].dropped,
             "truncated": encoded[split].truncated,
         }
+        | ({"sources": rows.by_source()} if rows.sources else {})
         for split, rows in splits.items()
     }
     model = {

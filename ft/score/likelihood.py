@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ft.errors import UserError
 from ft.score import logits
 from ft.text.batches import layout, pack, packed_row, row_length
-from ft.text.tokens import IGNORE, Example
+from ft.text.examples import IGNORE, Example, lengths_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,7 @@ def of_examples(
 
     state = PartialState()
     quiet = not (progress and state.is_main_process)
-    lengths = [len(e["input_ids"]) for e in examples]
+    lengths = lengths_of(examples)
     packing = batch is None and packs_exactly(model)
     if packing:
         batches = pack(lengths, ROW)

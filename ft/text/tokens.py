@@ -1,27 +1,27 @@
 """Token ids and labels: encode, mask, length policy, and a view of the mask."""
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ft.errors import UserError
-from ft.machine import say
+from ft.machine import is_main, say
 from ft.text import control, native
+from ft.text.examples import IGNORE, Example, Examples, lengths_of
 from ft.text.template import Pair, Template
 
-IGNORE = (
-    -100
-)  # label of a position that no loss is taken of; PyTorch's and Hugging Face's convention
-Example = dict[str, list[int]]  # {"input_ids", "labels"}, equal lengths
 Policy = Literal["drop", "truncate", "error"]
+CHUNK = 4096  # rows whose texts the tokenizer, which uses all cores, is given at once
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Examples that fit, and what the length policy did to the others."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     rows: list[int]  # index of the pair behind each example
     lengths: list[int]  # tokens of every pair before the policy
     dropped: int
@@ -31,11 +31,13 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """Number of positions that a loss is taken of."""
+        if isinstance(self.examples, Examples):
+            return self.examples.supervised
         return sum(label != IGNORE for e in self.examples for label in e["labels"])
 
     def summary(self, max_length: int) -> str:
         """One line for people: how many examples, how long, what was cut."""
-        total = sum(len(e["input_ids"]) for e in self.examples)
+        total = sum(lengths_of(self.examples))
         text = (
             f"{len(self.examples):,} examples, {total:,} tokens, "
             f"{self.supervised / max(total, 1):.0%} supervised, longest {max(self.lengths):,}"
@@ -67,36 +69,43 @@ def encode_rows(
     where the data only has text). Messages name a row by ``rows.place``, where rows have one. Without
     ``supervise_thinking`` thoughts are read and not learnt.
     """
+    rows = rows if isinstance(rows, Sequence) else list(rows)
     place = getattr(rows, "place", lambda index: f"row {index + 1}")
-    rows = list(rows)
     control.refuse_template(template, tokenizer)
-    special = control.tokens(tokenizer)
-    turns, kept, bad = [], [], []
-    for index, row in enumerate(rows):
-        if found := control.found_in(row, special):
-            bad.append(f"{place(index)}, {found}; remove it from the data")
-            continue
-        try:
-            if native.reads(template, row):
-                turns.append(native.pairs(template, row, tokenizer, thoughts=supervise_thinking))
-            else:
-                turns.append(template.turns(row))
+    kept, bad = array("q"), list[str]()
+
+    def turns() -> Iterator[Sequence[Pair]]:
+        """The pairs of each good row, which ``kept`` gets the index of, and ``bad`` why another is not."""
+        special = control.tokens(tokenizer)
+        for index, row in enumerate(rows):
+            if found := control.found_in(row, special):
+                bad.append(f"{place(index)}, {found}; remove it from the data")
+                continue
+            try:
+                if native.reads(template, row):
+                    made = native.pairs(template, row, tokenizer, thoughts=supervise_thinking)
+                else:
+                    made = template.turns(row)
+            except UserError as error:
+                bad.append(f"{place(index)}: {error}")
+                continue
             kept.append(index)
-        except UserError as error:
-            bad.append(f"{place(index)}: {error}")
-    if bad and on_bad_row == "error":
-        more = f" (and {len(bad) - 1} more rows are bad)" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]}, or leave such rows out with --on-bad-row skip{more}")
-    if not turns and bad:
-        raise UserError(f"all {len(bad)} rows are bad; the first is {bad[0]}")
+            yield made
+        if bad and on_bad_row == "error":
+            more = f" (and {len(bad) - 1} more rows are bad)" if len(bad) > 1 else ""
+            raise UserError(f"{bad[0]}, or leave such rows out with --on-bad-row skip{more}")
+        if bad and not kept:
+            raise UserError(f"all {len(bad)} rows are bad; the first is {bad[0]}")
+
     found = encode(
-        turns,
+        turns(),
         tokenizer,
         max_length=max_length,
         policy=policy,
         seed_parity=seed_parity,
         end=template.end,
         tail=template.tail,
+        count=len(rows),
         place=lambda at: place(kept[at]),
         on_bad_row=on_bad_row,
     )
@@ -129,6 +138,7 @@ def encode(
     seed_parity: bool = False,
     end: str = "",
     tail: str = "",
+    count: int | None = None,
     place: Callable[[int], str] = lambda at: f"row {at + 1}",
     on_bad_row: str = "error",
 ) -> Encoded:
@@ -142,64 +152,87 @@ def encode(
 
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
-    error. Raises ``UserError`` for that (with ``on_bad_row="skip"`` it is skipped instead), for a
-    control token inside a text, and if nothing is left. ``place`` names a conversation in messages.
+    error. ``count`` is that of the pairs, where they are no sequence, for the progress bar. Raises
+    ``UserError`` for a longer one (with ``on_bad_row="skip"`` it is skipped instead), for a control token
+    inside a text, and if nothing is left. ``place`` names a conversation in messages.
     """
-    conversations = [[p] if isinstance(p, Mapping) else list(p) for p in pairs]
-    if not conversations:
-        raise UserError("there are no pairs to encode")
+    from tqdm import tqdm
+
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
-    flat = [pair for turns in conversations for pair in turns]
-    parts = [
-        tokenizer([pair[key] for pair in flat], add_special_tokens=False)["input_ids"]
-        for key in ("prompt", "completion")
-    ]
-    encoded = zip(*parts, strict=True)
-    after = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    examples, rows, lengths, truncated, too_long = [], [], [], 0, []
-    for row, turns in enumerate(conversations):
-        ids, labels, between = [bos], [IGNORE], []
-        for pair, (prompt, completion) in zip(turns, encoded, strict=False):
+    after = ids_of(tokenizer, [tail])[0] if tail else []
+    start = [bos] if seed_parity else []
+    examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
+    count = len(pairs) if isinstance(pairs, Sequence) else count
+    bar = tqdm(pairs, "encode", count, unit=" rows", delay=2, leave=False, disable=not is_main())
+    for row, parts in enumerate(_encoded(bar, tokenizer)):
+        ids, marks, between = [bos], bytearray(1), []  # a mark is 1 where there is a loss
+        for pair, prompt, completion in parts:
             ended = pair.get("ended", False)  # control tokens are the chat template's own
-            if bos in prompt or not ended and {bos, eos, stop} & {*completion}:
+            if bos in prompt or (not ended and {bos, eos, stop} & {*completion}):
                 raise UserError(
                     f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
                     "remove it from the data"
                 )
             between = [] if ended else after
-            answer = [*([bos] if seed_parity else []), *completion, *([] if ended else [stop])]
+            answer = [*start, *completion, *([] if ended else [stop])]
             ids += prompt + answer + between
-            learnt = answer if pair.get("learn", True) else [IGNORE] * len(answer)
-            labels += [IGNORE] * len(prompt) + learnt + [IGNORE] * len(between)
+            learnt = b"\1" if pair.get("learn", True) else b"\0"
+            marks += bytes(len(prompt)) + learnt * len(answer) + bytes(len(between))
         if between and not end:  # nothing follows a last EOS
-            ids, labels = ids[: -len(after)], labels[: -len(after)]
+            ids, marks = ids[: -len(after)], marks[: -len(after)]
         lengths.append(len(ids))
+        if 1 not in marks:
+            raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
         if len(ids) > max_length:
-            too_long += [row]
-            ids, labels = ids[:max_length], labels[:max_length]
-            if policy != "truncate" or all(label == IGNORE for label in labels):
+            ids, marks = ids[:max_length], marks[:max_length]
+            if policy != "truncate" or 1 not in marks:
                 continue
             truncated += 1
-        if all(label == IGNORE for label in labels):
-            raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
-        examples.append({"input_ids": ids, "labels": labels})
+        examples.add(ids, marks)
         rows.append(row)
+    if not lengths:
+        raise UserError("there are no pairs to encode")
+    too_long = [row for row, n in enumerate(lengths) if n > max_length]
     if policy == "error" and too_long and on_bad_row == "error":
         raise UserError(
-            f"{len(too_long)} of {len(conversations)} rows have more than max_length={max_length} tokens, "
+            f"{len(too_long)} of {len(lengths)} rows have more than max_length={max_length} tokens, "
             f"the first is {place(too_long[0])} with {lengths[too_long[0]]}; raise --max-length, choose "
             "the length policy drop or truncate, or leave such rows out with --on-bad-row skip"
         )
     if not examples:
         raise UserError(
-            f"all {len(conversations)} rows have more than max_length={max_length} tokens (the shortest "
+            f"all {len(lengths)} rows have more than max_length={max_length} tokens (the shortest "
             f"has {min(lengths)}); raise --max-length"
         )
-    left = len(conversations) - len(examples)
+    left = len(lengths) - len(examples)
     counts = (0, truncated, left) if policy == "error" else (left, truncated, 0)
-    return Encoded(examples, rows, lengths, *counts)
+    return Encoded(examples, list(rows), list(lengths), *counts)
+
+
+def _encoded(
+    pairs: Iterable[Pair | Sequence[Pair]], tokenizer: Any
+) -> Iterator[list[tuple[Pair, list[int], list[int]]]]:
+    """Each pair of each conversation with the ids of its prompt and completion, many texts at a time."""
+    pairs = iter(pairs)
+    while chunk := list(itertools.islice(pairs, CHUNK)):
+        conversations = [[p] if isinstance(p, Mapping) else list(p) for p in chunk]
+        flat = [pair for turns in conversations for pair in turns]
+        ids = (ids_of(tokenizer, [pair[key] for pair in flat]) for key in ("prompt", "completion"))
+        both = zip(flat, *ids, strict=True)
+        for turns in conversations:
+            yield list(itertools.islice(both, len(turns)))
+
+
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of each text without control tokens around it, on all cores with a fast tokenizer."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    fast.no_truncation()  # which its file may ask for
+    fast.no_padding()
+    return [found.ids for found in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def prompt_ids(

@@ -24,10 +24,23 @@ from ft.machine import say
 from ft.models import lora
 from ft.runs import checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
-from ft.text.tokens import IGNORE, Example
+from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import graphs, optim
 
 RETRY = "Try a lower --learning-rate or --precision fp32."
+
+
+class WithBlank(Sequence[Example]):
+    """Examples, made as they are asked for, and a blank one behind the last."""
+
+    def __init__(self, examples: Sequence[Example], blank: Example) -> None:
+        self.examples, self.blank = examples, blank
+
+    def __len__(self) -> int:
+        return len(self.examples) + 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.examples[index] if index < len(self.examples) else self.blank
 
 
 class Trainer(SFTTrainer):
@@ -62,7 +75,7 @@ class Trainer(SFTTrainer):
         self.tokens_seen = self.supervised_seen = 0
         size = args.per_device_train_batch_size * args.world_size  # of all processes
         step = size * args.gradient_accumulation_steps
-        lengths = [len(example["input_ids"]) for example in examples]
+        lengths = lengths_of(examples)
         unpadded = packing or args.per_device_train_batch_size == 1
         self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, size)
         # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
@@ -71,11 +84,12 @@ class Trainer(SFTTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list([*examples, blank(self.pad)]),
+            train_dataset=Dataset.from_list([blank(self.pad)]),  # what TRL looks at
             processing_class=tokenizer,
             data_collator=self.collate,
             callbacks=callbacks,
         )
+        self.train_dataset: Any = WithBlank(examples, blank(self.pad))
         for name, parameter in model.named_parameters():
             if name in adapters:
                 parameter.data = adapters[name].to(parameter.device)

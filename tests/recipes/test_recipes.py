@@ -22,7 +22,7 @@ REWARDED = {"mtnt_reject", "mtnt_dpo", "mtnt_grpo"}  # from a finished run: test
 
 def test_there_are_recipes():
     names = ["dolly_qlora", "gsm8k_lora", "minigpt_pretrain", "mtnt_full", "mtnt_lora"]
-    names += ["mtnt_recurrent", "vision_lora", *REWARDED]
+    names += ["mtnt_recurrent", "text_lora", "vision_lora", *REWARDED]
     assert [p.stem for p in RECIPES] == sorted(names)
 
 
@@ -106,7 +106,7 @@ def test_two_tiny_steps(path, tmp_path, capsys):
     assert "Start, validation loss: " in said
     assert "STEP 2 training loss: " in said
     asked = {"dolly_qlora": "How can I make brownies?", "gsm8k_lora": "How many is 1 + 1?"}
-    asked["vision_lora"] = "What is where?"
+    asked |= {"vision_lora": "What is where?", "text_lora": "bits per byte"}
     assert asked.get(path.stem, "Hello, my name is Morgane.") in said
     assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
 

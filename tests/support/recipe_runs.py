@@ -78,6 +78,11 @@ def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Pat
         words += ["--eval-limit", "2"]
     if stem == "dolly_qlora":
         words += ["--data", str(dolly(place)), "--test-rows", "2", "--max-new-tokens", "6"]
+    if stem == "text_lora":
+        file = place / "notes.jsonl"
+        lines = (f"Note {i}: the cat sleeps on the table. " * (i % 3 + 1) for i in range(20))
+        file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        words += ["--data", str(file), "--test-rows", "3", "--max-new-tokens", "6"]
     if stem == "gsm8k_lora":
         words += ["--data", str(gsm8k(place)), "--chains", "4", "--max-new-tokens", "24"]
     if stem == "vision_lora":

@@ -1,0 +1,146 @@
+"""Gemma goes on reading: continued pretraining with LoRA on plain text of your own.
+
+accelerate launch recipes/text_lora.py                                    a laptop, offline: Python's own prose
+accelerate launch recipes/text_lora.py --data notes/                      a folder of .txt, .md, .jsonl, each also .gz
+accelerate launch recipes/text_lora.py --data papers.jsonl,wiki.parquet=0.3 --text-field body
+accelerate launch recipes/text_lora.py --model google/gemma-2b            QLoRA on one GPU
+
+Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
+Time      TIME
+Memory    MEMORY
+Score     SCORE
+Data      text files, tables with a column of text, folders, the Hub, or `builtin`, what Python says of itself
+Source    continued pretraining, Gururangan et al. 2020 https://arxiv.org/abs/2004.10964; LoRA
+          https://arxiv.org/abs/2106.09685
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ft import config, data, machine, models, plan, runs, score, text, train
+from ft.config import Amount, Count
+from ft.data import texts
+from ft.machine import say
+from ft.text import Template, documents
+from ft.text.documents import encode as encode  # `ft show` looks at windows with it
+
+
+@dataclass(frozen=True)
+class Config:
+    # Base model
+    model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
+    precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+
+    # Adapter
+    lora_r: int = 16  # rank of the update
+    lora_alpha: Amount = 32  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
+    lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers
+    lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
+
+    # Data
+    # .txt, .md, .jsonl, .lines (also .gz), json, csv, parquet, folders, hub:owner/name, `builtin`; of several, a,b=0.3,
+    # =0.3 draws as many documents as make 3 of 10 of the mixture this source's
+    data: str = "builtin"
+    test_data: str | None = None  # documents to judge by, of the same kinds; none: drawn from data
+    text_field: str = "text"  # of a row: where its text stands
+    max_rows: Count | None = (
+        None  # documents in all, drawn by seed and held-out ones among them; none: all
+    )
+    on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
+    max_length: Count = 512  # tokens of a window; a longer document is cut into several
+    valid_rows: Count = 50  # held-out documents whose loss is watched
+    test_rows: Count = 50  # held-out documents that base and tuned are judged by at the end
+
+    # Optimisation
+    learning_rate: Amount = 2e-4  # at the top of the schedule
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.05  # share of the steps until the top
+    optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    num_train_epochs: Amount = 1.0  # passes over the training windows
+    max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
+    per_device_train_batch_size: Count = 8  # windows, not rows, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
+    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+
+    # Run
+    output_dir: Path = Path("runs/text_lora")  # adapter, card, curves and record of the run
+    overwrite_output_dir: bool = False  # replace the run that lies there
+    resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
+    eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    max_new_tokens: Count = 60  # that base and tuned go on with, at the end
+    seed: int = 42  # of held-out documents, adapter, order and bootstrap
+    report_to: str = "none"  # tensorboard, trackio or wandb
+    push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
+
+
+def rows(c: Config) -> dict[str, data.Rows]:
+    """The documents of each split. Needs no model, so `ft check` runs it in a moment."""
+    return texts.splits(**config.pick(c, texts.splits))
+
+
+def template(c: Config, _: Any = None) -> Template:
+    """Text as it is: what is asked is gone on from."""
+    return documents.TEMPLATE
+
+
+def main(c: Config) -> None:
+    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
+    splits, t = rows(c), template(c)
+    say(data.summary(splits))
+
+    say(machine.use_all_cores())
+    base = models.load(
+        c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
+    )
+    say("\n".join(base.notes))
+    machine.seed_everything(c.seed)
+    model = models.attach_lora(
+        base,
+        r=c.lora_r,
+        alpha=c.lora_alpha,
+        dropout=c.lora_dropout,
+        targets=c.lora_target_modules,
+        variant=c.lora_variant,
+    )
+    say(models.summary(model))
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, encode=encode)
+    r = runs.start(
+        target,
+        recipe=__file__,
+        config=c,
+        task="text",
+        base=base,
+        model=model,
+        template=t,
+        splits=splits,
+        encoded=encoded,
+        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
+    )
+
+    trained = train.sft(
+        model,
+        base.tokenizer,
+        encoded["train"].examples,
+        run=r,
+        validate=lambda: score.loss(model, encoded["valid"].examples),
+        save_steps=c.eval_steps,
+        **config.pick(c, train.sft),
+    )
+    r.note(training=asdict(trained))
+    result = score.documents.before_after(
+        model,
+        base.tokenizer,
+        t,
+        splits["test"],
+        max_length=c.max_length,
+        max_new_tokens=c.max_new_tokens,
+    )
+    runs.finish(r, test=result, push_to_hub=c.push_to_hub)
+    say(f'try it: ft generate {r.folder} "Once upon a time"')
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)
