@@ -27,7 +27,9 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
     for split, rows in module.rows(config).items():
         options: dict = {"max_length": config.max_length}
         options["policy"] = getattr(config, "length_policy", "drop")
-        if see:
+        if hasattr(module, "encode"):  # preferences: two answers to one prompt
+            encoded = module.encode(rows, template, tokenizer, **options)
+        elif see:
             encoded = vision.encode(rows, template, tokenizer, see, **options)
         else:
             options["seed_parity"] = getattr(config, "second_bos", False)

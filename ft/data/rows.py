@@ -27,6 +27,7 @@ class Rows(Sequence[Row]):
     origin: str  # for people: "MTNT en-fr valid, data/MTNT/valid/valid.en-fr.tsv"
     sha256: str  # of the bytes read
     skipped: int = 0  # bad rows left out
+    ignored: tuple[str, ...] = ()  # columns that nothing is learnt from
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,7 +78,7 @@ class Rows(Sequence[Row]):
         if not rows:
             raise UserError(f"no row of {self.origin} is left: {what}")
         name = digest(f"{self.sha256} {what}".encode())
-        return Rows(rows, f"{self.origin}, {what}", name, self.skipped)
+        return Rows(rows, f"{self.origin}, {what}", name, self.skipped, self.ignored)
 
     def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
         """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
@@ -104,6 +105,8 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
     ``advice`` follows that note.
     """
     lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
+    if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
+        lines.append(f"ignored columns: {', '.join(ignored)}")
     train, *others = splits.values()
     twice, shared = len(duplicates(train)), len(overlap(train, *others))
     if twice or shared:

@@ -158,6 +158,20 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 
+def keep_checkpoint(made: Path, place: Path, fingerprint: dict[str, Any]) -> None:
+    """Move a finished checkpoint to its place, complete or not at all; older ones but the last are deleted."""
+    write_json(made / STATE, fingerprint)
+    for file in made.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(made, place)
+    sync_dir(place.parent)
+    for old in checkpoints(place.parent)[:-1]:
+        shutil.rmtree(old)
+
+
 def resumable(folder: Path, resume: str | None, fingerprint: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from: ``last``, or a folder. Raises ``UserError`` where there is none.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft import machine
 from ft.errors import UserError
-from ft.files import sync_dir, write_json
 from ft.kernels import cross_entropy
 from ft.machine import say
-from ft.runs.folder import STATE, checkpoints
+from ft.runs.folder import keep_checkpoint
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.tokens import IGNORE, Example
 from ft.train import graphs, optim
@@ -277,16 +275,6 @@ class Trainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        made, place = staging / name, folder / name
-        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-        write_json(made / STATE, self.fingerprint)
-        for file in made.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    os.fsync(stream.fileno())
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(made, place)
-        sync_dir(place.parent)
+        (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+        keep_checkpoint(staging / name, folder / name, self.fingerprint)
         staging.rmdir()
-        for old in checkpoints(place.parent)[:-1]:
-            shutil.rmtree(old)
