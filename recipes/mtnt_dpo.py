@@ -1,9 +1,10 @@
-"""Gemma learns which of its own translations are better: pairs by chrF, then DPO, from a run of mtnt_lora.py.
+"""Gemma learns which of its own answers are better: pairs by a reward, then DPO, from a run of mtnt_lora.py or another.
 
 accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
 accelerate launch recipes/mtnt_dpo.py                                     a laptop, offline
 accelerate launch recipes/mtnt_dpo.py --run runs/mtnt_lora --data PATH/TO/MTNT
 accelerate launch recipes/mtnt_dpo.py --pairs runs/mtnt_dpo/pairs.jsonl   pairs that are there already
+accelerate launch recipes/mtnt_dpo.py --run runs/dolly_qlora --reward my_reward.py:function
 
 It draws n translations of training lines, pairs the best whole one of each line by chrF with the worst,
 and makes the better one more likely than the worse one by direct preference optimisation, with TRL.
@@ -127,8 +128,8 @@ def own_pairs(c: Config, run: runs.Run, base: Any, lines: list, reward: Any) -> 
     run.write("pairs.jsonl", to_json_lines(texts))
     mean, best = drawn.mean(scored), drawn.mean(scored, best=True)
     say(
-        f"{len(texts):,} pairs of {len(scored):,} lines; chrF of all answers {100 * mean:.1f}, of "
-        f"the best of {c.n} {100 * best:.1f}"
+        f"{len(texts):,} pairs of {len(scored):,} lines; {reward.name} of all answers {mean:.4g}, of "
+        f"the best of {c.n} {best:.4g}"
     )
     run.note(pairs={"rows": len(texts), "lines": len(scored), "reward": mean, "best": best})
     return pairs

@@ -1,9 +1,10 @@
-"""Gemma learns from a reward for each of its translations: GRPO or RLOO on chrF, from a run of mtnt_lora.py.
+"""Gemma learns from a reward for each of its answers: GRPO or RLOO, from a run of mtnt_lora.py or another.
 
 accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
 accelerate launch recipes/mtnt_grpo.py                                    a laptop, offline
 accelerate launch recipes/mtnt_grpo.py --run runs/mtnt_lora --data PATH/TO/MTNT
 accelerate launch recipes/mtnt_grpo.py --method rloo --beta 0.05
+accelerate launch recipes/mtnt_grpo.py --run runs/dolly_qlora --data prompts.jsonl --reward my_reward.py:function
 
 Each step draws n translations of a few training lines; those above the mean chrF of their line become
 more likely, those below it less likely. Through TRL, with our generation and log-probabilities.

@@ -1,8 +1,9 @@
-"""Gemma learns from its own best translations: rejection sampling in rounds, from a run of mtnt_lora.py.
+"""Gemma learns from its own best answers: rejection sampling in rounds, from a run of mtnt_lora.py or another.
 
 accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
 accelerate launch recipes/mtnt_reject.py                                  a laptop, offline
 accelerate launch recipes/mtnt_reject.py --run runs/mtnt_lora --data PATH/TO/MTNT
+accelerate launch recipes/mtnt_reject.py --run runs/dolly_qlora --data prompts.jsonl --reward my_reward.py:function
 
 Each round draws n translations of some training lines, keeps the one of each line with the highest
 chrF, takes one pass over these, and begins again with the model so taught.

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from ft import config, data, machine, runs, text
 from ft.config import Amount, Count
-from ft.data.preferences import asking, preferences
+from ft.data.preferences import answered, preferences
 from ft.machine import say
 from ft.rewards import drawn, guards, judges, learning, policy, preferred, start
 from ft.text import Template
@@ -93,7 +93,9 @@ def rows(c: Config) -> dict[str, data.Rows]:
     train, valid = (found.sample(c.max_rows, c.seed) if c.max_rows else found).split(
         c.valid_rows, c.seed
     )
-    template(c).turns(asking(train[0]))  # a field that rows lack is found before a model loads
+    template(c).turns(
+        answered(train[0], ".")
+    )  # a field that rows lack is found before a model loads
     return {"train": train, "valid": valid}
 
 

@@ -68,7 +68,7 @@ def test_a_module_is_found_in_the_working_directory(file, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("fails", "fails' raised ZeroDivisionError: .*; it was asked of the answer 'bb' to '1?'"),
+        ("fails", "fails' raised ZeroDivisionError: .*; it was asked of the answer 'bb' to '1.'"),
         ("none", "none' is None for the answer 'a' to '0.'; it must be a finite number"),
         ("few", "few' returned 1 values for 2 answers"),
         ("one", "one' returned float, wanted is a list of numbers"),
