@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ft.data.instructions import _conversation
 from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
+from ft.text.template import fault_of
 
 Asked = Callable[[Row], Row | str]
 _TEXTS = ("prompt", "instruction", "question", "source")  # columns of a prompt that is a text
@@ -224,6 +224,13 @@ def _question(record: Row) -> Row | str:
         return "; ".join(faults)
     row = {"source": value} if given[0] == "source" else {"instruction": value, "context": ""}
     return row | {_WITH[column]: record[column] for column in columns[1:]}
+
+
+def _conversation(messages: Any) -> Row | str:
+    """A conversation that ends with an answer, or what is wrong with it."""
+    return fault_of(messages) or {
+        "messages": [{key: m[key] for key in ("role", "content")} for m in messages]
+    }
 
 
 def _with_system(record: Row, messages: list[dict[str, str]]) -> Row:
