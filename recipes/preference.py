@@ -10,9 +10,9 @@ prompt, completion and label make wanted answers more likely and unwanted ones l
 run's own template and tokens, and the run as it was is the reference. Through TRL, with our log-probabilities.
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M
-Time      {TIME}
-Memory    {MEMORY}
-Score     {SCORE}
+Time      a step is two passes forward (the reference) and one back over a batch; not measured yet
+Memory    not measured yet; `peak_memory_bytes` in run.json tells it
+Score     not measured yet: the implicit reward on held-out rows, 50% by definition at the start
 Data      a table (jsonl, json, csv, tsv, parquet) or a dataset of the Hub in TRL's preference formats: texts or
           messages, prompts of their own or whole conversations, with label for KTO; see docs/rewards.md
 Source    DPO, https://arxiv.org/abs/2305.18290; KTO, https://arxiv.org/abs/2402.01306; TRL's trainers
