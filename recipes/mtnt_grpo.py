@@ -1,9 +1,10 @@
-"""Gemma learns from a reward for each of its translations: GRPO or RLOO on chrF, from a run of mtnt_lora.py.
+"""Gemma learns from a reward for each of its answers: GRPO or RLOO, from a run of mtnt_lora.py or another.
 
 accelerate launch recipes/mtnt_lora.py                                    first: what it starts from
 accelerate launch recipes/mtnt_grpo.py                                    a laptop, offline
 accelerate launch recipes/mtnt_grpo.py --run runs/mtnt_lora --data PATH/TO/MTNT
 accelerate launch recipes/mtnt_grpo.py --method rloo --beta 0.05
+accelerate launch recipes/mtnt_grpo.py --run runs/dolly_qlora --data prompts.jsonl --reward my_reward.py:function
 
 Each step draws n translations of a few training lines; those above the mean chrF of their line become
 more likely, those below it less likely. Through TRL, with our generation and log-probabilities.
@@ -34,29 +35,30 @@ from typing import Any, Literal
 from ft import config, data, machine, runs, text
 from ft.config import Amount, Count
 from ft.machine import say
-from ft.rewards import guards, learning, policy, reward_model
-from ft.runs import opened
+from ft.rewards import guards, learning, policy, reward_model, start
 from ft.text import Template
-
-ASK = {"source": "Hello, my name is Morgane."}
 
 
 @dataclass(frozen=True)
 class Config:
     # Start
-    run: str = "runs/mtnt_lora"  # finished run of mtnt_lora.py whose adapter is trained on
+    run: str = "runs/mtnt_lora"  # finished run whose adapter is trained on
     model_name_or_path: str | None = None  # of that run, which fills it in
     language_pair: str | None = None  # of that run, which fills it in
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
 
     # Data
-    data: str = "sample"  # `sample` (bundled), `release`, or a folder or .tar.gz of MTNT
+    data: str | None = (
+        None  # MTNT (`sample`, `release`, a folder), or a table of prompts; none: the run's
+    )
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
     max_length: Count = 512  # tokens of a whole example
 
     # Learning
-    reward: str = "chrf"  # against the reference translation; or a folder that `ft reward` made
+    reward: str = (
+        "chrf"  # against the reference; or number, a folder of `ft reward`, FILE.py:function
+    )
     method: Literal["grpo", "rloo"] = "grpo"  # what a reward is compared with: see above
     prompts: Count = 8  # lines of a step
     n: int = 4  # translations of each
@@ -90,51 +92,53 @@ class Config:
 
 def resolved(c: Config) -> Config:
     """The settings with what the run says that they start from."""
-    s = opened.finished(c.run).settings
+    s = start.run_of(c.run).asked
     return dataclasses.replace(
-        c, model_name_or_path=s["model_name_or_path"], language_pair=s["language_pair"]
+        c,
+        model_name_or_path=start.run_of(c.run).weights,
+        language_pair=s.get("language_pair"),
+        data=c.data or s["data"],
     )
 
 
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split. Needs no model, so `ft check` runs it in a moment."""
-    pair = resolved(c).language_pair or ""
-    train, valid = (
-        data.mtnt(split, pair, c.data, on_bad_row=c.on_bad_row) for split in ("train", "valid")
-    )
-    if c.normalize_punctuation and pair == "en-fr":
-        train = train.map_targets(data.normalize_punctuation)
-    return {"train": train, "valid": valid.head(c.eval_limit)}
+    options: dict[str, Any] = config.pick(c, start.rows) | {"normalize": c.normalize_punctuation}
+    return start.rows(start.run_of(c.run), c.data, **options)
 
 
 def template(c: Config, _: Any = None) -> Template:
     """How a row reads: as in the run that this one starts from."""
-    return opened.finished(c.run).template
+    return start.run_of(c.run).template
 
 
 def main(c: Config) -> None:
-    c = resolved(c)
+    c, begun = resolved(c), start.run_of(c.run)
     target = runs.check_folder(c.output_dir, c.overwrite_output_dir)
     splits, t = rows(c), template(c)
     say(data.summary(splits))
     learning.require_trl()
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)
-    base = policy.load(opened.finished(c.run), c.precision, max_length=c.max_length)
+    base = policy.load(begun, c.precision, max_length=c.max_length)
     say("\n".join(base.notes))
     reward = reward_model.named(c.reward, base.tokenizer)
-    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
+    encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
+    )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
-    r = runs.start(target, recipe=__file__, config=c, task="translation", examples=False, **made_of)
+    r = runs.start(target, recipe=__file__, config=c, task=begun.task, examples=False, **made_of)
+    start.note(r, begun, c.data, reward)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
+    judge = start.judge(begun, reward, c.valid_rows, c.max_new_tokens, **made_of)
     watch = guards.Watch(
         r,
+        base=base,
+        template=t,
+        judge=judge,
         guards=guards.Guards(**config.pick(c, guards.Guards)),
         lines=lines[-c.watch_rows :],
-        valid_rows=c.valid_rows,
-        ask=ASK,
         max_new_tokens=c.max_new_tokens,
-        **made_of,
     )
 
     options: dict[str, Any] = config.pick(c, learning.grpo) | {"reward": reward}

@@ -130,7 +130,7 @@ def _split(
     if (
         run.task == "reasoning" and not data
     ):  # thousands of chains take hours: as many questions as the run
-        limit = limit or run.settings["eval_limit"]
+        limit = limit or run.asked["eval_limit"]
     rows = rows.head(limit) if limit else rows
     print(f"{split} {len(rows):>7,} rows  {rows.origin}")
     o = opened.load(run, precision)
@@ -153,10 +153,10 @@ def _split(
         common["pair"] = run.settings["language_pair"]
     elif run.task == "reasoning":
         judge = reasoning
-        common |= {key: run.settings[key] for key in ("temperature", "seed")}
+        common |= {key: run.asked[key] for key in ("temperature", "seed")}
         common["n"] = n or CHAINS
         common["reward"] = reward_model.load(reward, tokenizer) if reward else None
-        common["max_new_tokens"] = max_new_tokens or run.settings["max_new_tokens"]
+        common["max_new_tokens"] = max_new_tokens or run.asked["max_new_tokens"]
     else:
         judge, common["ask"] = instructions, {"instruction": "How can I make brownies?"}
     return judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
@@ -227,7 +227,7 @@ def _rows(run: Any, data: str | None, split: str, quoting: str) -> Any:
     from ft.data.instructions import instructions as open_instructions
     from ft.data.instructions import splits
 
-    s = run.settings
+    s = run.asked  # a run that went on from another is judged as that one
     one_of("split", split, ("train", "valid", "test"))
     if run.task == "translation":
         return _pairs(run, data, split, quoting)

@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a = parser.add_argument
     a(
         "pairs",
-        help="a table of source (or instruction, as the run's rows have), chosen and rejected, "
+        help="a table of prompt (or source, instruction, messages), chosen and rejected, "
         "as recipes/mtnt_dpo.py leaves pairs.jsonl",
     )
     a(
@@ -47,14 +47,16 @@ def command(
 ) -> None:
     """Train it. Raises ``UserError`` for pairs that cannot be used, and too few of them."""
     from ft import machine
+    from ft.data.preferences import preferences
     from ft.rewards import reward_model
-    from ft.rewards.drawn import read_pairs
     from ft.runs import opened
     from ft.score import comparison
 
     start = opened.finished(run_folder)
     translates = start.task == "translation"
-    rows = read_pairs(pairs, "source" if translates else "instruction")
+    rows = preferences(pairs, asked="source" if translates else "instruction")
+    if "chosen" not in rows[0]:
+        raise UserError(f"{pairs} has single answers with labels; a reward is learnt from pairs")
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
     order = random.Random(seed).sample(list(rows), len(rows))

@@ -28,15 +28,15 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
     splits = module.rows(config)
     for split, rows in splits.items():
         options: dict = {"max_length": config.max_length}
-        if encode is tokens.encode_rows or see:
-            options["policy"] = getattr(config, "length_policy", "drop")
+        if hasattr(config, "length_policy"):
+            options["policy"] = config.length_policy
         if see:
             encoded = vision.encode(rows, template, tokenizer, see, **options)
         else:
-            if hasattr(config, "second_bos"):
-                options["seed_parity"] = config.second_bos
-            for key in ("on_bad_row", "supervise_thinking"):
-                options |= {key: getattr(config, key)} if hasattr(config, key) else {}
+            if encode is tokens.encode_rows:
+                options["seed_parity"] = getattr(config, "second_bos", False)
+                for key in ("on_bad_row", "supervise_thinking"):
+                    options |= {key: getattr(config, key)} if hasattr(config, key) else {}
             encoded = encode(rows, template, tokenizer, **options)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))

@@ -1,22 +1,22 @@
 """Answers that a model draws, with their rewards: the best of them, and pairs of a better and a worse one."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ft.data.rows import Row, Rows, checked, fault
-from ft.data.tables import read_table
+from ft.data.preferences import answered
+from ft.data.rows import Row, asked
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.score.rewards import Reward
 from ft.text.template import Template
-from ft.text.tokens import prompt_ids
+from ft.text.tokens import IGNORE, Example, encode_rows, prompt_ids
 
-Pair = dict[str, list[int]]  # {"prompt_ids", "chosen_ids", "rejected_ids"}, as TRL names them
+Pair = dict[str, Any]  # {"prompt_ids", "chosen_ids", "rejected_ids"}, as TRL names them
 CHUNK = 16  # prompts whose answers are drawn, and whose rewards are looked at, together
 
 
@@ -80,8 +80,8 @@ def draw(
     return found
 
 
-def best(scored: Sequence[Scored], field: str, cutoff: float | None = None) -> list[Row]:
-    """Rows whose ``field`` is an answer: the best of each row's, or with a cutoff all that reach it.
+def best(scored: Sequence[Scored], cutoff: float | None = None) -> list[Row]:
+    """Rows as they are with an answer to learn: the best of each row's, or with a cutoff all that reach it.
 
     Left out are answers that were cut off or are empty, and, of a row without a cutoff, a best that
     is no better than the row's others. Raises ``UserError`` where nothing is left.
@@ -94,10 +94,10 @@ def best(scored: Sequence[Scored], field: str, cutoff: float | None = None) -> l
             if text and answer.reason != "length"
         }
         if cutoff is not None:
-            rows += [s.row | {field: text} for text, value in whole.items() if value >= cutoff]
+            rows += [answered(s.row, text) for text, value in whole.items() if value >= cutoff]
         elif whole:
             text = max(whole, key=whole.__getitem__)
-            rows += [s.row | {field: text}] * (whole[text] > min(s.rewards))
+            rows += [answered(s.row, text)] * (whole[text] > min(s.rewards))
     if not rows:
         seen = max(value for s in scored for value in s.rewards)
         why = "is better than its row's others" if cutoff is None else f"reaches {cutoff:g}"
@@ -145,44 +145,95 @@ def pairs_of(scored: Sequence[Scored], margin: float = 0.0) -> tuple[list[Pair],
     return ids, rows
 
 
-def read_pairs(path: str | Path, asked: str = "source") -> Rows:
-    """Rows of ``asked``, ``chosen`` and ``rejected`` of a table as ``ft.data.tables.pairs`` takes it.
-
-    ``asked`` is the field of the prompt: ``source``, or ``instruction``. Raises ``UserError`` that
-    names each row which cannot be used, such as one whose answers are equal.
-    """
-    records, origin, sha256, where = read_table(path)
-    columns = (asked, "chosen", "rejected")
-
-    def row_of(record: Row) -> Row | str:
-        if missing := [column for column in columns if column not in record]:
-            return f"no {' and no '.join(missing)}; the columns are {', '.join(columns)}"
-        faults = [found for column in columns if (found := fault(record, column))]
-        if bad := [found for found in faults if found != "rejected is empty"]:  # that may well be
-            return "; ".join(bad)
-        if record["chosen"].strip() == record["rejected"].strip():
-            return f"chosen equals rejected, {record['chosen'].strip()!r}: nothing is preferred"
-        return {column: record[column] for column in columns}
-
-    return checked(records, origin, sha256, where, read=row_of)
-
-
 def encode_pairs(rows: Sequence[Row], template: Template, tokenizer: Any) -> list[Pair]:
-    """The ids of pairs of texts, both answers with the end token that training gives them."""
-    end = template.end or tokenizer.eos_token
-    stop = tokenizer.convert_tokens_to_ids(end)
+    """The ids of pairs of texts, exactly those that training on either answer has."""
+    return encode_preferences(rows, template, tokenizer).pairs
 
-    def ids(text: str) -> list[int]:
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], stop]
 
-    return [
-        {
-            "prompt_ids": prompt_ids(template, row, tokenizer),
-            "chosen_ids": ids(row["chosen"]),
-            "rejected_ids": ids(row["rejected"]),
-        }
-        for row in rows
-    ]
+@dataclass(frozen=True)
+class Preferences:
+    """Preferences as ids, those that fit, and how many did not."""
+
+    pairs: list[Pair]  # or {"prompt_ids", "completion_ids", "label"}, as TRL names them
+    rows: list[int]  # index of the row behind each
+    lengths: list[int]  # tokens of every row's longest answer with its prompt
+    dropped: int
+    truncated: int = 0  # never: half an answer is another one
+
+    @property
+    def paired(self) -> bool:
+        """Whether each has two answers."""
+        return "chosen_ids" in self.pairs[0]
+
+    @property
+    def examples(self) -> list[Example]:
+        """Each row's answers, the better one first, the answer supervised."""
+        names = ("chosen", "rejected") if self.paired else ("completion",)
+        return [self.example(i, name) for i in range(len(self.pairs)) for name in names]
+
+    def example(self, index: int, answer: str) -> Example:
+        """Prompt and one of the answers."""
+        prompt, ids = self.pairs[index]["prompt_ids"], self.pairs[index][f"{answer}_ids"]
+        return {"input_ids": prompt + ids, "labels": [IGNORE] * len(prompt) + ids}
+
+    def summary(self, max_length: int) -> str:
+        """One line for people."""
+        text = f"{len(self.pairs):,} {'pairs' if self.paired else 'answers'}, longest {max(self.lengths):,} tokens"
+        if not self.paired:
+            text += f", {sum(map(bool, (p['label'] for p in self.pairs))):,} of them wanted"
+        return text + f"; {self.dropped:,} dropped (longer than {max_length} tokens)" * bool(
+            self.dropped
+        )
+
+
+def encode_preferences(
+    rows: Sequence[Row],
+    template: Template,
+    tokenizer: Any,
+    *,
+    max_length: int = sys.maxsize,
+    policy: Literal["drop", "error"] = "drop",
+) -> Preferences:
+    """The ids of rows of ``ft.data.preferences``, as the template reads them: what training and asking have.
+
+    A row of which an answer has more than ``max_length`` tokens with its prompt is dropped, or with
+    ``policy`` an error. Raises ``UserError`` for that, for control tokens, and where nothing is left.
+    """
+    names = ("chosen", "rejected") if rows and "chosen" in rows[0] else ("completion",)
+    ids = [_ids([answered(row, row[name]) for row in rows], template, tokenizer) for name in names]
+    pairs: list[Pair] = []
+    kept, lengths = [], []
+    for i, found in enumerate(zip(*ids, strict=True)):
+        prompt = found[0][0]
+        assert all(other == prompt for other, _ in found)
+        lengths.append(len(prompt) + max(len(answer) for _, answer in found))
+        if lengths[-1] <= max_length:
+            label = {} if len(names) > 1 else {"label": rows[i]["label"]}
+            pairs.append(
+                {"prompt_ids": prompt}
+                | {f"{n}_ids": a for n, (_, a) in zip(names, found, strict=True)}
+                | label
+            )
+            kept.append(i)
+    if (policy == "error" and len(kept) < len(rows)) or not kept:
+        raise UserError(
+            f"{len(rows) - len(kept)} of {len(rows)} rows have an answer with more than max_length="
+            f"{max_length} tokens (prompt and answer; the shortest row has {min(lengths)}); raise --max-length"
+        )
+    return Preferences(pairs, kept, lengths, len(rows) - len(kept))
+
+
+def _ids(
+    rows: Sequence[Row], template: Template, tokenizer: Any
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt and last answer of each row as ids, the answer with the end that training gives it."""
+    found = []
+    for example in encode_rows(rows, template, tokenizer, max_length=sys.maxsize).examples:
+        ids, labels = example["input_ids"], example["labels"]
+        end = max(i for i, label in enumerate(labels) if label != IGNORE) + 1
+        start = max((i for i, label in enumerate(labels[:end]) if label == IGNORE), default=-1) + 1
+        found.append((ids[:start], ids[start:end]))
+    return found
 
 
 def answers_of(scored: Sequence[Scored]) -> str:
@@ -199,5 +250,5 @@ def mean(scored: Sequence[Scored], *, best: bool = False) -> float:
 
 
 def share(scored: Sequence[Scored], kept: Sequence[Row]) -> float:
-    """The share of the sources of which an answer was kept."""
-    return len({row["source"] for row in kept}) / len({s.row["source"] for s in scored})
+    """The share of the prompts of which an answer was kept."""
+    return len(set(map(asked, kept))) / len({asked(s.row) for s in scored})

@@ -1,11 +1,12 @@
 """Guards: what tells that learning from rewards has gone bad, measured on fresh answers; `Watch` stops a run then."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ft.data.rows import Row, Rows
+from ft.data.preferences import asking
+from ft.data.rows import Row
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
@@ -13,12 +14,12 @@ from ft.generate.samplers import Sample
 from ft.machine import say
 from ft.models.load import Base
 from ft.rewards import policy
+from ft.rewards.judges import Judge
 from ft.runs.folder import Run
-from ft.score import likelihood, translation
+from ft.score import likelihood
 from ft.score.comparison import Comparison
-from ft.score.translation import Judged
 from ft.text.template import Template
-from ft.text.tokens import IGNORE, Encoded, Example, prompt_ids
+from ft.text.tokens import IGNORE, Example, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,10 @@ def example(prompt: Sequence[int], answer: Answer) -> Example:
 
 
 class Watch:
-    """A run that learns to translate by rewards, judged at its start and at its end, and looked at on the way.
+    """A run that learns from rewards, judged at its start and at its end, and looked at on the way.
 
     Made before the first step: it says how the start scores and writes. ``lines`` are rows that the
-    looks draw answers to. The valid rows of ``splits`` are translated before and after, and the loss is
-    taken of the first ``valid_rows`` of them that fit.
+    looks draw answers to; ``judge`` has the held-out ones.
     """
 
     def __init__(
@@ -143,30 +143,28 @@ class Watch:
         *,
         base: Base,
         template: Template,
-        splits: Mapping[str, Rows],
-        encoded: Mapping[str, Encoded],
+        judge: Judge,
         guards: Guards,
         lines: Sequence[Row],
-        valid_rows: int,
-        ask: Row,
         max_new_tokens: int,
     ) -> None:
         self.run, self.model, self.tokenizer = run, base.model, base.tokenizer
-        self.template, self.guards, self.ask = template, guards, ask
-        self.valid, self.examples = splits["valid"], encoded["valid"].examples[:valid_rows]
+        self.template, self.guards, self.judge = template, guards, judge
         self.max_new_tokens = max_new_tokens
-        self.prompts = [prompt_ids(template, row, self.tokenizer) for row in lines]
+        self.prompts = [prompt_ids(template, asking(row), self.tokenizer) for row in lines]
         with policy.as_it_began(self.model):  # a resumed run may have gone on
-            self.before, self.start = self._judge(), self.look()
-        references = [row["target"] for row in self.valid]
-        chrf = translation.corpus_chrf(self.before.translations, references)
-        say(f"start: chrF {chrf:.1f} on {len(references)} lines of valid; {self.start}")
+            self.before, self.start = judge(), self.look()
+        say(f"start: {judge.line(self.before)}; {self.start}")
+        if judge.watched and run.begun:  # one that goes on has it already
+            run.log({"step": 0, "eval_loss": self.before.loss})
 
     def __call__(self, step: int) -> None:
         """Look after a step, log it and say it, and keep the adapter. Raises ``UserError`` as ``keep``."""
         now = self.look()
-        self.run.log({"step": step} | asdict(now))
-        say(f"STEP {step}: {now}")
+        seen = {"eval_loss": self.judge.loss()} if self.judge.watched else {}
+        self.run.log({"step": step} | asdict(now) | seen)
+        said = f"preference loss {seen['eval_loss']:.4f}; " if seen else ""
+        say(f"STEP {step}: {said}{now}")
         self.keep(now, f"after step {step}")
 
     def look(self) -> Vitals:
@@ -186,17 +184,4 @@ class Watch:
 
     def comparison(self) -> Comparison:
         """The start, which is its base, beside the model as it is now."""
-        found = translation.compare(
-            self.before, self._judge(), self.template, self.valid, ask=self.ask, split="valid"
-        )
-        return replace(found, table=f"{found.table}\n(base: the model as this run began)")
-
-    def loss(self) -> float:
-        """The loss on the examples that are watched."""
-        return likelihood.loss(self.model, self.examples)
-
-    def _judge(self) -> Judged:
-        model, tokenizer, template = self.model, self.tokenizer, self.template
-        return translation.judge(
-            model, tokenizer, template, self.valid, self.examples, ask=self.ask
-        )
+        return self.judge.compare(self.before, self.judge())

@@ -1,17 +1,21 @@
-"""Learning from pairs (DPO) and from rewards (GRPO, RLOO) through TRL's trainers, watched while it goes on."""
+"""Learning from preferences (DPO, KTO) and from rewards (GRPO, RLOO) through TRL's trainers, watched while it goes on."""
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ft.data.preferences import asking
 from ft.data.rows import Row
 from ft.errors import UserError
 from ft.rewards.drawn import Pair
+from ft.runs import checkpoints
 from ft.runs.folder import Run
 from ft.score.rewards import Reward
 from ft.text.template import Template
+from ft.text.tokens import prompt_ids
 from ft.train.sft import of_every_trainer
 
 LEAST = (1, 16)  # TRL's version; older losses need Triton, and have no head to put ours in place of
@@ -36,6 +40,7 @@ def dpo(
     per_device_train_batch_size: int,
     num_train_epochs: float = 1.0,
     max_steps: int | None = None,
+    save_steps: int | None = None,
     seed: int = 0,
 ) -> Any:
     """A trainer of direct preference optimisation (Rafailov et al. 2023) for a model of ``policy.load``.
@@ -50,6 +55,7 @@ def dpo(
 
     args = DPOConfig(
         **common(model, folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+        **saving(save_steps),
         num_train_epochs=num_train_epochs,
         beta=beta,
         max_length=None,
@@ -62,6 +68,97 @@ def dpo(
     )
     trainer.adopt()
     return trainer
+
+
+def kto(
+    model: Any,
+    tokenizer: Any,
+    answers: Sequence[Pair],
+    *,
+    folder: Path,
+    learning_rate: float,
+    beta: float,
+    per_device_train_batch_size: int,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    num_train_epochs: float = 1.0,
+    max_steps: int | None = None,
+    save_steps: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """A trainer of KTO (Ethayarajh et al. 2024) for a model of ``policy.load``, on single answers with labels.
+
+    They are shuffled once by ``seed``; the KL is estimated on the answer before each in its batch. The
+    reference is the adapter as it is now. Raises ``UserError`` for an old TRL and for batches of one.
+    """
+    require_trl()
+    if per_device_train_batch_size < 2 or len(answers) < 2:
+        raise UserError(
+            f"batch size {per_device_train_batch_size}, {len(answers)} answers: KTO estimates its KL on "
+            "the other answers of a batch, so it needs two or more"
+        )
+    from datasets import Dataset
+    from trl.trainer.kto_config import KTOConfig
+
+    from ft.rewards.trl_trainers import Kto
+
+    args = KTOConfig(
+        **common(model, folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+        **saving(save_steps),
+        num_train_epochs=num_train_epochs,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        max_length=None,
+    )
+    order = random.Random(seed).sample(list(answers), len(answers))
+    trainer = Kto(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(mismatched(order, per_device_train_batch_size)),
+        processing_class=tokenizer,
+    )
+    trainer.adopt()
+    return trainer
+
+
+def mismatched(answers: Sequence[Pair], size: int) -> list[Pair]:
+    """Each answer with that of its neighbour in its batch, as ``KL_completion_ids``; none with its own.
+
+    A batch left with a single answer takes the one before it.
+    """
+    found = []
+    for at in range(0, len(answers), size):
+        batch = answers[at : at + size]
+        others = [answers[at - 1]] if len(batch) == 1 else [batch[-1], *batch[:-1]]
+        found += [
+            one | {"KL_completion_ids": other["completion_ids"]}
+            for one, other in zip(batch, others, strict=True)
+        ]
+    return found
+
+
+def weights(
+    answers: Sequence[Pair], wanted: float | None, unwanted: float | None
+) -> tuple[float, float]:
+    """Weights of wanted and unwanted answers: those given, else what makes up for their numbers.
+
+    The KTO paper's equation 8 wants weight times number of both in a ratio of 1 to 4/3; it is 1 here.
+    Raises ``UserError`` where all answers have the same label.
+    """
+    good = sum(bool(answer["label"]) for answer in answers)
+    bad = len(answers) - good
+    if not good or not bad:
+        raise UserError(
+            f"all {len(answers)} labels are {'true' if good else 'false'}: KTO learns from answers that are "
+            "wanted and ones that are not"
+        )
+    if wanted is None and unwanted is None:
+        return max(1.0, bad / good), max(1.0, good / bad)
+    if wanted is None:
+        assert unwanted is not None
+        return unwanted * bad / good, unwanted
+    return wanted, wanted * good / bad if unwanted is None else unwanted
 
 
 def grpo(
@@ -103,6 +200,7 @@ def grpo(
     kinds: dict[str, Any] = {"grpo": (Grpo, GRPOConfig), "rloo": (Rloo, RLOOConfig)}
     kind, configuration = kinds[method]
     args = configuration(
+        **saving(None),
         **common(
             model, folder, learning_rate, per_device_train_batch_size, max_steps or 10**6, seed
         ),
@@ -112,15 +210,20 @@ def grpo(
         temperature=1.0,
         beta=beta,
     )
-    data = [row | {"prompt": template.prompt_for(row)} for row in rows]
+    ids = [prompt_ids(template, asking(row), tokenizer) for row in rows]
+    texts = [
+        tokenizer.decode(found[1:]) if "messages" in row else template.prompt_for(row)
+        for row, found in zip(rows, ids, strict=True)
+    ]
+    data = [{"prompt": text, "row": i} for i, text in enumerate(texts)]
     trainer = kind(
         model=model,
-        reward_funcs=[reward.for_trl(template.trim)],
+        reward_funcs=[reward.for_trl(template.trim, rows)],
         args=args,
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
     )
-    trainer.template = template
+    trainer.template, trainer.known = template, dict(zip(texts, ids, strict=True))
     trainer.adopt()
     return trainer
 
@@ -132,17 +235,23 @@ def learn(
     watch: Callable[[int], None],
     watch_steps: int,
     seconds: float | None = None,
+    resume: str | None = None,
 ) -> Learnt:
     """Train. ``watch(step)`` is called every ``watch_steps`` and at the end, and may raise.
 
-    After ``seconds`` no step begins. Raises ``UserError`` for a loss that is not finite and, from
+    ``resume`` is ``"last"`` or the folder of a checkpoint of this very run. After ``seconds`` no step begins. Raises ``UserError`` for a loss that is not finite and, from
     ``Reward.batch``, for rewards that nothing can be learnt from.
     """
     from ft.rewards.trl_trainers import Journal
 
+    trainer.fingerprint = run.made_with
+    checkpoint = checkpoints.resumable(run.folder, resume, run.made_with)
+    if checkpoint:
+        run.begin()
+        run.note(resumed_from=checkpoint.name)
     trainer.add_callback(Journal(run, watch, watch_steps, seconds))
     model, start = trainer.model, time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if "ref" in model.peft_config:  # TRL's copy of the start
         model.delete_adapter("ref")
     model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
@@ -161,6 +270,15 @@ def require_trl() -> None:
         )
 
 
+def saving(save_steps: int | None) -> dict[str, Any]:
+    """Settings that keep a checkpoint every ``save_steps``; none: no checkpoint."""
+    return (
+        {"save_strategy": "steps", "save_steps": save_steps}
+        if save_steps
+        else {"save_strategy": "no"}
+    )
+
+
 def common(
     model: Any,
     folder: Path,
@@ -176,7 +294,6 @@ def common(
         "lr_scheduler_type": "constant",
         "max_steps": -1 if max_steps is None else max_steps,
         "per_device_train_batch_size": per_device_train_batch_size,
-        "save_strategy": "no",
         "report_to": "none",
         "seed": seed,
     }

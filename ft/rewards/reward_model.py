@@ -10,8 +10,8 @@ from ft.data.rows import Row
 from ft.errors import UserError
 from ft.files import new_dir, write_json
 from ft.models import parameters, sources
-from ft.rewards import drawn, learning
-from ft.score.rewards import Reward, chrf_of
+from ft.rewards import drawn, learning, own
+from ft.score.rewards import Reward, chrf_of, number_of
 from ft.text.template import Template, from_record, to_record
 
 RECORD = "reward.json"
@@ -29,7 +29,7 @@ def train(
     r: int = 16,
     seed: int = 0,
 ) -> None:
-    """Write a reward model for rows of ``ft.rewards.drawn.read_pairs``: adapter, head, tokenizer and what it is made of.
+    """Write a reward model for rows of ``ft.data.preferences``: adapter, head, tokenizer and what it is made of.
 
     The loss is ``-log sigmoid(reward of chosen - reward of rejected)`` (Bradley and Terry 1952;
     Ouyang et al. 2022), the reward a linear function of the last token's hidden state.
@@ -64,7 +64,7 @@ def train(
         trainer = RewardTrainer(
             model=adapted,
             args=RewardConfig(
-                **(settings | {"disable_tqdm": False}),
+                **(settings | learning.saving(None) | {"disable_tqdm": False}),
                 num_train_epochs=num_train_epochs,
                 max_length=None,
             ),
@@ -115,14 +115,28 @@ def load(folder: str | Path, tokenizer: Any | None = None) -> Reward:
 
 
 def named(name: str, tokenizer: Any) -> Reward:
-    """``chrf`` against the row's target, or the reward model in a folder."""
-    if name == "chrf":
-        return chrf_of("target")
-    if not (Path(name) / RECORD).is_file():
-        raise UserError(
-            f"reward {name!r} is neither `chrf` nor a reward model's folder; `ft reward` makes one"
-        )
-    return load(name, tokenizer)
+    """``chrf`` against the row's reference, ``number`` (the same final number), a reward model's folder, or
+    a function of the user's own, ``module:function``.
+    """
+    if name in ("chrf", "number"):
+        return of_reference(name)
+    if (Path(name) / RECORD).is_file():
+        return load(name, tokenizer)
+    if own.is_named(name):
+        return own.load(name)
+    raise UserError(
+        f"reward {name!r} is neither `chrf` nor a reward model's folder; `ft reward` makes one. "
+        "Other rewards are `number`, and a function of your own: FILE.py:function"
+    )
+
+
+def of_reference(name: str) -> Reward:
+    """``chrf`` or ``number`` against a row's ``target``, or its ``response`` where it has none."""
+    of_field = {"chrf": chrf_of, "number": number_of}[name]
+    return Reward(
+        name,
+        lambda text, row: of_field("target" if "response" not in row else "response")(text, row),
+    )
 
 
 def accuracy(reward: Reward, rows: Sequence[Row]) -> float:

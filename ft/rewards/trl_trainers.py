@@ -1,9 +1,10 @@
-"""TRL's DPO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `learning` imports it."""
+"""TRL's DPO, KTO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `learning` imports it."""
 
 import math
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -19,6 +21,8 @@ from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.machine import is_main
+from ft.rewards import policy
+from ft.runs import checkpoints
 from ft.runs.folder import Run
 from ft.score import likelihood
 from ft.text.template import Template
@@ -71,9 +75,41 @@ class _Ours:
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the card is made from the finished run."""
 
+    fingerprint: dict[str, Any]  # of the run, for a checkpoint
+    staging = ""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.staging or str(self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write ``checkpoint-N`` beside its place and rename it, so that it is complete or absent."""
+        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"  # pyright: ignore
+        self.staging = str(folder / ".staging")
+        try:
+            super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            staging, self.staging = Path(self.staging), ""
+        if self.args.should_save:
+            (staging / name / "training_args.bin").unlink(
+                missing_ok=True
+            )  # a pickle that no one reads
+            checkpoints.keep(staging / name, folder / name, self.fingerprint)
+            staging.rmdir()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The adapter alone; its start and the reference stay as they are."""
+        policy.replace_adapter(self.model, Path(resume_from_checkpoint))
+
 
 class Dpo(_Ours, DPOTrainer):
     """DPO on pairs of ids, which are taken as they are."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+class Kto(_Ours, KTOTrainer):
+    """KTO on answers as ids, in their order: each has the one of its batch that its KL is estimated on."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -83,13 +119,13 @@ class _Draws(_Ours):
     """A trainer whose answers are drawn by ``ft.generate.answers``, at temperature 1."""
 
     template: Template
+    known: dict[str, list[int]]  # each prompt's ids, by its text
     processing_class: Any
     accelerator: Any
     state: Any
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
-        encoded = self.processing_class(prompts, add_special_tokens=False)["input_ids"]
-        return [[self.processing_class.bos_token_id, *ids] for ids in encoded], None, {}
+        return [self.known[prompt] for prompt in prompts], None, {}
 
     def draw(self, prompt_ids: list[list[int]]) -> list[Answer]:
         """An answer to each prompt; one that stands there n times gets n different ones."""
@@ -129,6 +165,9 @@ class Journal(TrainerCallback):
         self.run, self.watch, self.every = run, watch, every
         self.end = time.perf_counter() + (math.inf if seconds is None else seconds)
         self.bar = tqdm(desc="learn", unit="step", disable=not is_main(), leave=False)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.rewind(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: sealed with the hash of each file, found whole again, and which of them stay."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 from ft.config import differences
 from ft.errors import UserError
-from ft.files import settle, sha256, write_json
+from ft.files import settle, sha256, sync_dir, write_json
 from ft.machine import is_main, say
+from ft.models.lora import settle_config
 
 STATE = "ft_state.json"  # what a checkpoint was made with and holds; its presence says that it is complete
 KEPT = 2  # the newest, and one to go back to where that was harmed
@@ -27,6 +29,16 @@ def seal(made: Path, made_with: dict[str, Any]) -> None:
         if file.is_file()
     }
     write_json(made / STATE, {"made_with": made_with, "files": found})
+
+
+def keep(made: Path, place: Path, made_with: dict[str, Any], also: Iterable[int] = ()) -> None:
+    """Seal a checkpoint and move it to its place, complete or not at all; ``prune`` those before it."""
+    settle_config(made)
+    seal(made, made_with)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(made, place)
+    sync_dir(place.parent)
+    prune(place.parent, also)
 
 
 def complete(folder: Path) -> list[Path]:

@@ -37,6 +37,11 @@ class Finished:
         return task_of(self.record, self.settings, self.template)
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The settings that say which data it is judged by: its own, or those of the run that it started from."""
+        return self.record.get("start", {}).get("settings", self.settings)
+
+    @property
     def whole(self) -> bool:
         """Whether its folder is a model, of a full-parameter run, and not an adapter."""
         return (self.folder / "model.safetensors").is_file()

@@ -41,9 +41,13 @@ class Reward:
             )
         return float(value)
 
+    def values(self, texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """The rewards of several answers. Raises ``UserError`` as a call does."""
+        return [self(text, row) for text, row in zip(texts, rows, strict=True)]
+
     def batch(self, texts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """The rewards of several answers. Raises ``UserError`` where all are the same number."""
-        values = [self(text, row) for text, row in zip(texts, rows, strict=True)]
+        values = self.values(texts, rows)
         if len(values) > 1 and len(set(values)) == 1:
             raise UserError(
                 f"reward {self.name!r} is {values[0]:g} for all {len(values)} answers of a batch, "
@@ -52,23 +56,29 @@ class Reward:
             )
         return values
 
-    def for_trl(self, trim: Callable[[str], str]) -> Callable[..., list[float]]:
+    def for_trl(
+        self, trim: Callable[[str], str], rows: Sequence[Mapping[str, Any]] = ()
+    ) -> Callable[..., list[float]]:
         """The reward as TRL's trainers call it; ``trim`` cuts an answer where its template ends.
 
-        The columns of the data set are the fields of the rows.
+        The column ``row`` of the data set is a number of ``rows``; without these the columns of the
+        data set are the fields of the rows.
         """
 
         def function(completions: Sequence[str], **columns: Any) -> list[float]:
+            texts = [trim(text) for text in completions]
+            if rows:
+                return self.batch(texts, [rows[i] for i in columns["row"]])
             fields = {
                 key: values
                 for key, values in columns.items()
                 if isinstance(values, list) and len(values) == len(completions)
             }
-            rows = [
+            found = [
                 dict(zip(fields, values, strict=True))
                 for values in zip(*fields.values(), strict=True)
             ]
-            return self.batch([trim(text) for text in completions], rows)
+            return self.batch(texts, found)
 
         function.__name__ = self.name
         return function

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft import machine
 from ft.errors import UserError
-from ft.files import sync_dir
 from ft.kernels import cross_entropy, lora_linear
 from ft.machine import say
-from ft.models import lora
 from ft.runs import checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
@@ -309,15 +306,10 @@ class Trainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if not self.args.should_save:
             return
-        made, place = staging / name, folder / name
-        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-        lora.settle_config(made)
-        checkpoints.seal(made, self.fingerprint)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(made, place)
-        sync_dir(place.parent)
+        (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+        also = () if self.best_step is None else (self.best_step,)
+        checkpoints.keep(staging / name, folder / name, self.fingerprint, also)
         staging.rmdir()
-        checkpoints.prune(place.parent, () if self.best_step is None else (self.best_step,))
 
     best_step: int | None = None  # whose checkpoint stays, whatever comes after
 

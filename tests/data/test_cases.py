@@ -1,6 +1,5 @@
 """Inputs that went wrong elsewhere, each with what is right: a file in the folder without an entry here fails."""
 
-import importlib
 import itertools
 import json
 from collections.abc import Callable

@@ -17,7 +17,12 @@ from ft import config
 from ft.errors import UserError
 from ft.runs import folder as run
 
-REWARDED = {"mtnt_reject", "mtnt_dpo", "mtnt_grpo"}  # from a finished run: test_reward_recipes.py
+REWARDED = {
+    "mtnt_reject",
+    "mtnt_dpo",
+    "mtnt_grpo",
+    "preference",
+}  # from a finished run: test_reward_recipes.py
 
 
 def test_there_are_recipes():

@@ -11,8 +11,12 @@ from support.recipe_runs import RECIPES, load
 from ft import __main__ as cli
 from ft import config
 from ft.errors import UserError
+from ft.files import sha256, write_json
 from ft.rewards import policy
 from ft.runs import opened
+from ft.runs.folder import read
+from ft.text import prompts
+from ft.text.template import to_record
 
 BY_NAME = {path.stem: path for path in RECIPES}
 FEW = ["--eval-limit", "4", "--valid-rows", "2", "--max-new-tokens", "16", "--watch-rows", "3"]
@@ -166,3 +170,35 @@ def test_a_run_of_all_parameters_is_no_start(start, tmp_path):
     whole = opened.Finished(tmp_path / "whole", {}, {}, opened.finished(start).template)
     with pytest.raises(UserError, match="trained all parameters"):
         policy.load(whole)
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory):
+    """A run of instructions, and prompts without references."""
+    place = tmp_path_factory.mktemp("instructed")
+    folder = learner.finished(place / "run")
+    template = to_record(prompts.INSTRUCTION["plain"]) | {"stop": learner.STOP}
+    record = read(folder) | {"task": "instructions", "recipe": "dolly_qlora", "template": template}
+    write_json(folder / "run.json", record)
+    rows = [{"prompt": f"Say {i}.", "wanted": "abcdefghijklm"} for i in range(12)]
+    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "mine.py").write_text(
+        "def early(completions, wanted):\n"
+        "    return [sum(a in w for a in t) / (1 + len(t)) + len(t) / 1e4 for t, w in zip(completions, wanted)]\n"
+    )
+    return folder
+
+
+@learner.needs_trl
+@pytest.mark.parametrize("stem", ["mtnt_grpo", "mtnt_reject"])
+def test_a_reward_of_ones_own_on_prompts_of_ones_own(stem, instructed, tmp_path):
+    place, options = instructed.parent, {"mtnt_grpo": GRPO, "mtnt_reject": REJECT}[stem]
+    own = ["--data", str(place / "prompts.jsonl"), "--reward", f"{place / 'mine.py'}:early"]
+    found = go(stem, instructed, tmp_path / "out", *options, *own)
+    assert changed(found, instructed)
+    assert found.task == "instructions"
+    assert found.record["reward"]["sha256"] == sha256(place / "mine.py")
+    values = found.record["evaluation"]["valid"]
+    assert values["n"] == 4
+    assert {"low", "high", "score"} <= values["tuned"]["reward"].keys()
+    assert "loss" not in values["tuned"]
