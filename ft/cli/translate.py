@@ -84,9 +84,9 @@ def _lines(file: Path | None) -> tuple[list[str], str]:
 
 def _refuse_control_tokens(lines: list[str], where: str, tokenizer: Any) -> None:
     """Raise ``UserError``, as training does, for the first line that holds a control token."""
-    from ft.text import tokens
+    from ft.text import control
 
     try:
-        tokens.refuse_control_tokens([{"source": line} for line in lines], tokenizer)
+        control.refuse([{"source": line} for line in lines], tokenizer)
     except UserError as error:
         raise UserError(str(error).replace("row ", where, 1)) from None

@@ -7,7 +7,8 @@ from typing import Any
 
 from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
-from ft.text.template import fault_of
+from ft.errors import UserError
+from ft.text import messages as conversation
 
 Asked = Callable[[Row], Row | str]
 _TEXTS = ("prompt", "instruction", "question", "source")  # columns of a prompt that is a text
@@ -228,9 +229,16 @@ def _question(record: Row) -> Row | str:
 
 def _conversation(messages: Any) -> Row | str:
     """A conversation that ends with an answer, or what is wrong with it."""
-    return fault_of(messages) or {
-        "messages": [{key: m[key] for key in ("role", "content")} for m in messages]
-    }
+    try:
+        turns = conversation.read(messages, {})
+    except UserError as error:
+        return str(error)
+    if found := conversation.fault_of(turns):
+        return found
+    for number, turn in enumerate(turns, 1):
+        if more := sorted(turn.keys() - {"role", "content"}):
+            return f"message {number} has {more[0]}, which has no place in preferences; remove it"
+    return {"messages": turns}
 
 
 def _with_system(record: Row, messages: list[dict[str, str]]) -> Row:

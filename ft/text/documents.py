@@ -5,7 +5,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.machine import is_main
-from ft.text import tokens
+from ft.text import control, tokens
 from ft.text.examples import Examples
 from ft.text.template import Template
 
@@ -27,7 +27,7 @@ def encode(
     """
     from tqdm import tqdm
 
-    tokens.refuse_control_tokens(rows, tokenizer)
+    control.refuse(rows, tokenizer)
     bos, eos, room = tokenizer.bos_token_id, tokenizer.eos_token_id, max_length - 1
     if room < 1:
         raise UserError(f"--max-length {max_length}: a window needs room for <bos> and a token")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED
+from data import cases_pairs, cases_preferences, cases_sources
 from support import gemma_tokens, tiny
 
 from ft.data.instructions import instructions, readable
