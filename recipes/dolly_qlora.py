@@ -118,7 +118,8 @@ def rows(c: Config) -> dict[str, data.Rows]:
     splits = drawn(c.data, **config.pick(c, drawn))
     # what the template has no place for is found before a model loads
     t = prompts.without_tokenizer(c.template, c.ignore_fields)
-    return readable(splits, t, **config.pick(c, readable))
+    allow = c.allow_stop_in_answer
+    return readable(splits, t, on_bad_row=c.on_bad_row, allow_stop_in_answer=allow)
 
 
 def template(c: Config, tokenizer: Any) -> Template:
@@ -152,8 +153,10 @@ def main(c: Config) -> None:
         splits,
         t,
         base.tokenizer,
+        max_length=c.max_length,
         policy=c.length_policy,
-        **config.pick(c, text.encode_rows),
+        on_bad_row=c.on_bad_row,
+        supervise_thinking=c.supervise_thinking,
     )
     r = runs.start(
         target,

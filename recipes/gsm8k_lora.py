@@ -122,8 +122,9 @@ def main(c: Config) -> None:
         splits,
         t,
         base.tokenizer,
+        max_length=c.max_length,
         policy=c.length_policy,
-        **config.pick(c, text.encode_rows),
+        on_bad_row=c.on_bad_row,
     )
     r = runs.start(
         target,
