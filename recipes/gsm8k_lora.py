@@ -118,14 +118,8 @@ def main(c: Config) -> None:
         variant=c.lora_variant,
     )
     say(models.summary(model))
-    encoded = text.encode_splits(
-        splits,
-        t,
-        base.tokenizer,
-        max_length=c.max_length,
-        policy=c.length_policy,
-        on_bad_row=c.on_bad_row,
-    )
+    kept = {"policy": c.length_policy, "on_bad_row": c.on_bad_row}
+    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, **kept)
     r = runs.start(
         target,
         recipe=__file__,
