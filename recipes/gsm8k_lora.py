@@ -118,7 +118,7 @@ def main(c: Config) -> None:
         variant=c.lora_variant,
     )
     say(models.summary(model))
-    kept = {"policy": c.length_policy, "on_bad_row": c.on_bad_row}
+    kept: dict[str, Any] = {"policy": c.length_policy, "on_bad_row": c.on_bad_row}
     encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, **kept)
     r = runs.start(
         target,
