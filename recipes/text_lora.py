@@ -70,6 +70,8 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 60  # that base and tuned go on with, at the end
     seed: int = 42  # of held-out documents, adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb

@@ -79,13 +79,26 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fit.grid(settings, options)}")
-    print(time.told(plan, settings, device, lambda: module.rows(config)["train"]))
+    print(time.told(plan, settings, device, lambda: module.rows(config)["train"], _here(settings)))
     if plan.peak > room:
         print(
             f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"
         )
         raise SystemExit(1)
     print(f"fits into {room / GIB:.1f} GiB; {fit.largest(settings, room, options)}")
+
+
+def _here(settings: Mapping[str, Any]) -> bool:
+    """Whether the data can be read without a download."""
+    from ft.data import mixture
+
+    places = [source.place for source in mixture.sources(str(settings.get("data", "")) or "sample")]
+    return all(
+        place in ("sample", "builtin")
+        or mixture.aligned(place)
+        or Path(place).expanduser().exists()
+        for place in places
+    )
 
 
 def describe(settings: Mapping[str, Any], plan: Plan) -> str:
