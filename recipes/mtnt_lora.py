@@ -41,8 +41,9 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    data: str = "sample"  # `sample`, `release`, folder or .tar.gz of MTNT; or own pairs: a.jsonl,b.en:b.fr=0.3,
-    # where =0.3 draws as many as make 3 of 10 pairs this source's (docs/data.md)
+    data: str = (
+        "sample"  # `sample`, `release`, MTNT's folder or .tar.gz; or own pairs: a.jsonl,b.tsv=0.3
+    )
     max_rows: Count | None = None  # own pairs in all, drawn by seed and held-out ones among them
     valid_data: str | None = None  # own pairs to watch; none: MTNT's, or some held out by seed
     test_data: str | None = None  # own pairs to score; none: likewise

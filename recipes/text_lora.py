@@ -41,9 +41,9 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    # .txt, .md, .jsonl, .lines (also .gz), json, csv, parquet, folders, hub:owner/name, `builtin`; of several, a,b=0.3,
-    # =0.3 draws as many documents as make 3 of 10 of the mixture this source's
-    data: str = "builtin"
+    data: str = (
+        "builtin"  # files, folders, hub:owner/name; a,b=0.3: mixed, 3 in 10 documents are b's
+    )
     test_data: str | None = None  # documents to judge by, of the same kinds; none: drawn from data
     text_field: str = "text"  # of a row: where its text stands
     max_rows: Count | None = (
