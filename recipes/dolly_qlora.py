@@ -69,9 +69,7 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    # a file, a folder with one .jsonl, a dataset of the Hub; of several, a.jsonl,b.parquet=0.3,hub:owner/name:split,
-    # =0.3 draws as many rows as make 3 of 10 rows of the mixture this source's
-    data: str = DOLLY
+    data: str = DOLLY  # file, folder, Hub id; a.jsonl,b.parquet=0.3: mixed, 3 in 10 rows are b's
     max_rows: Count | None = (
         None  # rows in all, drawn by seed and held-out ones among them; none: all
     )

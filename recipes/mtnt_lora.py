@@ -41,7 +41,10 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    data: str = "sample"  # `sample`, `release`, folder or .tar.gz of MTNT; or own pairs, as below
+    data: str = (
+        "sample"  # `sample`, `release`, MTNT's folder or .tar.gz; or own pairs: a.jsonl,b.tsv=0.3
+    )
+    max_rows: Count | None = None  # own pairs in all, drawn by seed and held-out ones among them
     valid_data: str | None = None  # own pairs to watch; none: MTNT's, or some held out by seed
     test_data: str | None = None  # own pairs to score; none: likewise
     extra_data: str | None = None  # more pairs: FILE.jsonl, NAME.en:NAME.fr, a folder, a Hub id

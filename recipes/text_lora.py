@@ -41,9 +41,9 @@ class Config:
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)
 
     # Data
-    # .txt, .md, .jsonl, .lines (also .gz), json, csv, parquet, folders, hub:owner/name, `builtin`; of several, a,b=0.3,
-    # =0.3 draws as many documents as make 3 of 10 of the mixture this source's
-    data: str = "builtin"
+    data: str = (
+        "builtin"  # files, folders, hub:owner/name; a,b=0.3: mixed, 3 in 10 documents are b's
+    )
     test_data: str | None = None  # documents to judge by, of the same kinds; none: drawn from data
     text_field: str = "text"  # of a row: where its text stands
     max_rows: Count | None = (
@@ -70,6 +70,8 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 60  # that base and tuned go on with, at the end
     seed: int = 42  # of held-out documents, adapter, order and bootstrap
     report_to: str = "none"  # tensorboard, trackio or wandb

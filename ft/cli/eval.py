@@ -261,6 +261,7 @@ def _pairs(run: Any, data: str | None, split: str, quoting: Any) -> Any:
             "quoting",
             "on_bad_row",
             "seed",
+            "max_rows",
         )
         chosen = {key: s[key] for key in names if key in s}
         rows = translation.translation_splits((split,), **chosen)[split]

@@ -80,7 +80,7 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fit.grid(settings, options)}")
-    print(time.told(plan, settings, device, lambda: module.rows(config)["train"]))
+    print(time.told(plan, settings, device, lambda: module.rows(config)["train"], _here(settings)))
     if plan.peak > room:
         print(
             f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"
@@ -97,6 +97,19 @@ def command(
                 else "no room, so rows run without them, slower"
             )
         )
+
+
+def _here(settings: Mapping[str, Any]) -> bool:
+    """Whether the data can be read without a download."""
+    from ft.data import mixture
+
+    places = [source.place for source in mixture.sources(str(settings.get("data", "")) or "sample")]
+    return all(
+        place in ("sample", "builtin")
+        or mixture.aligned(place)
+        or Path(place).expanduser().exists()
+        for place in places
+    )
 
 
 def describe(settings: Mapping[str, Any], plan: Plan) -> str:

@@ -135,14 +135,18 @@ def _path_exists(text: str) -> bool:
     try:
         if Path(text.strip()).expanduser().exists():
             return True
-        colons = [i for i, letter in enumerate(text) if letter == ":"]
-        return any(
-            Path(text[:i].strip()).expanduser().is_file()
-            and Path(text[i + 1 :].strip()).expanduser().is_file()
-            for i in colons
-        )
+        return aligned(text) is not None
     except OSError:  # too long for a name
         return False
+
+
+def aligned(text: str) -> tuple[str, str] | None:
+    """The two files of ``a.en:a.de``, at the colon that leaves a file on each side; none without one."""
+    for colon in re.finditer(":", text):
+        pair = text[: colon.start()].strip(), text[colon.end() :].strip()
+        if all(Path(part).expanduser().is_file() for part in pair):
+            return pair
+    return None
 
 
 def _counts(named: Sequence[Source], sizes: Sequence[int], max_rows: int | None) -> list[int]:

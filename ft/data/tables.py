@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ft.data import columns, delimited, tmx
+from ft.data import columns, delimited, mixture, tmx
 from ft.data.delimited import Quoting
 from ft.data.encodings import suffix_of, text_lines, unpacked
 from ft.data.rows import (
@@ -38,11 +38,12 @@ def open_pairs(
     pair: str = "en-fr",
     source_column: str | None = None,
     target_column: str | None = None,
-    split: str = "train",
     quoting: Quoting = "auto",
     on_bad_row: str = "error",
+    seed: int = 42,
+    max_rows: int | None = None,
 ) -> Rows:
-    """The rows of all that ``spec`` names: one of these, or several with commas between.
+    """The rows of all that ``spec`` names: one of these, or several, as ``mixture.mixed`` has them.
 
     - a table or a dataset on the Hub, as ``pairs`` takes it: ``my.jsonl``, ``owner/name``;
     - two line-aligned files with a colon between: ``news.eng:news.fra``; where their suffixes are
@@ -52,20 +53,17 @@ def open_pairs(
     direction = languages.pair(pair)
     named = {"source_column": source_column, "target_column": target_column}
 
-    def one(part: str) -> Rows:
+    def one(part: str, split: str) -> Rows:
         path = Path(part).expanduser()
         if path.is_dir():
             return _folder(path, direction, on_bad_row)
-        if ":" in part and not path.exists():
+        if ":" in part.removeprefix("hub:") and not path.exists():
             source, target = _directed(part, direction)
             return parallel(source, target, on_bad_row=on_bad_row)
         options: dict[str, Any] = {"split": split, "quoting": quoting, "on_bad_row": on_bad_row}
         return pairs(part, pair=pair, **named, **options)
 
-    parts = [part.strip() for part in spec.split(",")]
-    if not all(parts):
-        raise UserError(f"{spec!r} names nothing beside a comma; write PATH or PATH,PATH")
-    return functools.reduce(operator.add, map(one, parts))
+    return mixture.mixed(spec, one, seed=seed, max_rows=max_rows)
 
 
 def pairs(
@@ -161,7 +159,7 @@ def parallel(
 
 def _directed(part: str, direction: tuple[Language, Language]) -> tuple[str, str]:
     """The two aligned files of ``a:b``, that of the source first. ``UserError`` for those of other languages."""
-    source, _, target = part.partition(":")
+    source, target = mixture.aligned(part) or part.partition(":")[::2]
     codes = [suffix_of(Path(file)).removeprefix(".") for file in (source, target)]
     if all(map(languages.known, codes)):
         wanted = [language.is_called(code) for language, code in zip(direction, codes, strict=True)]

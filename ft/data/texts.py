@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.data import documents, mixture, shards
+from ft.data.encodings import suffix_of
 from ft.data.rows import Row, Rows, checked, digest, fault
 from ft.data.tables import FORMATS, read_table
 from ft.errors import UserError
@@ -26,7 +27,7 @@ def texts(
 
     def one(place: str, split: str) -> Rows:
         file = Path(place).expanduser()
-        if file.is_file() and file.suffix.lower() in set(FORMATS) - {".jsonl"}:
+        if file.is_file() and suffix_of(file) in set(FORMATS) - {".jsonl"}:
             return _table(file, text_field, on_bad_row)
         return _documents(f"{place}:{split}" if split != "train" else place, text_field, on_bad_row)
 

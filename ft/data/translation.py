@@ -31,23 +31,29 @@ def translation_splits(
     reading: str = "text",
     on_bad_row: str = "error",
     seed: int = 42,
+    max_rows: int | None = None,
 ) -> dict[str, Rows]:
     """The rows of the ``splits``, of train, valid and test, in the direction of ``language_pair``.
 
-    ``data`` is MTNT as ``mtnt`` takes it, with its own splits, or pairs as ``open_pairs`` does. Of
-    these, what ``valid_data`` and ``test_data`` do not name is held out by ``seed``: a tenth, at most
-    1,000 rows for the test and 200 to watch; the origins say so. ``extra_data`` are more pairs to
+    ``data`` is MTNT as ``mtnt`` takes it, with its own splits, or pairs as ``open_pairs`` does,
+    ``max_rows`` of them in all, of several sources mixed by ``seed``. Of these, what ``valid_data`` and
+    ``test_data`` do not name is held out by ``seed``: a tenth, at most 1,000 rows for the test and 200 to watch; the origins say so. ``extra_data`` are more pairs to
     train on, ``extra_rows`` how many of them. ``normalize_punctuation`` is done to French training
     targets only. Raises ``UserError`` as these do, and for fewer rows than can be held out of.
     """
     _, target = languages.pair(language_pair)
 
-    def opened(spec: str) -> Rows:
-        return open_pairs(spec, pair=language_pair, quoting=quoting, on_bad_row=on_bad_row)
+    def opened(spec: str, most: int | None = None) -> Rows:
+        options: dict[str, Any] = {"quoting": quoting, "on_bad_row": on_bad_row, "seed": seed}
+        return open_pairs(spec, pair=language_pair, **options, max_rows=most)
 
     given = {"valid": valid_data, "test": test_data}
     found = {split: opened(spec) for split, spec in given.items() if spec and split in splits}
     if is_mtnt(data):
+        if max_rows:
+            raise UserError(
+                "--max-rows is of your own pairs; MTNT is taken whole, --max-steps ends sooner"
+            )
         if language_pair not in PAIRS:
             raise UserError(
                 f"language pair {language_pair!r}: MTNT has {', '.join(PAIRS)}; for another name pairs "
@@ -61,7 +67,7 @@ def translation_splits(
             raise UserError(
                 f"--reading {reading} is of MTNT; for your own pairs there is --quoting"
             )
-        found |= _held_out(opened(data), [s for s in HELD_OUT if not given[s]], seed)
+        found |= _held_out(opened(data, max_rows), [s for s in HELD_OUT if not given[s]], seed)
     if extra_data and "train" in splits:
         more = opened(extra_data)
         found["train"] += more.sample(extra_rows, seed) if extra_rows else more

@@ -1,7 +1,6 @@
 """How long a run takes: rates of GPUs, or of this CPU as measured, tokens a second, and an epoch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ft.machine import matrix_peak
@@ -37,11 +36,12 @@ def told(
     settings: Mapping[str, Any],
     device: str | None,
     rows: Callable[[], Sequence[Mapping[str, Any]]],
+    here: bool,
 ) -> str:
     """FLOPs, and the time of an epoch of ``rows`` at an assumed share of the device's rate.
 
     ``device`` is one of ``DEVICES``; any other is this CPU, if the plan is for one. Rows are read where
-    that downloads nothing.
+    they are ``here``, so that nothing is downloaded.
     """
     token, supervised = (each / 1e9 for each in plan.flops)
     said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
@@ -56,9 +56,8 @@ def told(
         f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {UTILISATION:.0%} are assumed; with half "
         f"of the tokens supervised {reached:,.0f} tokens/s"
     )
-    data = str(settings.get("data", ""))
-    if data != "sample" and not Path(data).expanduser().exists():
-        return f"{said}; the time of an epoch is known once {data!r} is here"
+    if not here:
+        return f"{said}; the time of an epoch is known once {settings.get('data', '')!r} is here"
     found = rows()
     tokens = tokens_of(found)
     return (

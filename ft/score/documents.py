@@ -15,8 +15,8 @@ from ft.text.template import Template
 OPENING = 24  # tokens of a document that both models go on from
 SHOWN = 5  # documents that they go on from
 SIGNATURES = {
-    "bits_per_byte": "bits of all tokens of the text, each behind BOS and the window before it, over its bytes in "
-    "UTF-8; of all documents together; intervals and p by bootstrap over documents"
+    "bits_per_byte": "bits of all tokens of all documents over their bytes in UTF-8, each token behind <bos> and "
+    "what its window has before it; intervals and p by bootstrap over documents"
 }
 
 

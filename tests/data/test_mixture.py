@@ -8,6 +8,7 @@ import pytest
 from ft.data import mixture
 from ft.data.instructions import dolly, splits
 from ft.data.rows import Rows, digest, summary
+from ft.data.translation import translation_splits
 from ft.errors import UserError
 
 SIZES = {"a": 100, "b": 60, "c": 40}
@@ -157,3 +158,43 @@ def test_instructions_are_mixed_across_formats(tmp_path):
     few = dolly(f"{own},{chats}=0.25", seed=1, max_rows=20)
     assert few.by_source() == {str(own): 15, str(chats): 5}
     assert {row["response"][-1] == "!" for row in few.rows[15:]} == {True}
+
+
+def test_pairs_are_mixed_and_held_out(tmp_path):
+    english, german = tmp_path / "a,1.en", tmp_path / "a,1.de"
+    english.write_text("".join(f"English {i}\n" for i in range(40)))
+    german.write_text("".join(f"Deutsch {i}\n" for i in range(40)))
+    own = tmp_path / "own.tsv"
+    own.write_text("en\tde\n" + "".join(f"One {i}\tEins {i}\n" for i in range(40)))
+    spec = f"{english}:{german},{own}=0.2"
+    found = translation_splits(data=spec, language_pair="en-de", seed=1)
+    names = [f"{english}:{german}", str(own)]
+    assert list(found["train"].by_source()) == names
+    assert [sum(r.by_source()[name] for r in found.values()) for name in names] == [40, 10]
+    few = translation_splits(data=spec, language_pair="en-de", seed=1, max_rows=20)
+    assert [sum(r.by_source()[name] for r in few.values()) for name in names] == [16, 4]
+    with pytest.raises(UserError, match="--max-rows is of your own pairs"):
+        translation_splits(max_rows=20)
+
+
+def test_the_hub_is_asked_for_what_is_called_so(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner/name").touch()
+    asked = []
+
+    def load_dataset(name, *configuration, split, **_):
+        asked.append((name, *configuration, split))
+        rows = [{"instruction": f"{name}{i}", "output": "x"} for i in range(4)]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = dolly("hub:owner/name:test=0.25,other/name,hub:owner/name/part", seed=1)
+    assert asked == [
+        ("owner/name", "test"),
+        ("other/name", "train"),
+        ("owner/name", "part", "train"),
+    ]
+    assert list(rows.by_source().values()) == [2, 4, 4]
