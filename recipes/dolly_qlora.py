@@ -131,9 +131,7 @@ def main(c: Config) -> None:
     say(data.summary(splits, "; --drop-duplicates leaves them out"))
 
     say(machine.use_all_cores())
-    base = models.load(
-        c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
-    )
+    base = models.load(c.model_name_or_path, **config.pick(c, models.load))
     say("\n".join(base.notes))
     t = template(c, base.tokenizer)
     chat_template.install(base.tokenizer, t)
