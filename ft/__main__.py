@@ -12,7 +12,7 @@ from ft.errors import exit_cleanly
 VERBS: dict[str, dict[str, str]] = {
     "before training": {
         "show": "Examples with supervised tokens marked, length histogram, counts.",
-        "check": "Validate a recipe's settings, data and output folder. Loads no model.",
+        "check": "Prove a run before any money is spent: settings, packages, Hub, data, tokens, memory.",
         "plan": "Memory and time of a run, before anything is loaded or downloaded.",
         "tokenizer": "Train a tokenizer on a corpus.",
         "reward": "Train a reward model on pairs of a better and a worse answer.",

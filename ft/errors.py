@@ -73,11 +73,13 @@ def _is_full(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def hub_errors(repo: str, *, committing: bool = False, otherwise: str = "") -> Iterator[None]:
+def hub_errors(
+    repo: str, *, committing: bool = False, otherwise: str = "", missing: str = ""
+) -> Iterator[None]:
     """Turn what the Hub's client raises about ``repo`` into a ``UserError``, without the token.
 
     ``committing`` adds what became of the commit; ``otherwise`` is what can be done without the
-    Hub, said where it cannot be reached. A full disk passes through, for ``exit_cleanly``.
+    Hub, said where it cannot be reached; ``missing`` is what is not here either, said first. A full disk passes through, for ``exit_cleanly``.
     """
     from huggingface_hub import errors
 
@@ -121,4 +123,6 @@ def hub_errors(repo: str, *, committing: bool = False, otherwise: str = "") -> I
             what += f"; {state}, run the same command again"
         if otherwise and (not status or status >= 500):
             what += f". {otherwise}"
+        if missing:
+            what = f"{missing}, and as a name on the Hub: {what}"
         raise UserError(SECRET.sub("***", what)) from None

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import config, machine
+from ft import config, machine, plan
 from ft.config import Amount, Count
 from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
@@ -138,8 +138,8 @@ def rows(c: Config) -> dict[str, Rows]:
 def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before text and model are known to be good.
-    target = folder.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    texts, splits = sources(c), rows(c)
+    target, splits = plan.checked(c, rows, None, __file__, **config.pick(c, plan.checked))
+    texts = sources(c)
 
     import numpy as np
     import torch

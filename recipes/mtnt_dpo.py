@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine, runs, text
+from ft import config, data, machine, plan, runs, text
 from ft.config import Amount, Count
 from ft.data.preferences import preferences
 from ft.files import to_json_lines
@@ -137,10 +137,9 @@ def own_pairs(c: Config, run: runs.Run, base: Any, lines: list, reward: Any) -> 
 
 def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir)
-    splits, t = rows(c), template(c)
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     given = preferences(c.pairs, asked=start.asks(begun)) if c.pairs else None
-    say(data.summary(splits))
     learning.require_trl()
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)

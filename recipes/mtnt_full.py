@@ -112,9 +112,8 @@ def template(c: Config, _: Any = None) -> Template:
 def main(c: Config) -> None:
     # what can be wrong without a model is found before torch is loaded, and nothing is written before
     # model and data are known to be good
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     say(machine.use_all_cores())
     whole = not c.lora_r
     automatic = whole and c.precision == "auto"

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine, runs, text
+from ft import config, data, machine, plan, runs, text
 from ft.config import Amount, Count
 from ft.machine import say
 from ft.rewards import guards, learning, policy, reward_model, start
@@ -114,9 +114,8 @@ def template(c: Config, _: Any = None) -> Template:
 
 def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     learning.require_trl()
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)

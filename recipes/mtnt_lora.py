@@ -100,9 +100,8 @@ def asked(c: Config) -> dict[str, Any]:
 def main(c: Config) -> None:
     # what can be wrong without a model is found before torch is loaded, and nothing is written before
     # model and data are known to be good
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     say(machine.use_all_cores())
     base = models.load(
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length

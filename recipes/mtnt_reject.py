@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine, runs, text, train
+from ft import config, data, machine, plan, runs, text, train
 from ft.config import Amount, Count
 from ft.machine import say
 from ft.rewards import drawn, guards, policy, reward_model, start
@@ -128,9 +128,8 @@ def answers(
 
 def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(begun, c.precision, max_length=c.max_length)

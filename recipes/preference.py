@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ft import config, data, machine, runs, text
+from ft import config, data, machine, plan, runs, text
 from ft.config import Amount, Count
 from ft.data.preferences import answered, preferences
 from ft.machine import say
@@ -119,9 +119,8 @@ def trainer_of(c: Config, base: Any, learnt: drawn.Preferences, r: runs.Run) -> 
 
 def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    t = template(c)
     learning.require_trl()
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)

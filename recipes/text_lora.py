@@ -89,9 +89,9 @@ def template(c: Config, _: Any = None) -> Template:
 
 
 def main(c: Config) -> None:
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits, t = rows(c), template(c)
-    say(data.summary(splits))
+    options = config.pick(c, plan.checked)
+    target, splits = plan.checked(c, rows, template, __file__, encode=encode, **options)
+    t = template(c)
 
     say(machine.use_all_cores())
     base = models.load(

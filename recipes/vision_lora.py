@@ -106,9 +106,7 @@ def template(c: Config, tokenizer: Any) -> Template:
 
 
 def main(c: Config) -> None:
-    target = runs.check_folder(c.output_dir, c.overwrite_output_dir, c.resume_from_checkpoint)
-    splits = rows(c)
-    say(data.summary(splits))
+    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
 
     say(machine.use_all_cores())
     see = vision.reader(c.model_name_or_path)

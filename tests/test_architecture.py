@@ -26,7 +26,7 @@ MAY_IMPORT = {  # each row also its own package
     "train": {"text", "kernels", "models", "runs", "machine"},
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
     | {"config", "machine"},
-    "plan": {"text", "models", "train", "machine"},
+    "plan": {"text", "data", "kernels", "models", "runs", "score", "train", "config", "machine"},
     "chat": {"text", "data", "models", "generate", "runs", "machine"},
 }
 FACES = {  # the public names of each package, for recipes and users
@@ -36,7 +36,7 @@ FACES = {  # the public names of each package, for recipes and users
     "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
     "RepetitionPenalty Sample TopK TopP generate greedy stream write",
     "models": "Base attach_lora load load_config load_lora load_tokenizer summary train_all",
-    "plan": "Plan check_memory of_run plan_of",
+    "plan": "Plan check_memory checked of_run plan_of",
     "rewards": "Guards Reward Vitals Watch chrf_of language length matches no_repetition number_of "
     "weighted",
     "runs": "Finished Opened Run Target check_folder find finish finished load pull push recipe "

@@ -1,29 +1,95 @@
-"""Validate a recipe's settings, data and output folder. Loads no model."""
+"""Prove a run before any money is spent: settings, packages, Hub, data, tokens, memory."""
 
 import argparse
+import sys
 from pathlib import Path
+
+from ft.errors import UserError, nearest
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft check``."""
-    parser.epilog = "example: ft check recipes/mtnt_lora.py --data PATH/TO/MTNT"
-    parser.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    parser.epilog = (
+        "example: ft check recipes/dolly_qlora.py --model google/gemma-3-4b-it --template chat "
+        "--data my.jsonl --gpu 24GB. Exit status: 0; 2 for an error; with --strict 1 for a warning."
+    )
+    add = parser.add_argument
+    add("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    add("--gpu", metavar="SIZE", help="what it is to fit: 24GB, or a card such as rtx4090")
+    add("--all", dest="everything", action="store_true", help="encode all rows, not a sample")
+    add("--strict", action="store_true", help="exit with 1 for a warning")
+    add("--offline", action="store_true", help="ask the Hub nothing; its cache must do")
+    add(
+        "--weights",
+        action="store_true",
+        help="load the model too: finite and sane loss, packed = padded, merged = adapter, …",
+    )
+    add(
+        "--accept-loss",
+        action="store_true",
+        help="with --weights: a start over 6 nats is what I want",
+    )
+    add("--json", metavar="FILE", type=Path, help="write what was seen there too")
 
 
-def command(recipe: Path, rest: list[str]) -> None:
-    """Settings, data and output folder of a recipe, without torch."""
-    from ft.data.rows import mixture
+def command(
+    recipe: Path,
+    rest: list[str],
+    gpu: str | None,
+    everything: bool,
+    strict: bool,
+    offline: bool,
+    weights: bool,
+    accept_loss: bool,
+    json: Path | None,
+) -> None:
+    """Print what each check saw, and the first example with its mask."""
+    from ft.files import write_json
+    from ft.plan import checks
     from ft.runs import opened
-    from ft.runs.folder import check_folder
 
+    if accept_loss and not weights:
+        raise UserError("--accept-loss is of --weights, which looks at the loss")
+    room, device = _machine(gpu)
     module, config = opened.recipe(recipe, rest)
-    splits = module.rows(config)
-    for split, rows in splits.items():
-        skipped = f", {rows.skipped} skipped" if rows.skipped else ""
-        print(f"{split:6}{len(rows):>7,} rows{skipped}  {rows.origin}")
-    if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
-        print(f"ignored columns: {', '.join(ignored)}")
-    print("".join(f"{line}\n" for line in mixture(splits)), end="")
-    resume = getattr(config, "resume_from_checkpoint", None)
-    check_folder(config.output_dir, config.overwrite_output_dir, resume)
-    print(f"output {config.output_dir}\nok")
+    case = checks.case_of(
+        config,
+        module.rows,
+        getattr(module, "template", None),
+        recipe,
+        encode=getattr(module, "encode", None),
+        **{"room": room, "device": device, "everything": everything, "offline": offline},
+    )
+    report = checks.look(case)
+    if weights and not report.errors:
+        from ft.plan import check_weights
+
+        print(report, flush=True)
+        more = check_weights.look(case, accept_loss=accept_loss)
+        print("\n".join(map(str, more)))
+        report = checks.Report((*report.seen, *more), case)
+    else:
+        why = "not looked at: --weights" if not weights else "not looked at: see the errors"
+        report = checks.Report((*report.seen, checks.Seen("--", "weights", why)), case)
+        print(report)
+    print(report.example(colour=sys.stdout.isatty()), end="\n" * bool(case.encoded))
+    if json:
+        write_json(json, report.to_list())
+    if report.errors:
+        raise UserError("\n".join(report.errors))
+    if strict and report.warned:
+        raise SystemExit(1)
+
+
+def _machine(gpu: str | None) -> tuple[int | None, str | None]:
+    """Bytes of memory and name of a card; none of both for this machine."""
+    from ft.plan import time
+
+    if gpu is None or gpu in time.DEVICES:
+        return None, gpu
+    if gpu[:1].isalpha():
+        raise UserError(
+            f"--gpu {gpu}: no such card; known: {', '.join(time.DEVICES)}, or a size such as 24GB."
+            + nearest(gpu, time.DEVICES)
+        )
+    return time.size_of(gpu, "--gpu"), None

@@ -1,7 +1,6 @@
 """Memory and time of a run, before anything is loaded or downloaded."""
 
 import argparse
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.plan import settings as fit
 from ft.plan import time
-from ft.plan.peak import GIB, MIB, Plan
+from ft.plan.peak import GIB, Plan
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,7 @@ def command(
     fit.check(settings)
     asked = gpu or to_fit
     if asked:
-        room = size_of(asked, "--gpu" if gpu else "--fit")
+        room = time.size_of(asked, "--gpu" if gpu else "--fit")
     else:
         room = time.DEVICES[device][0] * GIB if device in time.DEVICES else machine.free_ram()
     where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
@@ -123,11 +122,3 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
         f"batches of {settings['per_device_train_batch_size']} examples of {settings['max_length']} "
         f"tokens, {packed}{plan.tokens:,} tokens at once, {again}gradient checkpointing"
     )
-
-
-def size_of(text: str, flag: str) -> int:
-    """Bytes of ``24GB``, ``24GiB``, ``24G`` or ``900MB``; 2^30 to the GB, as makers of cards count."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise UserError(f"{flag} {text}: not a size of memory; write it as 24GB or 900MB")
-    return int(float(found[1]) * (GIB if found[2].upper() == "G" else MIB))

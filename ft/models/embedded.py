@@ -99,7 +99,7 @@ def folder() -> Path:
     is half made or has a truncated file is made again. Processes wait for one another.
     Raises ``UserError`` if the package is absent, damaged, or the cache has no room.
     """
-    target = files.cache_dir() / f"embedded-{SHA256[:12]}-v{FORMAT}"
+    target = _place()
     if _finished(target):
         return target
     from filelock import FileLock
@@ -117,6 +117,15 @@ def folder() -> Path:
             sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
             files.write_json(fresh / MARKER, {"format": FORMAT, "files": sizes})
     return target
+
+
+def made() -> bool:
+    """Whether ``folder`` has it already. Raises ``UserError`` if it could not be made."""
+    return _finished(_place()) or not _parts()
+
+
+def _place() -> Path:
+    return files.cache_dir() / f"embedded-{SHA256[:12]}-v{FORMAT}"
 
 
 def _finished(target: Path) -> bool:

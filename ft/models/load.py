@@ -14,18 +14,14 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
-from ft.models.sources import fetch, published_name
+from ft.models.sources import SUPPORTED as SUPPORTED
+from ft.models.sources import fetch, published_name, read_config
 from ft.models.sources import resolve as resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 BACKENDS = ("auto", "transformers", "unsloth")
-SUPPORTED = (
-    ("gemma", "gemma2", "gemma3_text", "gemma3", "gemma3n_text", "gemma3n", "gemma4_text", "gemma4")
-    + ("gemma4_unified_text", "gemma4_unified")
-    + ("recurrent_gemma", "minigpt")
-)
 SPARE = 1024  # rows of an embedding that no entry of its tokenizer may name
 
 
@@ -268,21 +264,8 @@ def _check_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
 def _config(path: Path, name: str) -> Any:
     from transformers import AutoConfig
 
-    try:
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
-    if kind not in SUPPORTED:
-        raise UserError(
-            f"{name} is a {kind!r} model; supported model types: {', '.join(SUPPORTED)}."
-            + nearest(str(kind), SUPPORTED)
-        )
-    if raw.get("quantization_config"):
-        raise UserError(
-            f"{name} is stored quantised, and an adapter could not be merged into it. Give the "
-            "16-bit model; precision nf4 quantises it while loading."
-        )
+    raw = read_config(path, name)
+    kind = raw["model_type"]
     if kind == "minigpt":
         from ft import minigpt  # noqa: F401  # tells transformers of it
     with load_errors(name):

@@ -36,6 +36,10 @@ UNQUANTIZED = [
 ]
 # of a 4-bit weight: 64 of them have one scale, and 256 of these one of their own
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+NO_GRADIENT = (
+    "precision nf4 keeps the weights in 4 bits, which cannot be trained: give --lora-r 16 for QLoRA, or "
+    "--precision fp32 or bf16"
+)
 AUTO = ("auto", "all-linear")  # ours, and PEFT's name for it
 
 
@@ -145,10 +149,7 @@ def train_all(base: Any, *, vision: bool = False) -> "PreTrainedModel":
     for 4-bit weights, which have no gradient.
     """
     if base.precision == "nf4":
-        raise UserError(
-            "precision nf4 keeps the weights in 4 bits, which cannot be trained: give --lora-r 16 "
-            "for QLoRA, or --precision fp32 or bf16"
-        )
+        raise UserError(NO_GRADIENT)
     for name, parameter in base.model.named_parameters():
         parameter.requires_grad_(in_language_model(name) or vision and sees(name))
     return base.model

@@ -6,6 +6,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from ft.errors import UserError, hub_errors, nearest
 
@@ -25,6 +26,11 @@ TERMS = {
     "gemma": "Gemma Terms of Use (ai.google.dev/gemma/terms)",
     "apache-2.0": "Apache License 2.0",
 }
+SUPPORTED = (
+    ("gemma", "gemma2", "gemma3_text", "gemma3", "gemma3n_text", "gemma3n", "gemma4_text", "gemma4")
+    + ("gemma4_unified_text", "gemma4_unified")
+    + ("recurrent_gemma", "minigpt")
+)
 _TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
 _OFFLINE = "Use `embedded`, or a local folder, or connect once so that the Hub's cache has it."
 
@@ -83,6 +89,40 @@ def fetch(name: str, *, weights: bool = True) -> Path:
             "code and are not loaded: convert them first, or use a repository with safetensors."
         )
     return source
+
+
+def read_config(path: Path, name: str) -> dict[str, Any]:
+    """The ``config.json`` of a model's folder as it is, without transformers.
+
+    Raises ``UserError`` for a model that ``load`` does not support: of another type, stored quantised, or
+    one whose text attends in both directions.
+    """
+    try:
+        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = raw.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
+    if kind not in SUPPORTED:
+        raise UserError(
+            f"{name} is a {kind!r} model; supported model types: {', '.join(SUPPORTED)}."
+            + nearest(str(kind), SUPPORTED)
+        )
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{name} is stored quantised, and an adapter could not be merged into it. Give the "
+            "16-bit model; precision nf4 quantises it while loading."
+        )
+    # Gemma 4's "vision" is of images alone
+    if {**raw, **(raw.get("text_config") or {})}.get("use_bidirectional_attention") in (
+        True,
+        "all",
+    ):
+        raise UserError(
+            f"{name} has use_bidirectional_attention: its text looks ahead, as an embedding model's "
+            "does, so that packed examples would see each other and no next token is learnt. Give a "
+            "model that generates."
+        )
+    return raw
 
 
 def license_of(base: str) -> tuple[str | None, str]:

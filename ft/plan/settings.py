@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ft import machine
 from ft.errors import UserError, nearest
@@ -33,10 +33,15 @@ def check(settings: Mapping[str, Any]) -> None:
     leaves = sorted({m.name.rpartition(".")[2] for m in layers.matrices(shape) if m.adaptable})
     for target in targets if tuple(targets) not in (("auto",), ("all-linear",)) else ():
         if target.rpartition(".")[2] not in leaves:
-            raise UserError(
-                f"--lora-target-modules {target}: no linear layer has that name; there are "
-                f"{', '.join(leaves)}.{nearest(target, leaves)}"
-            )
+            refuse_target(target, leaves)
+
+
+def refuse_target(target: str, leaves: Sequence[str]) -> NoReturn:
+    """Raise ``UserError`` for an end of a name that no linear layer has."""
+    raise UserError(
+        f"--lora-target-modules {target}: no linear layer has that name; there are "
+        f"{', '.join(leaves)}.{nearest(target, leaves)}"
+    )
 
 
 def of(

@@ -1,10 +1,12 @@
 """How long a run takes: rates of GPUs, or of this CPU as measured, tokens a second, and an epoch."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ft.errors import UserError
 from ft.machine import matrix_peak
-from ft.plan.peak import Plan
+from ft.plan.peak import GIB, MIB, Plan
 
 UTILISATION = 0.4  # share of a device's rate that training is assumed to reach
 # Of a token, rows without their template: Gemma 3's tokenizer has 4.4 on Dolly, 3.9 on MTNT. With the dolly
@@ -86,7 +88,8 @@ def cpu_rate(plan: Plan) -> float:
 def tokens_of(rows: Iterable[Mapping[str, Any]]) -> float:
     """About how many tokens some rows have, by the characters of their texts and by their images."""
     rows = list(rows)
-    texts = (v for row in rows for k, v in row.items() if isinstance(v, str) and k != "where")
+    texts = [v for row in rows for k, v in row.items() if isinstance(v, str) and k != "where"]
+    texts += [turn["content"] for row in rows for turn in row.get("messages", ())]
     return sum(map(len, texts)) / CHARACTERS + IMAGE * sum(len(r.get("images", ())) for r in rows)
 
 
@@ -95,3 +98,11 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def size_of(text: str, flag: str) -> int:
+    """Bytes of ``24GB``, ``24GiB``, ``24G`` or ``900MB``; 2^30 to the GB, as makers of cards count."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(f"{flag} {text}: not a size of memory; write it as 24GB or 900MB")
+    return int(float(found[1]) * (GIB if found[2].upper() == "G" else MIB))

@@ -11,7 +11,7 @@ from ft.models import lora
 from ft.models.load import Base
 from ft.models.load import load as load_base
 from ft.runs.folder import Run, adopt
-from ft.runs.opened import Finished
+from ft.runs.opened import Finished, check_base
 
 START = "start"  # name of the adapter that stays as the run began
 
@@ -31,8 +31,8 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
         )
     if precision == "auto" and not torch.cuda.is_available():
         precision = "fp32"
-    name = run.settings["model_name_or_path"]
-    base = load_base(name, precision=precision, max_length=max_length)
+    check_base(run)
+    base = load_base(run.base, precision=precision, max_length=max_length)
     model = lora.load(base, run.folder, trainable=True)
     _remember(model)
     return Base(**{**vars(base), "model": model})

@@ -86,6 +86,7 @@ def card(run_folder: Path) -> str:
         **{f"Scores on the {name} split": _scores(found) for name, found in evaluations.items()},
         "Samples": "".join(map(_asked, evaluations.values()))
         + _table([*dict.fromkeys(k for row in samples for k in row)], samples),
+        "Checks before the first step": _checks(run.get("checks", [])),
         "Hardware, time and versions": _facts({k: v for k, v in ran.items() if k != "command"})
         + _fence(run.get("command", ""), "bash"),
         "License of the base model": license_of(base)[1].format(base),
@@ -111,6 +112,11 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _checks(seen: Sequence[Mapping[str, str]]) -> str:
+    """What was looked at before a weight was read, a line each."""
+    return "".join(f"- {_text(c['status'])} {_text(c['name'])}: {_text(c['text'])}\n" for c in seen)
 
 
 def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, str]]) -> str:

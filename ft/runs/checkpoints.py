@@ -98,11 +98,14 @@ def rewind(folder: Path, place: Path) -> None:
             shutil.rmtree(newer)
 
 
-def resumable(folder: Path, resume: str | None, made_with: dict[str, Any]) -> Path | None:
+def resumable(
+    folder: Path, resume: str | None, made_with: dict[str, Any], *, part: bool = False
+) -> Path | None:
     """The checkpoint to go on from: ``last``, or a folder. Raises ``UserError`` where there is none.
 
     ``last`` is the newest that is whole, and where that is not the newest of all, a line says why. Raises
-    also for one that was made with something else than ``made_with``, naming what differs.
+    also for one that was made with something else than ``made_with``, naming what differs; ``part``: that is
+    what is known before the model is loaded, and no more is compared.
     """
     if resume is None:
         return None
@@ -118,6 +121,8 @@ def resumable(folder: Path, resume: str | None, made_with: dict[str, Any]) -> Pa
                 "checkpoint, or `last` for the newest that is whole"
             )
     then = json.loads((place / STATE).read_text(encoding="utf-8"))["made_with"]
+    if part:
+        then = {key: value for key, value in then.items() if key in made_with}
     if changed := differences(then, json.loads(json.dumps(made_with))):
         raise UserError(
             f"--resume {resume}: {place} was made with something else, so going on would not continue "

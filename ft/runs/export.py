@@ -154,8 +154,10 @@ def _tensors(folder: Path, arch: str, text: Any) -> dict[str, tuple[bool, Any]]:
             plain = "model." + re.sub(r"^(model\.|language_model\.)*", "", key)
             if not in_language_model(key):
                 continue
-            if plain == "model.lm_head.weight" and text.tie_word_embeddings:
-                continue
+            if plain == "model.lm_head.weight":
+                plain = "lm_head.weight"
+                if text.tie_word_embeddings and _same(weights, key):
+                    continue  # the embedding once more
             if not (name := names.get_name(plain, try_suffixes=(".weight",))):
                 raise UserError(f"{file}: llama.cpp's {arch} has no place for the tensor {key}")
             found[name] = (name.endswith("norm.weight"), weights.get_slice(key))
@@ -168,6 +170,21 @@ def _tensors(folder: Path, arch: str, text: Any) -> dict[str, tuple[bool, Any]]:
     if missing := sorted(expected - found.keys()):
         raise UserError(f"{folder} lacks weights: {len(missing)} tensors, such as {missing[0]}")
     return {key: found[key] for key in sorted(found)}
+
+
+def _same(weights: Any, head: str) -> bool:
+    """Whether a head is the embedding, number for number, a few rows at a time."""
+    import torch
+
+    names = [key for key in weights.keys() if key.endswith("embed_tokens.weight")]  # noqa: SIM118
+    table = next(filter(in_language_model, names), "")
+    if not table:
+        return False  # in another file of the model: kept, and if it is the embedding, twice
+    a, b = weights.get_slice(head), weights.get_slice(table)
+    if a.get_shape() != b.get_shape():
+        return False
+    starts = range(0, a.get_shape()[0], ROWS)
+    return all(torch.equal(a[at : at + ROWS], b[at : at + ROWS]) for at in starts)
 
 
 def _stored(key: str, shifted: bool, tensor: Any, kind: Any) -> Any:

@@ -35,6 +35,7 @@ class Target:
     folder: Path
     overwrite: bool = False  # an earlier run, which is then deleted
     resume: str | None = None  # the run that goes on from ``last`` or a checkpoint's folder
+    checks: tuple[dict[str, str], ...] = ()  # what was seen before: {"status", "name", "text"}
 
     @property
     def goes_on(self) -> bool:

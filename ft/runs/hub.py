@@ -35,7 +35,7 @@ def push(
     from huggingface_hub.errors import RepositoryNotFoundError
 
     _check_whole(run_folder)
-    _check_name(repo)
+    check_name(repo)
     token = (token or get_token() or "").strip()
     if not re.fullmatch("[!-~]+", token):
         raise UserError(f"not logged in to the Hub with a usable token: {LOG_IN} that may write")
@@ -88,10 +88,10 @@ def pull(
     if Path(name).is_dir():
         _check_whole(Path(name))
         return Path(name)
-    _check_name(name, "is neither a folder here nor ")
+    check_name(name, "is neither a folder here nor ")
     if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: name another one")
-    with hub_errors(name):
+    with hub_errors(name, missing=f"there is no folder {name} here"):
         api = _api(token.strip() if token else None)
         found = Path(api.snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
     _check_whole(found, name)
@@ -116,7 +116,8 @@ def _check_whole(folder: Path, name: str | None = None) -> None:
         raise UserError(f"{name or folder} is not a finished run: no {' and no '.join(missing)}")
 
 
-def _check_name(repo: str, other: str = "is not ") -> None:
+def check_name(repo: str, other: str = "is not ") -> None:
+    """Raise ``UserError`` for what cannot be the name of a repository."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

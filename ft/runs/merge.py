@@ -1,9 +1,10 @@
 """An adapter merged into its base: a plain transformers model that answers as both together do, or nothing."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,22 +41,37 @@ class Difference:
     largest: float  # largest absolute difference of a logit
     agreement: float  # share of tokens where both prefer the same next token
     bound: float  # of kl
+    trained: "Difference | None" = (
+        None  # from the model as it was trained, where that was in 4 bits
+    )
 
     def __str__(self) -> str:
+        apart = (
+            f"\nfrom the 4-bit model that was trained: mean KL {self.trained.kl:.1e} nats, same first "
+            f"choice {self.trained.agreement:.1%}; the merged one is in 16 bits or more"
+            if self.trained
+            else ""
+        )
         return (
             f"compared on {self.tokens} tokens: mean KL {self.kl:.1e} nats "
             f"(bound {self.bound:.0e}), same first choice {self.agreement:.1%}, "
-            f"largest difference of a logit {self.largest:.1e}"
+            f"largest difference of a logit {self.largest:.1e}{apart}"
         )
 
 
-def merge_run(run: "Finished", out: Path) -> Difference:
-    """``merge`` of a run, with its base and its template."""
+def merge_run(run: "Finished", out: Path, *, any_base: bool = False) -> Difference:
+    """``merge`` of a run, with its base and its template; a base of other weights is refused, but for
+    ``any_base``. A run of a 4-bit base is compared with that, too."""
+    from ft.runs.opened import check_base
+
+    check_base(run, any_base=any_base)
     pieces = run.template._pieces("prompt")
     fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
     rows = [OPTIONAL | dict.fromkeys(fields, text) for text in TEXTS]
     prompts = [run.template.prompt_for(row) for row in rows]
-    return merge(run.folder, out, base=run.base, template=run.template, prompts=prompts)
+    quantised = run.record.get("model", {}).get("precision") == "nf4"
+    options = {"base": run.base, "template": run.template, "prompts": prompts}
+    return merge(run.folder, out, trained="nf4" if quantised else None, **options)
 
 
 def merge(
@@ -67,6 +83,7 @@ def merge(
     template: Template | None = None,
     dtype: str = "auto",
     bound: float | None = None,
+    trained: str | None = None,
 ) -> Difference:
     """Write base + adapter as one plain model folder, safetensors and tokenizer included.
 
@@ -76,7 +93,8 @@ def merge(
     ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
     bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
     The written folder is loaded again by plain transformers and compared with base + adapter;
-    ``bound`` limits the mean KL divergence (by default ``BOUNDS``). Nothing is written
+    ``bound`` limits the mean KL divergence (by default ``BOUNDS``); ``trained`` is the precision of another
+    base that the adapter learnt on, of which the divergence is told. Nothing is written
     unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
     """
     import torch
@@ -94,15 +112,7 @@ def merge(
         raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
     if not (texts := [prompt for prompt in prompts if prompt.strip()]):
         raise UserError("merging needs at least one prompt to compare the merged model on.")
-    config_file = adapter_folder / "adapter_config.json"
-    if not config_file.is_file():
-        raise UserError(f"{adapter_folder} is not an adapter: it has no adapter_config.json.")
-    base = base or json.loads(config_file.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"{config_file} does not say which base it belongs to: write its Hub id or folder there, "
-            "as base_model_name_or_path."
-        )
+    base = base or _base_of(adapter_folder)
     if dtype == "auto":
         stored = str(load_config(base).dtype)
         dtype = "fp32" if stored.endswith("float32") else "bf16"
@@ -123,6 +133,7 @@ def merge(
         # older versions of transformers take sdpa for Gemma 2, which leaves out its soft cap
         attention = "eager" if loaded.attention == "eager" else None
         del model, merged, loaded  # make room for the second copy
+        learnt = _learnt(base, adapter_folder, trained, ids) if trained else None
         plain = AutoModelForCausalLM.from_pretrained(
             new,
             dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
@@ -131,13 +142,41 @@ def merge(
         )
         if plain.config.model_type == "recurrent_gemma":
             recurrent.install(plain)
-        difference = compare(expected, logits(plain.to(device), ids), bound or BOUNDS[dtype])
+        got = logits(plain.to(device), ids)
+        difference = compare(expected, got, bound or BOUNDS[dtype])
+        if learnt:
+            difference = replace(difference, trained=compare(learnt, got, math.inf))
         if not difference.kl <= difference.bound:
             raise UserError(
                 f"merged and adapter differ, {difference}. Nothing was written. In fp32 merging "
                 "rounds less (dtype fp32)."
             )
     return difference
+
+
+def _base_of(adapter: Path) -> str:
+    """The base that an adapter names. Raises ``UserError`` where it names none."""
+    file = adapter / "adapter_config.json"
+    if not file.is_file():
+        raise UserError(f"{adapter} is not an adapter: it has no adapter_config.json.")
+    base = json.loads(file.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{file} does not say which base it belongs to: write its Hub id or folder there, "
+            "as base_model_name_or_path."
+        )
+    return base
+
+
+def _learnt(base: str, adapter: Path, precision: str, ids: Sequence[Any]) -> list[Any] | None:
+    """Logits of base + adapter in the precision that it learnt in; none where that is not possible here."""
+    from ft.models.load import load
+
+    try:
+        loaded = load(base, precision=precision, backend="transformers", text_only=False)
+    except UserError:  # no bitsandbytes here
+        return None
+    return logits(lora.load(loaded, adapter), ids)
 
 
 def _ends(model: Any, tokenizer: Any, template: Template) -> list[int]:

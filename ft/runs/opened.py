@@ -139,8 +139,11 @@ def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, A
     return module, module.resolved(config) if hasattr(module, "resolved") else config
 
 
-def finished(run: str | Path) -> Finished:
-    """The run in a folder or a Hub repository. Raises ``UserError`` if it is not a whole one."""
+def finished(run: str | Path, *, task: Task | None = None) -> Finished:
+    """The run in a folder or a Hub repository. Raises ``UserError`` if it is not a whole one.
+
+    Also for one that learnt another ``task`` than the one that is wanted.
+    """
     import yaml
 
     from ft.runs import hub
@@ -153,7 +156,10 @@ def finished(run: str | Path) -> Finished:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
-    return Finished(folder, record, settings, from_record(record["template"]), str(run))
+    found = Finished(folder, record, settings, from_record(record["template"]), str(run))
+    if task and found.task != task:
+        raise UserError(f"{run} is a run that learnt {found.task}; give one that learnt {task}")
+    return found
 
 
 def find(name: str) -> Finished | None:
@@ -177,7 +183,7 @@ def is_run(name: str) -> bool:
     repo = str(sources.resolve(name))
     from huggingface_hub import snapshot_download
 
-    with hub_errors(repo, otherwise=f"There is no folder {name} here."):
+    with hub_errors(repo, missing=f"there is no folder {name} here"):
         return (Path(snapshot_download(repo, allow_patterns=[RECORD])) / RECORD).is_file()
 
 
@@ -220,7 +226,7 @@ def load(
         return Opened(named, base.model, base.tokenizer, template, see, precision=precision)
     adapted = tuned and not run.whole
     if adapted:
-        _check_base(run)
+        check_base(run)
     see = vision.reader(run.weights) if images else None
     machine.use_all_cores()
     base = load_base(run.weights if tuned else run.base, **options)
@@ -228,14 +234,21 @@ def load(
     return Opened(run.name, model, base.tokenizer, run.template, see, run, precision)
 
 
-def _check_base(run: Finished) -> None:
-    """Raise ``UserError`` where the folder of a run's base model holds other weights than it was trained on."""
-    from ft.files import sampled_hash
+def check_base(run: Finished, *, any_base: bool = False) -> None:
+    """Raise ``UserError`` where a run's base model has other weights than those that it was trained on.
 
-    folder = Path(run.base).expanduser()
+    ``any_base`` insists. `embedded` is made from a pinned package, and is not read for this.
+    """
+    from ft.files import sampled_hash
+    from ft.models import sources
+
     recorded = run.record.get("model", {}).get("sha256")
-    if recorded and folder.is_dir() and sampled_hash(folder) != recorded:
+    if any_base or run.whole or not recorded or run.base in ("embedded", "tiny-vision"):
+        return
+    folder = sources.fetch(run.base)
+    if (found := sampled_hash(folder)) != recorded:
         raise UserError(
             f"{run.folder} is an adapter of another base: the weights in {folder} are not those "
-            "that it was trained on. Put those back, or train again."
+            f"that it was trained on ({found[:12]}, not {recorded[:12]}). Put those back, or train again; "
+            "`ft merge --any-base` merges it into these all the same."
         )

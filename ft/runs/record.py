@@ -138,6 +138,8 @@ def begin(
     }
     if task:
         record["task"] = task
+    if target.checks:
+        record["checks"] = list(target.checks)
     run = Run(target.folder, record, config_yaml)
     if target.resume is None:
         run.begin()

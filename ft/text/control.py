@@ -22,8 +22,18 @@ def tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
 
+def require_bos(tokenizer: Any) -> None:
+    """Raise ``UserError`` for a tokenizer without a BOS, which every Gemma saw first in its training."""
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            "the tokenizer has no BOS token, with which every text of a Gemma starts; write "
+            '"bos_token": "<bos>" into its tokenizer_config.json'
+        )
+
+
 def refuse_template(template: Template, tokenizer: Any) -> None:
     """Raise ``UserError`` for a template that writes the BOS which every example begins with anyway."""
+    require_bos(tokenizer)
     for key in ("prompt", "completion", "tail"):
         if tokenizer.bos_token in getattr(template, key):
             raise UserError(

@@ -158,6 +158,7 @@ def encode(
     """
     from tqdm import tqdm
 
+    control.require_bos(tokenizer)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
     after = ids_of(tokenizer, [tail])[0] if tail else []
@@ -243,6 +244,7 @@ def prompt_ids(
     ``fill`` changes the text of each prompt, once the row's own text is known to be good. Raises
     ``UserError`` for a control token in the row's own text.
     """
+    control.require_bos(tokenizer)
     if found := control.found_in(row, control.tokens(tokenizer)):
         raise UserError(f"{found}; ask without it")
     if native.reads(template, row):

@@ -17,6 +17,7 @@ from ft.machine import is_main, say
 from ft.models import parameters
 from ft.runs import checkpoints
 from ft.runs.folder import Run
+from ft.train import first_batch
 
 
 class Journal(TrainerCallback):
@@ -64,6 +65,7 @@ class Journal(TrainerCallback):
             self._validate(state)
             self.start_loss = self.eval_loss
             say(f"Start, validation loss: {self.eval_loss}")
+            first_batch.check(self.trainer.model, self.start_loss, self.validate)
         else:
             self._recall(state)
             say(f"Resumed after step {state.global_step}")

@@ -13,7 +13,7 @@ from ft.runs import checkpoints
 from ft.runs.folder import Run, adopt, signals
 from ft.text import batches
 from ft.text.tokens import Example
-from ft.train import graphs
+from ft.train import first_batch, graphs
 from ft.train.optim import Name, choose
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def sft(
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``. ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
+    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``).
+    ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
     checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
@@ -166,15 +167,14 @@ def sft(
 
 def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) -> Trained:
     """What the run has at its end, saved: the weights of the last step, or of the best one."""
-    from ft.train.trainer import RETRY
-
     if number := journal.signalled():
         say(f"stopped by {signal.Signals(number).name}; go on with --resume last")
         raise SystemExit(128 + number)
     if bad := [
         n for n, p in trainer.model.named_parameters() if p.requires_grad and not p.isfinite().all()
     ]:
-        raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {RETRY}")
+        retry = first_batch.advice(trainer.model)
+        raise UserError(f"{bad[0]} is not finite after the last step; nothing was saved. {retry}")
     if not journal.moved and not resumed:
         say("nothing was learnt: in every step the learning rate or the gradient was 0")
         raise SystemExit(1)

@@ -22,9 +22,7 @@ from ft.machine import say
 from ft.runs import checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
-from ft.train import graphs, optim
-
-RETRY = "Try a lower --learning-rate or --precision fp32."
+from ft.train import first_batch, graphs, optim
 
 
 class WithBlank(Sequence[Example]):
@@ -236,7 +234,8 @@ class Trainer(SFTTrainer):
             if not math.isfinite(value):
                 raise UserError(
                     f"the {name} became {value} at step {self.state.global_step + 1}; the last "
-                    f"complete checkpoint is untouched. {RETRY} `ft show` shows the data."
+                    f"complete checkpoint is untouched. {first_batch.advice(self.model)} `ft show` "
+                    "shows the data."
                 )
         return found
 

@@ -49,8 +49,8 @@ def test_help_and_check_import_no_torch():
 
 def test_check_counts_the_rows(tmp_path):
     out = ft("check", RECIPE, "--output-dir", str(tmp_path / "run")).stdout
-    assert "train     300 rows" in out
-    assert out.endswith("ok\n")
+    assert "\nok    data        300 train + 40 valid + 60 test\n" in out
+    assert "ERROR" not in out
     assert not (tmp_path / "run").exists()
 
 

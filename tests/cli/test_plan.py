@@ -11,7 +11,6 @@ import pytest
 
 from ft import __main__ as cli
 from ft import machine
-from ft.cli import plan
 from ft.config import to_dict
 from ft.errors import UserError
 from ft.plan import settings as fit
@@ -178,7 +177,7 @@ def test_sharing_out_lets_a_larger_model_in(capsys):
     ("text", "size"), [("24GB", 24 * GIB), ("1.5 GiB", 1.5 * GIB), ("512m", GIB / 2)]
 )
 def test_sizes_are_read(text, size):
-    assert plan.size_of(text, "--gpu") == size
+    assert time.size_of(text, "--gpu") == size
 
 
 def test_a_rate_makes_a_time():

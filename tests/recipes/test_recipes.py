@@ -225,7 +225,7 @@ def test_a_full_run_that_cannot_be_is_refused(flags, said, tmp_path):
 def test_a_full_run_that_will_not_fit_is_refused_before_weights_are_read(tmp_path, monkeypatch):
     from ft import machine
 
-    train_on = tiny.folder("gemma", tmp_path / "base")
+    train_on = tiny.folder("gemma", tmp_path / "base", max_position_embeddings=4096)
     (train_on / "model.safetensors").write_bytes(b"not read")
     monkeypatch.setattr(machine, "free_memory", lambda: (1000, "this computer"))
     with pytest.raises(

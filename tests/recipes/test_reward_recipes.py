@@ -145,8 +145,9 @@ def test_check_needs_no_model(stem, start, tmp_path, capsys):
     out = str(tmp_path / "out")
     cli.main(["check", str(BY_NAME[stem]), "--run", str(start), "--output-dir", out])
     said = capsys.readouterr().out
-    assert "train " in said
-    assert said.endswith("ok\n")
+    for name in ("model", "template", "tokens", "data", "output", "rewards"):
+        assert f"\nok    {name} " in said
+    assert "ERROR" not in said
     with pytest.raises(SystemExit) as stopped:
         cli.main(["check", str(BY_NAME[stem]), "--run", str(tmp_path / "none")])
     assert stopped.value.code == 2

@@ -268,3 +268,16 @@ def test_example_of_the_card_stops_where_the_template_does(tmp_path: Path) -> No
     ended = example(run_folder, row, 24, ", sequence_bias=[[[5], 1000.0]]")
     assert ended["new_ids"].tolist() == [tiny.SPECIAL.index("<end_of_turn>")]
     assert ended["printed"] == "\n"
+
+
+def test_what_was_checked_stands_in_a_line_each(run_folder: Path) -> None:
+    seen = [
+        {"status": "ok", "name": "tokens", "text": "one BOS in every row"},
+        {"status": "WARN", "name": "data", "text": '26 duplicates; column "image" ignored'},
+    ]
+    run = json.loads((run_folder / "run.json").read_text())
+    (run_folder / "run.json").write_text(json.dumps(run | {"checks": seen}))
+    text = card(run_folder)
+    _, _, rest = text.partition("## Checks before the first step\n\n")
+    assert rest.startswith("- ok tokens: one BOS in every row\n- WARN data: 26 duplicates")
+    assert "## Checks" not in card(finished_run.write(run_folder.parent / "other"))

@@ -148,7 +148,7 @@ class FakeHub:
         return {"errors": [], "warnings": []}
 
     def _info(self, name: str, repo: Repository, commit: Commit, _: str) -> Any:
-        files = [{"rfilename": path} for path in commit.files]
+        files = [{"rfilename": p, "size": len(b)} for p, b in commit.files.items()]
         return {"id": name, "sha": commit.oid, "private": repo.private, "siblings": files}
 
     def _tree(self, _name: str, _repo: Repository, commit: Commit, _: str) -> Any:

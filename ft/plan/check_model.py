@@ -1,0 +1,279 @@
+"""What a model is and needs, from its configuration alone: how it is stored, its head, LoRA's layers, memory, export."""
+
+import contextlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from ft import machine
+from ft.errors import UserError
+from ft.models import embedded, parameters
+from ft.models.sources import fetch, read_config
+from ft.plan import layers, settings, shapes, time
+from ft.plan.case import Case, Seen
+from ft.plan.peak import GIB
+from ft.runs.export import ARCHITECTURES
+
+NAMES = {
+    "gemma": "Gemma",
+    "gemma2": "Gemma 2",
+    "gemma3": "Gemma 3",
+    "gemma3_text": "Gemma 3",
+    "gemma3n": "Gemma 3n",
+    "gemma3n_text": "Gemma 3n",
+    "recurrent_gemma": "RecurrentGemma, padded on the right only",
+    "minigpt": "mini-GPT",
+}
+HEADER = 100_000_000  # bytes; a safetensors file has no longer one
+SOFT_CAPS = {"gemma2": (50.0, 30.0)}  # what a config.json may leave out: on attention, on logits
+
+
+def model(case: Case) -> Seen:
+    """The model's configuration: stored as it is trained, its towers, whose head it has, its context."""
+    if case.model == "embedded" and not embedded.made():
+        case.shape = shapes.of(case.model)
+        text = (
+            "not looked at: `embedded` is unpacked at its first use; its sizes are from the table"
+        )
+        return Seen("--", "model", text)
+    try:
+        case.folder = fetch(case.model, weights=False)
+    except UserError:
+        if not (case.offline and case.on_hub):
+            raise
+        with contextlib.suppress(UserError):
+            case.shape = shapes.of(case.model)
+        sizes = "; its sizes are from the table" if case.shape else ""
+        return Seen("--", "model", f"not looked at: {case.model} is not in the cache{sizes}")
+    case.raw = raw = read_config(case.folder, case.model)
+    kind = raw["model_type"]
+    texts, status = [_named(kind)], "ok"
+    if kind != "minigpt":
+        case.shape = shapes.of(case.model if not case.on_hub else str(case.folder))
+    if "train_vision" in case.settings and not raw.get("vision_config"):
+        raise UserError(
+            f"{case.model} takes no images: it is a {kind} model, of text alone. Gemma 3 from 4B on, Gemma 3n "
+            "and Gemma 4 take them, such as google/gemma-3-4b-it."
+        )
+    if towers := [name for name in ("vision", "audio") if raw.get(f"{name}_config")]:
+        words = " and ".join("image" if name == "vision" else name for name in towers)
+        used = "train_vision" in case.settings
+        texts.append(f"{words} tower{'s' * (len(towers) > 1)} {'kept' if used else 'left out'}")
+    head, alarming = _head(case.folder, text_of(raw))
+    texts.append(head)
+    status = "WARN" if alarming else status
+    texts.append("not stored quantised")
+    if kind == "gemma" and raw.get("hidden_act") == "gelu" and not raw.get("hidden_activation"):
+        texts.append('its "gelu" is read as Gemma\'s tanh-GELU')
+    context = text_of(raw).get("max_position_embeddings") or (
+        case.shape.max_position_embeddings if case.shape else None
+    )
+    if kind != "recurrent_gemma" and case.length and context:
+        if case.length > context:
+            raise UserError(
+                f"--max-length {case.length}: the model has {context:,} positions; lower --max-length"
+            )
+        texts.append(f"{context:,} positions")
+    return Seen(status, "model", "; ".join(texts))
+
+
+def _named(kind: str) -> str:
+    return NAMES.get(kind, "Gemma 4" if kind.startswith("gemma4") else kind)
+
+
+def text_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """The text part of a ``config.json``."""
+    return {**raw, **(raw.get("text_config") or {})}
+
+
+def _head(folder: Path, text: dict[str, Any]) -> tuple[str, bool]:
+    """Whose the head is, and whether flag and weights say different things."""
+    tied = text.get("tie_word_embeddings", True)
+    try:
+        own = any("lm_head" in name for name in tensors(folder))
+    except UserError as error:  # a loading will refuse it
+        return str(error), True
+    if tied and own:
+        return (
+            "own head under a tied flag: training, merge and export keep the head; other programs may "
+            "drop it (write tie_word_embeddings false)"
+        ), True
+    return ("tied head" if tied else "own head"), False
+
+
+def tensors(folder: Path) -> dict[str, list[int]]:
+    """Shapes of the weights in a folder by name, from the headers of their files; none without weights."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with open(file, "rb") as stream:
+                (size,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(min(size, HEADER)))
+        except (OSError, ValueError, struct.error):
+            raise UserError(f"{file} is damaged: it has no readable header") from None
+        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+def numbers(case: Case) -> Seen:
+    """What is computed, and by what: attention that is exact for this model, and never fp16."""
+    assert case.raw
+    kind, text = case.raw["model_type"], text_of(case.raw)
+    default = SOFT_CAPS.get(kind, (None, None))
+    on_scores = text.get("attn_logit_softcapping", default[0])
+    on_logits = text.get("final_logit_softcapping", text.get("logits_soft_cap", default[1]))
+    caps = [
+        f"{cap:g} on {where}"
+        for where, cap in (("attention", on_scores), ("logits", on_logits))
+        if cap
+    ]
+    attention = (
+        "eager attention, as sdpa leaves a soft cap out" if kind == "gemma2" else "sdpa attention"
+    )
+    if case.settings.get("precision") in ("fp16", "float16", "half"):
+        raise UserError(
+            "precision fp16 is not offered: activations of Gemma 2, 3 and 4 overflow in it"
+        )
+    return Seen(
+        "ok",
+        "numbers",
+        f"{attention}; soft caps: {', '.join(caps) or 'none'}; fp32 or bf16, never fp16; positions and "
+        "norms in fp32; a value that is not finite stops the run and is named",
+    )
+
+
+def batches(case: Case) -> Seen:
+    """How examples share rows, and what a step's loss is the mean of; ``--weights`` measures both."""
+    packs = "train_vision" not in case.settings and case.settings.get("backend") != "unsloth"
+    laid = (
+        "packed, each example apart from the others"
+        if packs
+        else "padded on the right, one to a row"
+    )
+    return Seen(
+        "ok",
+        "batches",
+        f"{laid}, no token_type_ids needed; the loss is the mean over a step's supervised "
+        "tokens, whatever the accumulation",
+    )
+
+
+def rewards(case: Case) -> Seen | None:
+    """What stops a run that learns from rewards when it goes bad."""
+    given = case.settings
+    if "max_kl" not in given:
+        return None
+    return Seen(
+        "ok",
+        "rewards",
+        f"stops beyond {given['max_kl']:g} nats a token from its start, or where answers repeat, grow or "
+        f"shrink too far; looked at every {given.get('watch_steps', 'round')} steps, on fresh answers",
+    )
+
+
+def lora(case: Case) -> Seen | None:
+    """The layers that the adapter goes on, and that none of them is of a tower."""
+    if "lora_r" not in case.settings or case.shape is None:
+        return None
+    rank, targets = (
+        case.settings["lora_r"],
+        list(case.settings.get("lora_target_modules", ["auto"])),
+    )
+    if rank == 0 and case.settings.get("precision") == "nf4":
+        raise UserError(parameters.NO_GRADIENT)
+    if rank == 0:
+        return Seen("ok", "lora", "none: all parameters of the language model train")
+    if rank < 0:
+        raise UserError(f"--lora-r {rank}: must be 1 or more, or 0 to train all parameters")
+    targets = [target for target in targets if target.strip()]
+    if not targets:
+        raise UserError("no LoRA targets: give `auto`, or names such as q_proj,v_proj")
+    chosen = adapted(case.shape, targets)
+    towers = (
+        case.settings.get("train_vision") and "the image tower has its own" or "none in a tower"
+    )
+    leaves = sorted({m.name.rpartition(".")[2] for m in chosen})
+    return Seen("ok", "lora", f"{len(chosen)} layers ({', '.join(leaves)}), {towers}, the head not")
+
+
+def adapted(shape: shapes.Shape, targets: list[str]) -> list[Any]:
+    """The linear layers that ``parameters.select`` would choose. Raises ``UserError`` for one that fits none."""
+    able = [m for m in layers.matrices(shape) if m.adaptable]
+    if len(targets) == 1 and targets[0] in parameters.AUTO:
+        return able
+    leaves = {m.name.rpartition(".")[2]: [] for m in able}
+    for target in targets:
+        if not any(f".{m.name}".endswith(f".{target}") for m in able):
+            settings.refuse_target(target, sorted(leaves))
+    return [m for m in able if any(f".{m.name}".endswith(f".{target}") for target in targets)]
+
+
+def memory(case: Case) -> Seen | None:
+    """The peak that ``ft plan`` tells, against the memory there is, and the time on a known device."""
+    given = case.settings
+    if case.shape is None or any(name not in given for name in settings.NEEDED):
+        return None
+    if given["lora_r"] == 0 and given["precision"] == "nf4":
+        return Seen("--", "memory", "not looked at: such a run is refused")
+    here = case.room is None and case.device is None
+    place = given["model_name_or_path"]
+    if case.on_hub and case.folder:
+        place = str(case.folder)
+    seen = dict(given) | {"model_name_or_path": place}
+    known = case.encoded["train"] if case.encoded else None
+    limit = case.length or 0
+    longest = [min(n, limit) for n in known.lengths] if known else None
+    case.plan = settings.of(
+        seen,
+        device="cpu" if here else "cuda",
+        bf16=bool(machine.cpu_bf16()) if here else True,
+        lengths=longest if case.everything else None,
+    )
+    room = case.room or (machine.free_ram() if here else time.DEVICES[str(case.device)][0] * GIB)
+    text = f"peak {case.plan.peak / GIB:.1f} of {room / GIB:.1f} GiB"
+    text += " free here, on the CPU" * here
+    if known and case.device and (splits := case.splits):
+        tokens = sum(known.lengths) / len(known.lengths) * len(splits["train"])
+        tokens *= _passes(case, len(splits["train"]))
+        speed = time.speed(
+            case.plan,
+            time.DEVICES[case.device][1] * 1e12,
+            checkpointing=given["gradient_checkpointing"],
+        )
+        text += f"; about {time.duration(tokens / speed)} on an {case.device}"
+    if case.plan.peak > room:
+        options = {
+            "device": "cpu" if here else "cuda",
+            "bf16": bool(machine.cpu_bf16()) or not here,
+        }
+        if here:
+            return Seen(
+                "WARN", "memory", f"{text}; will not fit here (--gpu SIZE for another machine)"
+            )
+        ways = settings.ways(seen, room, options)
+        raise UserError(f"{text}; will not fit. What would: {ways}")
+    return Seen("ok", "memory", text)
+
+
+def _passes(case: Case, rows: int) -> float:
+    """How often each row is learnt from."""
+    given = case.settings
+    if given.get("max_steps"):
+        step = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
+        return given["max_steps"] * step / rows
+    return given.get("num_train_epochs", 1.0)
+
+
+def exported(case: Case) -> Seen:
+    """Whether the finished run could be one GGUF file."""
+    assert case.raw
+    assert case.folder
+    kind = case.raw["model_type"]
+    if kind not in ARCHITECTURES:
+        return Seen("ok", "export", f"merged folder; GGUF: not of {_named(kind)}")
+    if not (case.folder / "tokenizer.model").is_file():
+        return Seen(
+            "ok", "export", "merged folder; GGUF: not without a tokenizer.model beside the model"
+        )
+    return Seen("ok", "export", "merged folder; GGUF: possible")

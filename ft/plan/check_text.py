@@ -1,0 +1,323 @@
+"""What a model will read: its template, tokens, lengths and supervised answers, the rows, and what ends an answer."""
+
+import statistics
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ft.data.rows import duplicates, overlap
+from ft.errors import UserError
+from ft.models import tokenizer as reader
+from ft.plan.case import SAMPLE, Case, Seen, share, some
+from ft.text import chat_template, control, native, tokens
+from ft.text.prompts import INSTRUCTION
+from ft.text.template import OPTIONAL, Template
+from ft.text.tokens import IGNORE
+
+TURNS = 200  # conversations that are rendered by the chat template as well
+CARRY = {"image", "images", "audio", "audios", "video", "videos", "tools"}  # columns of meaning
+
+
+def data(case: Case) -> Seen:
+    """The rows of each split: bad ones, doubles, what a held-out row asks too, columns that no one reads."""
+    case.splits = dict(case.rows())
+    case.sample = {
+        split: rows if case.everything else rows.sample(SAMPLE, seed=0)
+        for split, rows in case.splits.items()
+    }
+    train, *others = case.splits.values()
+    texts = [" + ".join(f"{len(rows):,} {split}" for split, rows in case.splits.items())]
+    status = "ok"
+    skipped = sum(rows.skipped for rows in case.splits.values())
+    twice = shared = 0
+    if case.reads:  # else they are shards of text
+        twice, shared = len(duplicates(train)), len(overlap(train, *others))
+    if skipped:
+        texts.append(f"{skipped:,} bad rows skipped")
+    if twice or shared:
+        status = "WARN"
+        texts.append(f"{twice:,} duplicates; {shared:,} training rows ask a held-out question")
+        if "drop_duplicates" in case.settings:
+            texts.append("--drop-duplicates leaves them out")
+    if ignored := list(
+        dict.fromkeys(name for rows in case.splits.values() for name in rows.ignored)
+    ):
+        named = ", ".join(f'"{name}"' for name in ignored)
+        texts.append(f"column{'s' * (len(ignored) > 1)} {named} ignored")
+        if CARRY & set(ignored):
+            status = "WARN"
+    return Seen(status, "data", "; ".join(texts))
+
+
+def template(case: Case) -> Seen | None:
+    """How a row reads: as the model's own turns where they are asked for, and fit for this model."""
+    assert case.folder
+    if case.reads is None:
+        return None
+    case.tokenizer = reader.read(case.folder)
+    control.require_bos(case.tokenizer)
+    case.template = case.reads(case.tokenizer)
+    texts, odd = [f"{case.template.name}"], _odd(case, case.template)
+    talks = [
+        row["messages"]
+        for rows in (case.sample or {}).values()
+        for row in rows
+        if "messages" in row and not native.reads(case.template, row)
+    ][:TURNS]
+    if case.template.name == "chat" and case.tokenizer.chat_template:
+        talks = (
+            talks or [_talk(row) for rows in (case.sample or {}).values() for row in rows][:TURNS]
+        )
+        same, refused = _compare(case.template, talks, case.tokenizer)
+        texts[0] = (
+            f"the model's own turns; equals apply_chat_template on {same:,} rows, also to generate"
+        )
+        if refused:
+            texts.append(
+                f"it refuses {refused:,} more: their system messages are put before the first question"
+            )
+    elif case.template.name in INSTRUCTION:
+        written = chat_template.write(case.template, case.tokenizer.eos_token)
+        _compare(case.template, talks or [_TALK], case.tokenizer, written)
+        texts.append("saved as a chat template that renders the same")
+    return Seen("WARN" if odd else "ok", "template", "; ".join(texts + odd))
+
+
+_TALK = [{"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Answer."}]
+
+
+def _talk(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row of fields as a conversation, where its context can be said in the same turn."""
+    context = str(row.get("context") or "").strip()
+    asked = str(row.get("instruction", row.get("source", row.get("prompt", ""))))
+    turns = [
+        {"role": "user", "content": f"{asked}\n\n{context}" if context else asked},
+        {
+            "role": "assistant",
+            "content": str(row.get("response", row.get("target", row.get("completion", "")))),
+        },
+    ]
+    system = str(row.get("system") or "")
+    return [{"role": "system", "content": system}] * bool(system.strip()) + turns
+
+
+def _compare(
+    template: Template, talks: Sequence[Any], tokenizer: Any, written: str | None = None
+) -> tuple[int, int]:
+    """Conversations that read alike in both ways, and those that the chat template refuses.
+
+    Of a template that is ``written`` as Jinja the questions are compared. Raises ``UserError`` at one that
+    reads differently.
+    """
+    from jinja2 import TemplateError
+
+    number = refused = 0
+    options = {"chat_template": written} if written else {}
+    for talk in talks:
+        first = 2 + (talk[0]["role"] == "system")
+        try:
+            for given, ask in ((talk[: first - 1] if written else talk[:-1], True), (talk, False)):
+                if written and not ask:
+                    continue
+                rendered = tokenizer.apply_chat_template(
+                    given, tokenize=False, add_generation_prompt=ask, **options
+                )
+                if written:
+                    *_, last = template.turns({"messages": given})
+                    read = tokenizer.bos_token + last["prompt"]
+                else:
+                    read = chat_template.text(template, given, tokenizer.bos_token)
+                if rendered != read:
+                    raise UserError(
+                        f"the chat template renders {rendered!r}, and training would read {read!r}"
+                    )
+        except TemplateError:  # such as of a system message that it has no place for
+            refused += 1
+            continue
+        number += 1
+    return number, refused
+
+
+def _odd(case: Case, template: Template) -> list[str]:
+    """What is odd about this template with this model, from the model's name and its end tokens."""
+    tuned = instruction_tuned(case)
+    if tuned is False and template.name == "chat":
+        return [
+            f"{case.model} is a base model: it has never seen the turns' {template.end} and learns it "
+            "from few rows; give the -it model, or --template dolly"
+        ]
+    if tuned and template.name in INSTRUCTION and "template" in case.settings:
+        return [f"{case.model} is instruction-tuned: its own turns are --template chat"]
+    return []
+
+
+def instruction_tuned(case: Case) -> bool | None:
+    """Whether a model has been tuned to follow instructions; none where nothing tells."""
+    name = case.model.rpartition("/")[2].lower()
+    if name == "embedded":
+        return False
+    if "-it" in name or "instruct" in name:
+        return True
+    return False if name.startswith(("gemma-", "recurrentgemma-", "codegemma-")) else None
+
+
+def encoded(case: Case) -> Seen | None:
+    """Ids of the sample: one BOS that comes first, and an end token that is learnt after each answer."""
+    assert case.template
+    assert case.sample
+    if "train_vision" in case.settings:
+        return Seen("--", "tokens", "images are counted with the model's own processor: `ft show`")
+    row = case.sample["train"][0]
+    lacking = set() if "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
+    if lacking:
+        return Seen("--", "tokens", f"not looked at: rows have no {', '.join(sorted(lacking))} yet")
+    parity = case.settings.get("second_bos", False)
+    if case.encode:
+        case.encoded = {
+            split: case.encode(rows, case.template, case.tokenizer, max_length=case.length)
+            for split, rows in case.sample.items()
+        }
+        count = sum(len(found.examples) for found in case.encoded.values())
+        return Seen("ok", "tokens", f"{count:,} windows of the sample's documents")
+    options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
+    for key in ("on_bad_row", "supervise_thinking"):
+        options |= {key: case.settings[key]} if key in case.settings else {}
+    case.encoded = {
+        split: tokens.encode_rows(rows, case.template, case.tokenizer, **options)
+        for split, rows in case.sample.items()
+    }
+    tokenizer, end = case.tokenizer, case.template.end or case.tokenizer.eos_token
+    bos, stop = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end)
+    answers = ended = several = rows = 0
+    for found in case.encoded.values():
+        for example in found.examples:
+            ids, labels = example["input_ids"], example["labels"]
+            spans = [
+                i
+                for i in range(1, len(ids))
+                if labels[i] != IGNORE
+                and (i + 1 == len(ids) or labels[i + 1] == IGNORE or labels[i] == stop)
+            ]
+            answers += len(spans)
+            ended += sum(labels[i] == stop for i in spans)
+            several += ids[0] != bos or ids.count(bos) != 1
+            rows += 1
+    if several and not parity:
+        raise UserError(
+            f"{several:,} of {rows:,} rows do not start with their one {tokenizer.bos_token}"
+        )
+    if ended < answers:
+        raise UserError(f"{answers - ended:,} of {answers:,} answers have no {end} that is learnt")
+    start = "a second BOS before the answer, as asked" if parity else "one BOS in every row"
+    part = "" if case.everything else " of a sample"
+    return Seen(
+        "ok", "tokens", f"{start}; {ended:,} of {answers:,} answers{part} end in {end}, supervised"
+    )
+
+
+def lengths(case: Case) -> Seen:
+    """How long rows are, what the length policy does to the longer ones, and what other lengths would do."""
+    assert case.encoded
+    found = sorted(case.encoded["train"].lengths)
+    p50, p95 = (found[min(len(found) - 1, len(found) * q // 100)] for q in (50, 95))
+    text = f"p50 {p50:,}, p95 {p95:,}, longest {found[-1]:,}"
+    limit = case.length
+    over = sum(n > limit for n in found) if limit else 0
+    if case.encode and over:
+        text = f"{text}; longer ones are read in windows of {limit:,}"
+        return Seen("ok", "length", text)
+    if not limit or not over:
+        return Seen("ok", "length", f"{text}; all within {limit:,}" if limit else text)
+    policy = case.settings.get("length_policy", "drop")
+    fate = {"drop": "would be DROPPED", "truncate": "would LOSE THEIR ENDING"}.get(
+        policy, "refused"
+    )
+    others = [n for n in (limit * 3 // 2, 2 * limit) if n < found[-1]]
+    ways = [f"--max-length {n}: {share(sum(k > n for k in found), len(found))}" for n in others]
+    text += f"; {share(over, len(found))} over {limit:,} {fate} ({', '.join([*ways, f'{found[-1]}: 0%'])})"
+    if over == len(found) == len((case.splits or {})["train"]) and policy != "truncate":
+        text = f"all {over:,} rows have more than max_length={limit} tokens: {text}"
+        policy = "error"
+    if policy == "error":
+        raise UserError(f"{text}; raise --max-length")
+    return Seen("WARN", "length", text)
+
+
+def supervised(case: Case) -> Seen:
+    """The share of tokens that is learnt, and rows of whose answer nothing can be seen."""
+    assert case.encoded
+    assert case.sample
+    assert case.template
+    train = case.encoded["train"]
+    total = sum(len(e["input_ids"]) for e in train.examples)
+    part = share(train.supervised, total)
+    rows = case.sample["train"]
+    empty = [
+        rows.place(i)
+        for i, row in enumerate(rows)
+        if not any(map(_visible, _answers(row, case.template)))
+    ]
+    if len(empty) == len(rows):
+        raise UserError(
+            f"no answer of {len(rows):,} rows has a character that can be seen{some(empty)}: only the end "
+            "token would be learnt; is the right column the answer?"
+        )
+    if empty:
+        return Seen(
+            "WARN",
+            "supervised",
+            f"{part} of tokens; {len(empty):,} of {len(rows):,} rows teach the end "
+            f"token alone{some(empty)}",
+        )
+    median = statistics.median(sum(x != IGNORE for x in e["labels"]) for e in train.examples)
+    return Seen(
+        "ok",
+        "supervised",
+        f"{part} of tokens, {median:g} in the middle row; no row with the end token alone",
+    )
+
+
+def _answers(row: Mapping[str, Any], template: Template) -> Iterator[str]:
+    """The texts of a row that its answers are made of."""
+    if "messages" in row:
+        for m in row["messages"]:
+            if m["role"] == "assistant":
+                yield str(m.get("content") or m.get("tool_calls") or "")
+        return
+    yield "".join(str(row.get(field, "")) for field in sorted(_fields(template)))
+
+
+def _fields(template: Template) -> set[str]:
+    """The fields that an answer is made of."""
+    return {field for _, field, *_ in template._pieces("completion") if field}
+
+
+def _visible(text: str) -> bool:
+    """Whether a text has a character that is neither space nor control nor of no width."""
+    return any(unicodedata.category(c)[0] not in "ZCM" for c in text)
+
+
+def stop(case: Case) -> Seen:
+    """What ends an answer when the model is used, and answers that would be cut there."""
+    assert case.template
+    assert case.folder
+    template, tokenizer = case.template, case.tokenizer
+    named = reader.read_json(case.folder / "generation_config.json").get("eos_token_id") or []
+    ids = set(named if isinstance(named, list) else [named])
+    ids |= {
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids(template.end or tokenizer.eos_token),
+    }
+    text = f"{sorted(i for i in ids if i is not None)}"
+    text += f", and the text {', '.join(map(repr, template.stop))}" * bool(template.stop)
+    text += ", written at merge and export"
+    cut = [
+        rows.place(i)
+        for rows in (case.sample or {}).values()
+        for i, row in enumerate(rows)
+        if any(end in answer.strip() for answer in _answers(row, template) for end in template.stop)
+    ]
+    if cut:
+        text += f"; {len(cut):,} answers of the sample hold that text, and end there{some(cut)}"
+    return Seen("WARN" if cut else "ok", "stop", text)
