@@ -143,15 +143,9 @@ def main(c: Config) -> None:
         variant=c.lora_variant,
     )
     say(models.summary(model))
-    encoded = text.encode_splits(
-        splits,
-        t,
-        base.tokenizer,
-        max_length=c.max_length,
-        policy=c.length_policy,
-        on_bad_row=c.on_bad_row,
-        supervise_thinking=c.supervise_thinking,
-    )
+    options: dict[str, Any] = {"max_length": c.max_length, "policy": c.length_policy}
+    options |= {"on_bad_row": c.on_bad_row, "supervise_thinking": c.supervise_thinking}
+    encoded = text.encode_splits(splits, t, base.tokenizer, **options)
     r = runs.start(
         target,
         recipe=__file__,

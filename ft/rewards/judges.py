@@ -43,8 +43,10 @@ class Translations:
         rows: Sequence[Row],
         examples: Sequence[Example],
         reward: Reward,
+        pair: str,
     ) -> None:
         self.base, self.template, self.rows, self.examples = base, template, rows, examples
+        self.pair = pair  # whose target says what BLEU takes for words
         self.reward = None if reward.name == "chrf" else reward
 
     def __call__(self) -> translation.Judged:
@@ -63,7 +65,8 @@ class Translations:
 
     def compare(self, before: translation.Judged, after: translation.Judged) -> Comparison:
         ask = ASK["translation"]
-        made = translation.compare(before, after, self.template, self.rows, ask=ask, split="valid")
+        options: Any = {"ask": ask, "split": "valid", "pair": self.pair}
+        made = translation.compare(before, after, self.template, self.rows, **options)
         if self.reward is None:
             return replace(made, table=made.table + START)
         values = rewarded(self.reward, self.rows, before.translations, after.translations)
@@ -148,10 +151,11 @@ def judge_of(
     *,
     task: str,
     max_new_tokens: int,
+    pair: str = "en-fr",
 ) -> Judge:
     """The judge for rows of a run's task; ``examples`` are those whose loss is watched."""
     if task == "translation" and all("target" in row for row in rows):
-        return Translations(base, template, rows, examples, reward)
+        return Translations(base, template, rows, examples, reward, pair)
     known = all(row.keys() & {"target", "response"} for row in rows)
     ask = ASK.get(task, ASKED)
     options: dict[str, Any] = {"ask": ask, "max_new_tokens": max_new_tokens}

@@ -7,9 +7,9 @@ from typing import Any
 
 from ft.data import gsm8k
 from ft.data.instructions import splits as instruction_splits
-from ft.data.mtnt import mtnt, normalize_punctuation
 from ft.data.preferences import answered, prompts
 from ft.data.rows import Row, Rows
+from ft.data.translation import translation_splits
 from ft.errors import UserError
 from ft.files import sha256
 from ft.models.load import Base
@@ -51,20 +51,20 @@ def rows(
     (``ft.data.preferences.prompts``), of which ``eval_limit`` drawn by ``seed`` are held out.
     """
     settings = begun.asked
-    if source and (begun.task != "translation" or _is_table(source)):
+    given = source not in (None, settings.get("data"))  # else it is what the run learnt from
+    if source and given and (begun.task != "translation" or _is_table(source)):
         train, valid = prompts(source, asked=asks(begun), on_bad_row=on_bad_row).split(
             eval_limit, seed
         )
         return {"train": train, "valid": valid}
     if begun.task == "translation":
-        pair = settings["language_pair"]
-        train, valid = (
-            mtnt(split, pair, source or settings["data"], on_bad_row=on_bad_row)
-            for split in ("train", "valid")
-        )
-        if normalize and pair == "en-fr":
-            train = train.map_targets(normalize_punctuation)
-        return {"train": train, "valid": valid.head(eval_limit)}
+        kept = ("language_pair", "quoting", "max_rows") + ("valid_data", "test_data") * (not given)
+        options = {name: settings[name] for name in kept if settings.get(name)}
+        options |= {"seed": settings.get("seed", 42), "normalize_punctuation": normalize}
+        data = source or settings["data"]
+        options |= {"data": data, "on_bad_row": on_bad_row}
+        found = translation_splits(("train", "valid"), **options)
+        return {"train": found["train"], "valid": found["valid"].head(eval_limit)}
     read = gsm8k.splits if begun.task == "reasoning" else instruction_splits
     names = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
     options = {name: settings[name] for name in names if name in settings}
@@ -96,6 +96,7 @@ def judge(
     """What judges learning from a reward: the valid rows; the loss is of the first ``valid_rows`` that fit."""
     examples = encoded["valid"].examples[:valid_rows]
     options: dict[str, Any] = {"task": run.task, "max_new_tokens": max_new_tokens}
+    options["pair"] = run.asked.get("language_pair", "en-fr")
     return judge_of(base, template, splits["valid"], examples, reward, **options)
 
 

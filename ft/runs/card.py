@@ -141,7 +141,10 @@ def _scores(test: dict[str, Any]) -> str:
     columns = ["metric", "base", "tuned", "p"]
     rows = []
     for metric, (label, _) in METRICS.items():
-        row = {name: _score(test.get(name, {}).get(metric)) for name in ("base", "tuned")}
+        row = {
+            name: _score(test.get(name, {}).get(metric), 3 if metric == "bits_per_byte" else 1)
+            for name in ("base", "tuned")
+        }
         if any(row.values()):
             rows.append({"metric": label, **row, "p": p_values.get(metric)})
     signatures = {f"{k} signature": v for k, v in test.get("signatures", {}).items()}
@@ -163,9 +166,10 @@ def _asked(test: dict[str, Any]) -> str:
     return _facts({"asked": test["ask"].strip(), **answers}) if "ask" in test else ""
 
 
-def _score(value: Any) -> str:
+def _score(value: Any, digits: int) -> str:
     if isinstance(value, dict):
-        return "{score:.1f} [{low:.1f}, {high:.1f}]".format(**value)
+        score, low, high = (f"{value[key]:.{digits}f}" for key in ("score", "low", "high"))
+        return f"{score} [{low}, {high}]"
     return "" if value is None else f"{value:.3f}"
 
 

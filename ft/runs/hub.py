@@ -10,7 +10,8 @@ from typing import Any
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import new_dir
 from ft.runs.card import HERE, card, read
-from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
+from ft.runs.folder import ADAPTER, CONFIG, FILES, MODEL, RECORD, TEXTS
+from ft.runs.published import without_paths
 
 __all__ = ["card", "pull", "push"]
 
@@ -29,7 +30,8 @@ def push(
     ``repo`` is ``owner/name``, or ``name`` for one's own. A new repository is private unless told
     otherwise; an existing one gets one more commit, but a public one is refused while ``private``.
     ``revision`` names a branch, made if needed. Raises ``UserError``; the repository then has the
-    whole commit or nothing of it, and the folder here is never changed.
+    whole commit or nothing of it, and the folder here is never changed. No absolute path of this machine
+    goes along: its last part does.
     """
     from huggingface_hub import CommitOperationAdd, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -61,10 +63,15 @@ def push(
             api.create_branch(repo, branch=revision, exist_ok=True)
         before = api.model_info(repo, revision=revision).sha
     readme = readme.replace(HERE, f"tuned = {json.dumps(repo)}")
+    readme = without_paths(readme, "README.md")
     files = [CommitOperationAdd("README.md", readme.encode())]
     for name in FILES:
-        if name != "README.md" and (run_folder / name).is_file():
-            files.append(CommitOperationAdd(name, run_folder / name))
+        if name == "README.md" or not (run_folder / name).is_file():
+            continue
+        content: Any = run_folder / name
+        if name in (RECORD, CONFIG, "adapter_config.json", "samples.txt"):
+            content = without_paths(content.read_text(encoding="utf-8"), name).encode()
+        files.append(CommitOperationAdd(name, content))
     with hub_errors(repo, committing=True):
         commit = api.create_commit(repo, files, commit_message=message, revision=revision)
     done = f"pushed {len(files)} files: {commit.commit_url}"

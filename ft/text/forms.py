@@ -85,6 +85,11 @@ def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, st
 @functools.lru_cache(maxsize=16)
 def _form(known: "_Known") -> Form:
     tokenizer = known.tokenizer
+    if not tokenizer.chat_template:
+        raise UserError(
+            "tools, calls and thoughts are rendered by the model's own chat template, and this model has "
+            "none: give its -it model, or data without them"
+        )
     control = re.compile("|".join(map(re.escape, sorted(known.key[1], key=len, reverse=True))))
     plain = _tried(tokenizer, [_USER, _ANSWER])
     asked = [_tried(tokenizer, [_USER], ask=True, thinking=thinking) for thinking in (False, True)]

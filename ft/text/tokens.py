@@ -162,7 +162,6 @@ def encode(
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
     after = ids_of(tokenizer, [tail])[0] if tail else []
-    start = [bos] if seed_parity else []
     examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
     count = len(pairs) if isinstance(pairs, Sequence) else count
     bar = tqdm(pairs, "encode", count, unit=" rows", delay=2, leave=False, disable=not is_main())
@@ -177,7 +176,7 @@ def encode(
                     "remove it from the data"
                 )
             between = [] if ended else after
-            answer = [*start, *completion, *([] if ended else [stop])]
+            answer = [*[bos] * seed_parity, *completion, *([] if ended else [stop])]
             ids += prompt + answer + between
             learnt = b"\1" if pair.get("learn", True) else b"\0"
             marks += bytes(len(prompt)) + learnt * len(answer) + bytes(len(between))

@@ -24,7 +24,8 @@ def test_the_record_says_what_it_learnt(run):
     test = record["evaluation"]["test"]
     assert test["tuned"]["bits_per_byte"]["score"] < test["base"]["bits_per_byte"]["score"]
     card = (run / "README.md").read_text()
-    assert "bits per byte" in card
+    score = test["tuned"]["bits_per_byte"]["score"]
+    assert f"| {score:.3f} \\[" in card
     assert "'text': " in card
 
 

@@ -1,5 +1,6 @@
 """Pushes and pulls, with the real client of the Hub against a server on this machine."""
 
+import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from support.fake_hub import FakeHub, Refused
 from ft import __main__ as cli
 from ft.errors import UserError
 from ft.runs import hub
+from ft.runs.published import without_paths
 
 # huggingface_hub up to 2.4.0 uploads a large file by httpx's older keyword
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -54,6 +56,38 @@ def test_a_run_of_an_older_version_is_pushed_and_pulled(server: FakeHub, tmp_pat
     pulled = contents(hub.pull("morgane/older"))
     assert pulled["run.json"] == (older / "run.json").read_bytes()
     assert pulled["adapter_model.safetensors"] == (older / "adapter_model.safetensors").read_bytes()
+
+
+def test_no_path_of_this_machine_is_pushed(server: FakeHub, tmp_path: Path) -> None:
+    older = Path(__file__).parents[1] / "fixtures" / "older_run" / "run"
+    run = shutil.copytree(older, tmp_path / "run")
+    data = tmp_path / "my data.jsonl"
+    data.touch()
+    record = json.loads((run / "run.json").read_text())
+    record["model"]["base_model"] = str(tmp_path / "base")
+    record["data"]["train"]["origin"] = f"20 rows drawn by seed 1 of {data}, /home/zoe/x.tsv"
+    record["command"] = f"python {tmp_path}/recipes/mtnt_lora.py --data '{data}' --out ~/runs/a"
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "config.yaml").write_text(f'data: "{data}"\noutput_dir: {run}\nseed: 1\n')
+    adapter = json.loads((run / "adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = str(data)
+    (run / "adapter_config.json").write_text(json.dumps(adapter))
+    (run / "README.md").unlink()
+    hub.push(run, "morgane/clean")
+    for name, content in server.repositories["morgane/clean"].branches["main"].files.items():
+        for private in (str(tmp_path), "/home/", "~/", "zoe/"):
+            assert private.encode() not in content, (name, private)
+    pushed = server.repositories["morgane/clean"].branches["main"].files
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == data.name
+    assert str(tmp_path) in (run / "run.json").read_text()  # here it stays
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/r/france and/or 1/2, https://huggingface.co/google/gemma-2b", "owner/name", "a: b/c", "~ 5"],
+)
+def test_what_is_no_path_of_a_machine_stays(text: str) -> None:
+    assert without_paths(text, "README.md") == text
 
 
 def test_push_makes_a_private_repository_in_one_commit(
