@@ -22,13 +22,14 @@ def tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
 
 
-def require_bos(tokenizer: Any) -> None:
-    """Raise ``UserError`` for a tokenizer without a BOS, which every Gemma saw first in its training."""
+def require_bos(tokenizer: Any) -> int:
+    """The id of the BOS, which every Gemma saw first in its training. Raises ``UserError`` without one."""
     if tokenizer.bos_token_id is None:
         raise UserError(
             "the tokenizer has no BOS token, with which every text of a Gemma starts; write "
             '"bos_token": "<bos>" into its tokenizer_config.json'
         )
+    return tokenizer.bos_token_id
 
 
 def refuse_template(template: Template, tokenizer: Any) -> None:

@@ -158,8 +158,7 @@ def encode(
     """
     from tqdm import tqdm
 
-    control.require_bos(tokenizer)
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos, eos = control.require_bos(tokenizer), tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
     after = ids_of(tokenizer, [tail])[0] if tail else []
     examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
