@@ -119,7 +119,8 @@ def trainer_of(c: Config, base: Any, learnt: drawn.Preferences, r: runs.Run) -> 
 
 def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
-    target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
+    given = config.pick(c, plan.checked) | {"encode": encode}
+    target, splits = plan.checked(c, rows, template, __file__, **given)
     t = template(c)
     learning.require_trl()
     say(machine.use_all_cores())

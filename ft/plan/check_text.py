@@ -63,9 +63,11 @@ def template(case: Case) -> Seen | None:
         row["messages"]
         for rows in (case.sample or {}).values()
         for row in rows
-        if "messages" in row and not native.reads(case.template, row)
+        if "messages" in row and not case.encode and not native.reads(case.template, row)
     ][:TURNS]
-    if case.template.name == "chat" and case.tokenizer.chat_template:
+    if case.encode:  # rows that are no conversations: documents, or two answers to one prompt
+        pass
+    elif case.template.name == "chat" and case.tokenizer.chat_template:
         talks = (
             talks or [_talk(row) for rows in (case.sample or {}).values() for row in rows][:TURNS]
         )

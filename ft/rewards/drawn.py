@@ -159,6 +159,7 @@ class Preferences:
     lengths: list[int]  # tokens of every row's longest answer with its prompt
     dropped: int
     truncated: int = 0  # never: half an answer is another one
+    skipped: int = 0  # likewise: what is bad is known before
 
     @property
     def paired(self) -> bool:

@@ -75,7 +75,10 @@ class _Known:
 def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, str] | None:
     """The ids around a thought in what the model writes, and its label; none where it has none."""
     own = template is not None and template.name == "chat" and tokenizer.chat_template
-    form = form_of(tokenizer) if own else None
+    try:
+        form = form_of(tokenizer) if own else None
+    except UserError:  # of a stranger's chat template, in which no thoughts are known
+        form = None
     if form is None or form.thought is None:
         return None
     opens, closes = tokenizer.convert_tokens_to_ids(list(form.thought))

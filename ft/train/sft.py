@@ -75,6 +75,7 @@ def sft(
     callbacks: Sequence[Any] = (),
     batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
     make_graph: Any = None,
+    watched: bool = True,
 ) -> Trained:
     """Train the trainable parameters of ``model`` on encoded examples.
 
@@ -86,7 +87,8 @@ def sft(
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``).
+    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``), but
+    where nothing is ``watched``, as of rows without answers.
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
     checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
@@ -142,7 +144,7 @@ def sft(
             f"{args.n_gpu} {' '.join(sys.argv)}"
         )
         args._n_gpu = 1
-    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience)
+    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience, watched)
     trainer = Trainer(
         model=model,
         args=args,

@@ -146,7 +146,9 @@ def test_it_goes_on_exactly(start, tmp_path):
 def test_check_and_show(start, tmp_path, capsys):
     words = [str(RECIPE), "--run", str(start), "--data", str(pairs(tmp_path)), *FEW[:2]]
     cli.main(["check", *words, "--output-dir", str(tmp_path / "out")])
-    assert capsys.readouterr().out.endswith("ok\n")
+    said = capsys.readouterr().out
+    assert "\nok    data " in said
+    assert "ERROR" not in said
     cli.main(["show", *words])
     said = capsys.readouterr().out
     assert "12 pairs, longest" in said

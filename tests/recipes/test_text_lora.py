@@ -59,7 +59,7 @@ def test_show_and_check_count_documents(run, capsys):
     assert "train: " in shown
     assert "⟦Note" in shown
     cli.main(["check", RECIPE, *words, "--output-dir", str(run.parent / "other")])
-    assert "13 rows" in capsys.readouterr().out
+    assert "13 train" in capsys.readouterr().out
 
 
 def test_a_mixture_resumes_exactly_and_no_other_does(run, tmp_path):
