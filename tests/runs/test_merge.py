@@ -29,7 +29,7 @@ def made(tmp_path: Path) -> Made:
 
     def make(kind: str, **options: bool) -> tuple[str, Path]:
         base = str(tiny.folder(kind, tmp_path / kind))
-        torch.manual_seed(0)  # of the adapter's first matrices
+        torch.manual_seed(1)  # of the adapter's first matrices
         model = lora.attach(models.load(base, precision="fp32"), r=4, alpha=8, **options)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
