@@ -52,6 +52,7 @@ class Held:
         max_new_tokens: int,
     ) -> None:
         self.base, self.template, self.held, self.beta = base, template, held, beta
+        self.examples = held.examples
         self.rows, self.ask, self.max_new_tokens = list(rows)[:answer_rows], ask, max_new_tokens
         with policy.as_it_began(base.model):
             self.start = self._logprobs()
