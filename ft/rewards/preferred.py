@@ -12,6 +12,7 @@ from ft.rewards import judges, policy
 from ft.rewards.drawn import Preferences
 from ft.score import comparison, likelihood
 from ft.score.comparison import Comparison
+from ft.text.examples import Example
 from ft.text.template import Template
 from ft.text.tokens import IGNORE
 
@@ -52,7 +53,7 @@ class Held:
         max_new_tokens: int,
     ) -> None:
         self.base, self.template, self.held, self.beta = base, template, held, beta
-        self.examples = held.examples
+        self.examples: Sequence[Example] = held.examples
         self.rows, self.ask, self.max_new_tokens = list(rows)[:answer_rows], ask, max_new_tokens
         with policy.as_it_began(base.model):
             self.start = self._logprobs()
