@@ -79,7 +79,8 @@ def hub_errors(
     """Turn what the Hub's client raises about ``repo`` into a ``UserError``, without the token.
 
     ``committing`` adds what became of the commit; ``otherwise`` is what can be done without the
-    Hub, said where it cannot be reached; ``missing`` is what is not here either, said first. A full disk passes through, for ``exit_cleanly``.
+    Hub, said where it cannot be reached; ``missing`` is what is not here either, said first. A full
+    disk passes through, for ``exit_cleanly``.
     """
     from huggingface_hub import errors
 

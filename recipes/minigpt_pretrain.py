@@ -26,7 +26,7 @@ from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
 from ft.data.rows import Rows
 from ft.errors import UserError
-from ft.runs import checkpoints, folder, record
+from ft.runs import folder, record
 from ft.text import prompts
 from ft.train import optim, pretraining
 
@@ -193,11 +193,10 @@ def main(c: Config) -> None:
     )
     same = {k: v for k, v in config.to_dict(c).items() if k not in MAY_CHANGE}
     same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
-    checkpoint, done = checkpoints.resumable(r.folder, c.resume_from_checkpoint, same), {}
+    checkpoint, done = folder.go_on(r, c.resume_from_checkpoint, same), {}
     if checkpoint:
         done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)
         windows.load_state_dict(done["windows"][accelerator.process_index])
-        r.begin()
         r.rewind(done["step"])
         machine.say(f"resumed after step {done['step']}")
     r.note(
@@ -245,8 +244,9 @@ def main(c: Config) -> None:
         states = gather_object([windows.state_dict()])  # of each process
         done = {"step": meter.step, "seconds": meter.seconds, "windows": states, "best": meter.best}
         if accelerator.is_main_process:
-            given: Any = {"model": model, "optimizers": optimizers, "made_with": same}
-            pretraining.save(r.folder, done=done, **given)
+            pretraining.save(
+                r.folder, model=model, optimizers=optimizers, done=done, made_with=same
+            )
         accelerator.wait_for_everyone()
 
     stream = iter(windows)

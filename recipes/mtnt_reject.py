@@ -168,7 +168,6 @@ def main(c: Config) -> None:
             tokens.encode_rows(kept, t, base.tokenizer, max_length=c.max_length).examples,
             run=state.begin(number, scored),
             validate=judge.loss,
-            watched=bool(judge.examples),
             learning_rate=c.learning_rate,
             lr_scheduler_type="constant",
             per_device_train_batch_size=c.per_device_train_batch_size,

@@ -6,7 +6,7 @@ accelerate launch recipes/text_lora.py --data papers.jsonl,wiki.parquet=0.3 --te
 accelerate launch recipes/text_lora.py --model google/gemma-2b            QLoRA on one GPU
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
-Time      13 minutes for 40 steps of 8 documents (20,525 tokens) on one CPU core that did other work as well
+Time      13 minutes for --max-steps 40 --valid-rows 20 --test-rows 20 (20,525 tokens) on one busy CPU core
 Memory    2.2 GiB at the peak of these steps and the evaluation (bf16; planned 2.3)
 Score     1.23 [1.09, 1.42] -> 1.06 [0.93, 1.23] bits per byte of 20 held-out documents (p 0.001)
 Data      text files, tables with a column of text, folders, the Hub, or `builtin`, what Python says of itself

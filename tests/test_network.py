@@ -81,6 +81,15 @@ def test_libraries_are_told_not_to_report_also_when_they_came_first(first, tmp_p
     assert without_network(tmp_path, f"import {first}; import ft; {said}") == []
 
 
+@pytest.mark.parametrize("first", ["ft", "huggingface_hub.constants"])
+@pytest.mark.parametrize(("value", "quiet"), [("0", False), ("true", True)])
+def test_who_sets_the_variable_is_heard(first, value, quiet, tmp_path) -> None:
+    own = f"import os; os.environ['HF_HUB_DISABLE_TELEMETRY'] = {value!r}"
+    said = "import huggingface_hub.constants as c"
+    code = f"{own}; import {first}; import ft; {said}; assert c.HF_HUB_DISABLE_TELEMETRY is {quiet}"
+    assert without_network(tmp_path, code) == []
+
+
 def test_that_test_can_fail(tmp_path: Path) -> None:
     code = (
         "from huggingface_hub.utils import send_telemetry as s; s('x'); import time; time.sleep(1)"

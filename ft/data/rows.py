@@ -128,21 +128,23 @@ class Rows(Sequence[Row]):
         return self.chosen(range(n), f"the first {n} rows of {self.origin}", str(n))
 
 
-def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
+def summary(
+    splits: Mapping[str, Rows], advice: str = "", known: tuple[int, int] | None = None
+) -> str:
     """Lines for people: the rows of each split and their origin, and what of the first stands twice.
 
-    ``advice`` follows that note.
+    ``advice`` follows that note; ``known`` is what ``doubles`` found, where that was asked already.
     """
     lines = [f"{split:6}{len(rows):>7,} rows  {rows.origin}" for split, rows in splits.items()]
     if ignored := dict.fromkeys(name for rows in splits.values() for name in rows.ignored):
         lines.append(f"ignored columns: {', '.join(ignored)}")
     lines += mixture(splits)
-    train, *others = splits.values()
-    twice, shared = len(duplicates(train)), len(overlap(train, *others))
+    twice, shared = known or doubles(splits)
     if twice or shared:
-        same = "are held out as well" if "text" in train[0] else "ask what a held-out row asks"
+        told = "text" in next(iter(splits.values()))[0]
+        same = "are held out as well" if told else "ask what a held-out row asks"
         lines.append(f"note: {twice} training rows are there twice, {shared} {same}{advice}")
-    rows = [row for split in splits.values() for row in split]
+    rows = (row for split in splits.values() for row in split)
     if broken := sum("\n" in row.get("target", "") for row in rows):
         lines.append(f"note: {broken:,} translations with line breaks: none ends an answer")
     return "\n".join(lines)
@@ -150,15 +152,20 @@ def summary(splits: Mapping[str, Rows], advice: str = "") -> str:
 
 def mixture(splits: Mapping[str, Rows]) -> list[str]:
     """A line for each source of a mixture: how many rows of each split are its own; else none."""
-    first = next(iter(splits.values()))
     lines = []
-    for name in first.sources:
+    for name in next(iter(splits.values())).sources:
         counts = {
             split: (rows.by_source().get(name, 0), len(rows)) for split, rows in splits.items()
         }
         told = (f"{n:,} of {split} ({n / all_rows:.1%})" for split, (n, all_rows) in counts.items())
         lines.append(f"source {name}: {', '.join(told)}")
     return lines
+
+
+def doubles(splits: Mapping[str, Rows]) -> tuple[int, int]:
+    """How many rows of the first split stand there twice, and how many ask what one of another asks."""
+    train, *others = splits.values()
+    return len(duplicates(train)), len(overlap(train, *others))
 
 
 def overlap(train: Rows, *others: Rows) -> list[int]:

@@ -79,10 +79,10 @@ def pairs(
     """Rows of a .jsonl, .json, .csv, .tsv, .parquet or .tmx file, or of a dataset on the Hub.
 
     Where ``path`` is no file and has no such suffix, the Hub is asked for ``split`` of
-    ``owner/name`` or ``owner/name/configuration``, as with ``hub:`` in front in any case. The columns are those that are named, else those
-    that are called as the languages of ``pair`` are, at the top or inside of one (WMT's
-    ``translation``, by name ``translation.en``), else ``source`` and ``target``. csv and tsv begin
-    with a header; ``quoting`` as ``delimited.records`` has it. A file may be gzipped (``.csv.gz``).
+    ``owner/name`` or ``owner/name/configuration``, as with ``hub:`` in front in any case. The columns
+    are those that are named, else those that are called as the languages of ``pair`` are, at the top or
+    inside of one (WMT's ``translation``, by name ``translation.en``), else ``source`` and ``target``. csv
+    and tsv begin with a header; ``quoting`` as ``delimited.records`` has it. A file may be gzipped (``.csv.gz``).
     Messages give a row's line as an editor shows it; in json, parquet and Hub data they count rows.
     Raises UserError for a missing file, an unknown column, bad rows unless ``on_bad_row="skip"``.
     """

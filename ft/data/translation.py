@@ -37,8 +37,8 @@ def translation_splits(
 
     ``data`` is MTNT as ``mtnt`` takes it, with its own splits, or pairs as ``open_pairs`` does,
     ``max_rows`` of them in all, of several sources mixed by ``seed``. Of these, what ``valid_data`` and
-    ``test_data`` do not name is held out by ``seed``: a tenth, at most 1,000 rows for the test and 200 to watch; the origins say so. ``extra_data`` are more pairs to
-    train on, ``extra_rows`` how many of them. ``normalize_punctuation`` is done to French training
+    ``test_data`` do not name is held out by ``seed``: a tenth, at most 1,000 rows for the test and 200 to
+    watch; the origins say so. ``extra_data`` are more pairs to train on, ``extra_rows`` how many of them. ``normalize_punctuation`` is done to French training
     targets only. Raises ``UserError`` as these do, and for fewer rows than can be held out of.
     """
     _, target = languages.pair(language_pair)

@@ -1,7 +1,6 @@
 """Load a Gemma to fine-tune, in the precision and with the attention that fit model and machine."""
 
 import contextlib
-import json
 import logging
 import math
 import re
@@ -15,7 +14,7 @@ from ft.errors import UserError, nearest
 from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
 from ft.models.sources import SUPPORTED as SUPPORTED
-from ft.models.sources import fetch, published_name, read_config
+from ft.models.sources import fetch, published_name, read_config, shapes_of
 from ft.models.sources import resolve as resolve
 
 if TYPE_CHECKING:
@@ -163,12 +162,7 @@ def _widened(choice: hardware.Choice, on: machine.Machine, path: Path) -> hardwa
 
 def _numbers(path: Path) -> int:
     """How many numbers the weights in a folder are, by the headers of their files."""
-    total = 0
-    for file in path.glob("*.safetensors"):
-        with open(file, "rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(x["shape"]) for n, x in header.items() if n != "__metadata__")
-    return total
+    return sum(map(math.prod, shapes_of(path).values()))
 
 
 def _from_transformers(

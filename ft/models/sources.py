@@ -5,6 +5,7 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SUPPORTED = (
     + ("gemma4_unified_text", "gemma4_unified")
     + ("recurrent_gemma", "minigpt")
 )
+_HEADER = 100_000_000  # bytes; a safetensors file has no longer one
 _TEXTS = ["*.json", "*.jinja", "tokenizer.model"]
 _OFFLINE = "Use `embedded`, or a local folder, or connect once so that the Hub's cache has it."
 
@@ -123,6 +125,20 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
             "model that generates."
         )
     return raw
+
+
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """Shapes of the weights in a folder by name, from the headers of their files; none without weights."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with open(file, "rb") as stream:
+                (size,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(min(size, _HEADER)))
+        except (OSError, ValueError, struct.error):
+            raise UserError(f"{file} is damaged: it has no readable header") from None
+        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return found
 
 
 def license_of(base: str) -> tuple[str | None, str]:

@@ -179,11 +179,7 @@ def output(case: Case) -> Seen:
     settings = case.settings
     resume = settings.get("resume_from_checkpoint")
     overwrite = settings.get("overwrite_output_dir", False)
-    there = (
-        case.output_dir.exists() and any(case.output_dir.iterdir())
-        if case.output_dir.is_dir()
-        else False
-    )
+    there = folder.holds_any(case.output_dir)
     folder.check_folder(case.output_dir, overwrite, resume)
     what = "new folder"
     if there:

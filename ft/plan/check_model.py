@@ -1,15 +1,13 @@
 """What a model is and needs, from its configuration alone: how it is stored, its head, LoRA's layers, memory, export."""
 
 import contextlib
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from ft import machine
 from ft.errors import UserError
 from ft.models import embedded, parameters
-from ft.models.sources import fetch, read_config
+from ft.models.sources import fetch, read_config, shapes_of
 from ft.plan import layers, settings, shapes, time
 from ft.plan.case import Case, Seen
 from ft.plan.peak import GIB
@@ -25,7 +23,6 @@ NAMES = {
     "recurrent_gemma": "RecurrentGemma, padded on the right only",
     "minigpt": "mini-GPT",
 }
-HEADER = 100_000_000  # bytes; a safetensors file has no longer one
 SOFT_CAPS = {"gemma2": (50.0, 30.0)}  # what a config.json may leave out: on attention, on logits
 
 
@@ -91,7 +88,7 @@ def _head(folder: Path, text: dict[str, Any]) -> tuple[str, bool]:
     """Whose the head is, and whether flag and weights say different things."""
     tied = text.get("tie_word_embeddings", True)
     try:
-        own = any("lm_head" in name for name in tensors(folder))
+        own = any("lm_head" in name for name in shapes_of(folder))
     except UserError as error:  # a loading will refuse it
         return str(error), True
     if tied and own:
@@ -102,22 +99,8 @@ def _head(folder: Path, text: dict[str, Any]) -> tuple[str, bool]:
     return ("tied head" if tied else "own head"), False
 
 
-def tensors(folder: Path) -> dict[str, list[int]]:
-    """Shapes of the weights in a folder by name, from the headers of their files; none without weights."""
-    found: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with open(file, "rb") as stream:
-                (size,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(min(size, HEADER)))
-        except (OSError, ValueError, struct.error):
-            raise UserError(f"{file} is damaged: it has no readable header") from None
-        found |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    return found
-
-
 def numbers(case: Case) -> Seen:
-    """What is computed, and by what: attention that is exact for this model, and never fp16."""
+    """What is computed, and by what: attention that is exact for this model, and never fp16 alone."""
     assert case.raw
     kind, text = case.raw["model_type"], text_of(case.raw)
     default = SOFT_CAPS.get(kind, (None, None))
@@ -138,7 +121,7 @@ def numbers(case: Case) -> Seen:
     return Seen(
         "ok",
         "numbers",
-        f"{attention}; soft caps: {', '.join(caps) or 'none'}; fp32 or bf16, never fp16; positions and "
+        f"{attention}; soft caps: {', '.join(caps) or 'none'}; fp32 or bf16, never fp16 alone; positions and "
         "norms in fp32; a value that is not finite stops the run and is named",
     )
 

@@ -1,12 +1,13 @@
 """What a model will read: its template, tokens, lengths and supervised answers, the rows, and what ends an answer."""
 
+import itertools
 import statistics
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ft.data.rows import duplicates, overlap
+from ft.data.rows import doubles
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some
@@ -26,13 +27,11 @@ def data(case: Case) -> Seen:
         split: rows if case.everything else rows.sample(SAMPLE, seed=0)
         for split, rows in case.splits.items()
     }
-    train, *others = case.splits.values()
     texts = [" + ".join(f"{len(rows):,} {split}" for split, rows in case.splits.items())]
     status = "ok"
     skipped = sum(rows.skipped for rows in case.splits.values())
-    twice = shared = 0
-    if case.reads:  # else they are shards of text
-        twice, shared = len(duplicates(train)), len(overlap(train, *others))
+    # else they are shards of text
+    case.doubles = twice, shared = doubles(case.splits) if case.reads else (0, 0)
     if skipped:
         texts.append(f"{skipped:,} bad rows skipped")
     if twice or shared:
@@ -59,18 +58,12 @@ def template(case: Case) -> Seen | None:
     control.require_bos(case.tokenizer)
     case.template = case.reads(case.tokenizer)
     texts, odd = [f"{case.template.name}"], _odd(case, case.template)
-    talks = [
-        row["messages"]
-        for rows in (case.sample or {}).values()
-        for row in rows
-        if "messages" in row and not case.encode and not native.reads(case.template, row)
-    ][:TURNS]
+    rows = (row for rows in (case.sample or {}).values() for row in rows)
     if case.encode:  # rows that are no conversations: documents, or two answers to one prompt
         pass
     elif case.template.name == "chat" and case.tokenizer.chat_template:
-        talks = (
-            talks or [_talk(row) for rows in (case.sample or {}).values() for row in rows][:TURNS]
-        )
+        plain = (row for row in rows if not native.reads(case.template, row))
+        talks = [_talk(row) for row in itertools.islice(plain, TURNS)]
         same, refused = _compare(case.template, talks, case.tokenizer)
         texts[0] = (
             f"the model's own turns; equals apply_chat_template on {same:,} rows, also to generate"
@@ -81,7 +74,10 @@ def template(case: Case) -> Seen | None:
             )
     elif case.template.name in INSTRUCTION:
         written = chat_template.write(case.template, case.tokenizer.eos_token)
-        _compare(case.template, talks or [_TALK], case.tokenizer, written)
+        asked = (row["messages"] for row in rows if "messages" in row)
+        _compare(
+            case.template, [*itertools.islice(asked, TURNS)] or [_TALK], case.tokenizer, written
+        )
         texts.append("saved as a chat template that renders the same")
     return Seen("WARN" if odd else "ok", "template", "; ".join(texts + odd))
 
@@ -89,19 +85,12 @@ def template(case: Case) -> Seen | None:
 _TALK = [{"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Answer."}]
 
 
-def _talk(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row of fields as a conversation, where its context can be said in the same turn."""
-    context = str(row.get("context") or "").strip()
-    asked = str(row.get("instruction", row.get("source", row.get("prompt", ""))))
-    turns = [
-        {"role": "user", "content": f"{asked}\n\n{context}" if context else asked},
-        {
-            "role": "assistant",
-            "content": str(row.get("response", row.get("target", row.get("completion", "")))),
-        },
-    ]
-    system = str(row.get("system") or "")
-    return [{"role": "system", "content": system}] * bool(system.strip()) + turns
+def _talk(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row as a conversation that ends with an answer; a prompt alone gets one."""
+    if "prompt" in row:  # of images
+        row = {"instruction": row["prompt"], "response": row["completion"]}
+    messages = native.messages_of(row)
+    return messages + [{"role": "assistant", "content": "."}] * (messages[-1]["role"] == "user")
 
 
 def _compare(

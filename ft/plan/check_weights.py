@@ -78,7 +78,8 @@ def _start(model: Any, examples: Sequence[Example], accept: bool) -> Seen:
 
     loss = again()
     if not math.isfinite(loss):
-        return Seen("ERROR", "start loss", f"{loss}: {first_batch.culprit(model, again)}")
+        why = first_batch.culprit(model, again) or "every module's output is finite"
+        return Seen("ERROR", "start loss", f"{loss}: {why}")
     if loss > first_batch.bound(model):
         text = first_batch.too_high(model, loss)
         if not accept:

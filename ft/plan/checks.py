@@ -165,7 +165,7 @@ def checked(
         return target, dict(case.rows())
     report = look(case)
     if case.splits and reads:
-        say(summary(case.splits))
+        say(summary(case.splits, known=case.doubles))
     say(str(report))
     if report.errors:
         raise UserError("\n".join(report.errors))

@@ -24,7 +24,6 @@ class Judge(Protocol):
     """Called it judges the model as it is now; two of what it finds can be compared."""
 
     watched: bool  # whether its loss is what learns, and worth a look on the way
-    examples: Sequence[Example]  # whose loss it is; none where no answer is known
 
     def __call__(self) -> Any: ...
     def line(self, found: Any) -> str: ...

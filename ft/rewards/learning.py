@@ -11,8 +11,7 @@ from ft.data.preferences import asking
 from ft.data.rows import Row
 from ft.errors import UserError
 from ft.rewards.drawn import Pair
-from ft.runs import checkpoints
-from ft.runs.folder import Run
+from ft.runs.folder import Run, go_on
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import prompt_ids
@@ -239,16 +238,14 @@ def learn(
 ) -> Learnt:
     """Train. ``watch(step)`` is called every ``watch_steps`` and at the end, and may raise.
 
-    ``resume`` is ``"last"`` or the folder of a checkpoint of this very run. After ``seconds`` no step begins. Raises ``UserError`` for a loss that is not finite and, from
-    ``Reward.batch``, for rewards that nothing can be learnt from.
+    ``resume`` is ``"last"`` or the folder of a checkpoint of this very run. After ``seconds`` no step
+    begins. Raises ``UserError`` for a loss that is not finite and, from ``Reward.batch``, for rewards
+    that nothing can be learnt from.
     """
     from ft.rewards.trl_trainers import Journal
 
     trainer.fingerprint = run.made_with
-    checkpoint = checkpoints.resumable(run.folder, resume, run.made_with)
-    if checkpoint:
-        run.begin()
-        run.note(resumed_from=checkpoint.name)
+    checkpoint = go_on(run, resume, run.made_with)
     trainer.add_callback(Journal(run, watch, watch_steps, seconds))
     model, start = trainer.model, time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

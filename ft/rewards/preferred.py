@@ -1,8 +1,7 @@
 """Held-out preferences: how often the implicit reward of a model that learns from others is right, and its loss."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from ft.rewards import judges, policy
 from ft.rewards.drawn import Preferences
 from ft.score import comparison, likelihood
 from ft.score.comparison import Comparison
-from ft.text.examples import Example
 from ft.text.template import Template
 from ft.text.tokens import IGNORE
 
@@ -53,7 +51,6 @@ class Held:
         max_new_tokens: int,
     ) -> None:
         self.base, self.template, self.held, self.beta = base, template, held, beta
-        self.examples: Sequence[Example] = held.examples
         self.rows, self.ask, self.max_new_tokens = list(rows)[:answer_rows], ask, max_new_tokens
         with policy.as_it_began(base.model):
             self.start = self._logprobs()
@@ -141,25 +138,11 @@ class Held:
                 {"input_ids": p + a, "labels": [IGNORE] * len(p) + a}
                 for p, a in zip(prompts, answers, strict=True)
             ]
-        with resting(self.base.model):
+        with likelihood.resting(self.base.model):
             return {
                 name: [(v.sum().item(), len(v)) for v in likelihood.logprobs(self.base.model, each)]
                 for name, each in examples.items()
             }
-
-
-@contextmanager
-def resting(model: Any) -> Iterator[None]:
-    """The model without gradients and dropout, while this lasts."""
-    import torch
-
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def _right(gaps: Sequence[float]) -> float:

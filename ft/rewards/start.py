@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ft.data import gsm8k
+from ft.data.encodings import suffix_of
 from ft.data.instructions import splits as instruction_splits
 from ft.data.preferences import answered, prompts
 from ft.data.rows import Row, Rows
+from ft.data.tables import FORMATS
 from ft.data.translation import translation_splits
 from ft.errors import UserError
 from ft.files import sha256
@@ -121,7 +123,7 @@ def note(
 
 
 def _is_table(source: str) -> bool:
-    return Path(source).suffix.lower() in (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+    return suffix_of(Path(source)) in FORMATS
 
 
 def _asking(rows: Rows) -> Rows:

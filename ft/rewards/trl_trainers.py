@@ -22,21 +22,20 @@ from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.machine import is_main
 from ft.rewards import policy
-from ft.runs import checkpoints
 from ft.runs.folder import Run
 from ft.score import likelihood
 from ft.text.template import Template
 from ft.train import optim
+from ft.train.staged import Staged
 
 # what TRL computes of logits that never exist here
 NOT_COMPUTED = {"logits/chosen", "logits/rejected", "mean_token_accuracy"}
 
 
-class _Ours:
+class _Ours(Staged):
     """What the trainers share. Only the adapter that learns has gradients; TRL's ``ref`` is its start."""
 
     model: Any
-    args: Any
     optimizer: Any
 
     def adopt(self) -> None:
@@ -74,27 +73,6 @@ class _Ours:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the card is made from the finished run."""
-
-    fingerprint: dict[str, Any]  # of the run, for a checkpoint
-    staging = ""
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self.staging or str(self.args.output_dir)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write ``checkpoint-N`` beside its place and rename it, so that it is complete or absent."""
-        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"  # pyright: ignore
-        self.staging = str(folder / ".staging")
-        try:
-            super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            staging, self.staging = Path(self.staging), ""
-        if self.args.should_save:
-            (staging / name / "training_args.bin").unlink(
-                missing_ok=True
-            )  # a pickle that no one reads
-            checkpoints.keep(staging / name, folder / name, self.fingerprint)
-            staging.rmdir()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The adapter alone; its start and the reference stay as they are."""

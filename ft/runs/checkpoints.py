@@ -81,7 +81,7 @@ def rewind(folder: Path, place: Path) -> None:
     """Make ``place`` the newest checkpoint of a run that goes on from it.
 
     Newer ones in the folder are deleted, as the run will write them again; of another run's folder the
-    checkpoints up to it, and the metrics, are copied.
+    checkpoints up to it are copied.
     """
     if not is_main():
         return
@@ -90,8 +90,6 @@ def rewind(folder: Path, place: Path) -> None:
         for old in complete(place.parent):
             if step_of(old) <= step:
                 shutil.copytree(old, folder / old.name)
-        if (metrics := place.parent / "metrics.jsonl").exists():
-            shutil.copyfile(metrics, folder / metrics.name)
     for newer in complete(folder):
         if step_of(newer) > step:
             say(f"{newer.name} is deleted: the run goes on from step {step}")

@@ -16,7 +16,7 @@ from ft.errors import UserError
 from ft.files import json_lines, settle, sync_dir, write_json, write_text
 from ft.machine import check_launch, is_main
 from ft.models.lora import settle_config
-from ft.runs import lock
+from ft.runs import checkpoints, lock
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
@@ -64,8 +64,7 @@ def check_folder(folder: Path, overwrite: bool = False, resume: str | None = Non
             f"output folder {folder}: {parent} is not writable; choose another --output-dir"
         )
     lock.check(folder)
-    full = folder.exists() and any(not left_over(path) for path in folder.iterdir())
-    if not full or target.goes_on:
+    if not holds_any(folder) or target.goes_on:
         return target
     if not overwrite:
         advice = (
@@ -88,6 +87,11 @@ def check_folder(folder: Path, overwrite: bool = False, resume: str | None = Non
 _LEFT = re.compile(
     r"\.(staging|adapter|model|lock|(.+\.(json|jsonl|yaml|txt|md|png)|checkpoint-\d+)\..+)"
 )
+
+
+def holds_any(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a killed run left hidden."""
+    return folder.is_dir() and any(not left_over(path) for path in folder.iterdir())
 
 
 def left_over(path: Path) -> bool:
@@ -158,6 +162,19 @@ class Run:
             self.held[name] = text
         elif is_main():
             write_text(self.folder / name, text)
+
+
+def go_on(run: Run, resume: str | None, made_with: dict[str, Any]) -> Path | None:
+    """Begin a run that goes on, from the checkpoint that ``checkpoints.resumable`` finds; none: from its start."""
+    place = checkpoints.resumable(run.folder, resume, made_with)
+    if place:
+        checkpoints.rewind(run.folder, place)
+        before = place.parent / METRICS
+        if is_main() and before.exists() and place.parent.resolve() != run.folder.resolve():
+            shutil.copyfile(before, run.folder / METRICS)
+        run.begin()
+        run.note(resumed_from=place.name)
+    return place
 
 
 def adopt(run: Run, made: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import new_dir
 from ft.runs.card import HERE, card, read
-from ft.runs.folder import ADAPTER, CONFIG, FILES, MODEL, RECORD, TEXTS
+from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
 from ft.runs.published import without_paths
 
 __all__ = ["card", "pull", "push"]
@@ -69,7 +69,7 @@ def push(
         if name == "README.md" or not (run_folder / name).is_file():
             continue
         content: Any = run_folder / name
-        if name in (RECORD, CONFIG, "adapter_config.json", "samples.txt"):
+        if name in (*TEXTS, ADAPTER[1]):
             content = without_paths(content.read_text(encoding="utf-8"), name).encode()
         files.append(CommitOperationAdd(name, content))
     with hub_errors(repo, committing=True):

@@ -1,5 +1,6 @@
 """What of a run anyone may read: its texts without the paths of the machine that made it."""
 
+import functools
 import json
 import os
 import re
@@ -29,10 +30,8 @@ def _cleared(value: Any) -> Any:
         return [_cleared(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    whole = _pattern().match(value) and "\n" not in value and " " not in Path(value).anchor
-    if whole and os.path.exists(value):
-        return Path(value).name
-    return _in_text(value)
+    whole = _pattern().match(value) and os.path.exists(value)
+    return Path(value).name if whole else _in_text(value)
 
 
 def _in_text(text: str) -> str:
@@ -43,6 +42,7 @@ def _last(path: str) -> str:
     return PureWindowsPath(path).name or path  # which knows both kinds of slashes
 
 
+@functools.cache
 def _pattern() -> re.Pattern[str]:
     here = {entry.name for entry in os.scandir("/") if entry.is_dir()} if os.name != "nt" else set()
     roots = "|".join(sorted(map(re.escape, _ROOTS | here)))

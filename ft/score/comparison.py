@@ -3,7 +3,7 @@
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,9 +50,14 @@ def resamples(n: int, seed: int = SEED) -> Resamples:
 
 def interval(each: Sequence[float], drawn: Resamples) -> Score:
     """The mean of each row's score, and its 95% bootstrap interval."""
-    means = sorted(mean([each[i] for i in sample]) for sample in drawn)
-    low, high = means[int(0.025 * len(means))], means[int(0.975 * len(means)) - 1]
-    return {"score": mean(each), "low": low, "high": high}
+    return within(mean(each), (mean([each[i] for i in sample]) for sample in drawn))
+
+
+def within(score: float, values: Iterable[float]) -> Score:
+    """A score with the interval that holds 95% of its ``values`` on bootstrap samples."""
+    each = sorted(values)
+    low, high = each[int(0.025 * len(each))], each[int(0.975 * len(each)) - 1]
+    return {"score": score, "low": low, "high": high}
 
 
 def p_value(first: Sequence[float], each: Sequence[float], drawn: Resamples) -> float:

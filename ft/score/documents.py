@@ -37,22 +37,17 @@ def before_after(
     which has no bytes. Both models go on greedily from the first tokens of some of them. The values are for
     each model its bits per byte with a 95% interval, loss and perplexity of a token.
     """
-    import torch
-
     start = time.perf_counter()
     encoded = documents.encode(rows, template, tokenizer, max_length=max_length, ends=False)
     openings = [ids[: OPENING + 1] for ids in _openings(encoded, len(rows))]
 
     def judged(each: Any) -> tuple[list[float], list[str]]:
         nats = [0.0] * len(rows)
-        was_training = each.training
-        each.eval()
-        with torch.no_grad():
+        with likelihood.resting(each):
             found = likelihood.logprobs(each, encoded.examples)
         for row, values in zip(encoded.rows, found, strict=True):
             nats[row] -= float(values.double().sum())
         answers = write(each, tokenizer, template, openings, max_new_tokens=max_new_tokens)
-        each.train(was_training)
         return nats, [answer.text for (answer,) in answers]
 
     found = comparison.both(judged, model, base)
@@ -89,9 +84,8 @@ def _bits(nats: Sequence[float], sizes: Sequence[int]) -> float:
 def _interval(
     nats: Sequence[float], sizes: Sequence[int], drawn: comparison.Resamples
 ) -> comparison.Score:
-    each = sorted(_bits([nats[i] for i in s], [sizes[i] for i in s]) for s in drawn)
-    low, high = each[int(0.025 * len(each))], each[int(0.975 * len(each)) - 1]
-    return {"score": _bits(nats, sizes), "low": low, "high": high}
+    each = (_bits([nats[i] for i in s], [sizes[i] for i in s]) for s in drawn)
+    return comparison.within(_bits(nats, sizes), each)
 
 
 def _p_value(gaps: Sequence[float], sizes: Sequence[int], drawn: comparison.Resamples) -> float:

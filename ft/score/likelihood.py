@@ -1,8 +1,9 @@
 """How likely a model finds tokens: of examples, windows of a text and texts, and with gradients to learn from."""
 
+import contextlib
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,9 +78,7 @@ def of_examples(
         order = sorted(range(len(examples)), key=lambda i: lengths[i])
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     total = torch.zeros(3, dtype=torch.float64, device=state.device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with resting(model):
         turns = range(state.process_index, len(batches) + state.process_index, state.num_processes)
         for turn in tqdm(turns, desc="loss", disable=quiet, leave=False):
             # with nothing left for this process, one batch more that is not counted: where
@@ -95,7 +94,6 @@ def of_examples(
                     total[0] += answer["loss"]
                     total[1] += answer["correct"]
                     total[2] += (piece["labels"][:, 1:] != IGNORE).sum()
-    model.train(was_training)
     if state.num_processes > 1:
         total = reduce(total)
     summed, correct, count = total.tolist()  # pyright: ignore[reportAttributeAccessIssue]
@@ -194,3 +192,17 @@ def logprobs_of_batch(model: Any, ids: "Tensor", mask: "Tensor", labels: "Tensor
     values = torch.cat(logprobs(model, examples))
     wanted = labels[:, 1:] != IGNORE
     return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+
+
+@contextlib.contextmanager
+def resting(model: Any) -> Iterator[None]:
+    """The model without gradients and dropout, while this lasts."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -53,7 +53,8 @@ def form_of(tokenizer: Any) -> Form:
     """The ``Form`` of a tokenizer's chat template. Raises ``UserError`` where it has none of turns."""
     if not tokenizer.chat_template:
         raise UserError(
-            "the tokenizer has no chat template, which alone has places for tools and thoughts"
+            "the tokenizer has no chat template, which alone has places for tools and thoughts: give the "
+            "-it model, or data without them"
         )
     return _form(_Known(tokenizer))
 
@@ -88,11 +89,6 @@ def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, st
 @functools.lru_cache(maxsize=16)
 def _form(known: "_Known") -> Form:
     tokenizer = known.tokenizer
-    if not tokenizer.chat_template:
-        raise UserError(
-            "tools, calls and thoughts are rendered by the model's own chat template, and this model has "
-            "none: give its -it model, or data without them"
-        )
     control = re.compile("|".join(map(re.escape, sorted(known.key[1], key=len, reverse=True))))
     plain = _tried(tokenizer, [_USER, _ANSWER])
     asked = [_tried(tokenizer, [_USER], ask=True, thinking=thinking) for thinking in (False, True)]
@@ -155,6 +151,7 @@ def render(
     ask: bool = False,
     thinking: bool = False,
 ) -> str:
+    """What the chat template makes of messages; with ``ask`` a prompt. Raises what Jinja raises."""
     shown = [_shown(message) for message in messages]
     options = {"enable_thinking": True} if thinking else {}
     return tokenizer.apply_chat_template(

@@ -29,7 +29,7 @@ def prompt(template: Template, row: Mapping[str, Any], tokenizer: Any) -> str:
 
     Raises ``UserError`` where the chat template refuses it or has no place for what it holds.
     """
-    return _text(template, row, _messages(row), tokenizer, ask=True)
+    return _text(template, row, messages_of(row), tokenizer, ask=True)
 
 
 def pairs(
@@ -41,7 +41,7 @@ def pairs(
     a thought, a call or a text that the chat template would leave out; but the thoughts before the
     last question, which the model never sees again either, may be.
     """
-    form, messages = form_of(tokenizer), _messages(row)
+    form, messages = form_of(tokenizer), messages_of(row)
     rendered = _text(template, row, messages, tokenizer)
     marked = _text(template, row, [_with_marks(m, i) for i, m in enumerate(messages)], tokenizer)
     _refuse_lost(marked, messages)
@@ -140,7 +140,7 @@ def _text(
         raise UserError(f"the model's chat template refuses it: {error}") from None
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row as messages that any chat template reads."""
     if "messages" in row:
         messages = list(row["messages"])

@@ -19,7 +19,9 @@ INSIST = "FT_ACCEPT_LOSS"  # in the environment: the start is known to be high
 def check(model: Any, loss: float, again: Callable[[], Any]) -> None:
     """Raise ``UserError`` for a loss that no training should start from; ``again`` computes it once more."""
     if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} before the first step: {culprit(model, again)}")
+        if found := culprit(model, again):
+            raise UserError(f"the loss is {loss} before the first step: {found}")
+        return  # of no tokens, as where answers have no reference; one in training stops the run
     if loss > bound(model) and os.environ.get(INSIST, "0") in ("", "0"):
         raise UserError(f"{too_high(model, loss)} If that is what you want, set {INSIST}=1.")
 
@@ -41,7 +43,7 @@ def too_high(model: Any, loss: float) -> str:
 
 
 def culprit(model: Any, again: Callable[[], Any]) -> str:
-    """The first module, in the order of computing, whose output is not finite, and what can be done."""
+    """The first module, as computed, whose output is not finite, and what can be done; nothing for none."""
     bad = next(
         (n for n, p in model.named_parameters() if not p.detach().float().isfinite().all()), ""
     )
@@ -53,7 +55,7 @@ def culprit(model: Any, again: Callable[[], Any]) -> str:
     with _first_of(model) as found:
         again()
     if not found:
-        return f"no module's output is to blame, the loss itself is. {advice(model)}"
+        return ""
     return f"the output of {_plain(found[0])} is the first that is not finite. {advice(model)}"
 
 

@@ -30,10 +30,9 @@ class Journal(TrainerCallback):
         eval_steps: int,
         keep_best: bool = False,
         patience: int | None = None,
-        watched: bool = True,
     ) -> None:
         self.run, self.validate, self.eval_steps = run, validate, eval_steps
-        self.keep_best, self.patience, self.watched = keep_best, patience, watched
+        self.keep_best, self.patience = keep_best, patience
         self.best_step: int | None = None
         self.best_loss = math.inf
         self.since_best = 0  # validations
@@ -66,8 +65,7 @@ class Journal(TrainerCallback):
             self._validate(state)
             self.start_loss = self.eval_loss
             say(f"Start, validation loss: {self.eval_loss}")
-            if self.watched:
-                first_batch.check(self.trainer.model, self.start_loss, self.validate)
+            first_batch.check(self.trainer.model, self.start_loss, self.validate)
         else:
             self._recall(state)
             say(f"Resumed after step {state.global_step}")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.machine import own_precision, peak_memory, prepare_sharding, processes, say
-from ft.runs import checkpoints
-from ft.runs.folder import Run, adopt, signals
+from ft.runs.folder import Run, adopt, go_on, signals
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import first_batch, graphs
@@ -75,7 +74,6 @@ def sft(
     callbacks: Sequence[Any] = (),
     batch: Callable[[Sequence[Example]], dict[str, "Tensor"]] | None = None,
     make_graph: Any = None,
-    watched: bool = True,
 ) -> Trained:
     """Train the trainable parameters of ``model`` on encoded examples.
 
@@ -87,8 +85,7 @@ def sft(
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``), but
-    where nothing is ``watched``, as of rows without answers.
+    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``).
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
     checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
@@ -110,11 +107,7 @@ def sft(
     packing = batch is None and packs_exactly(model) if packing is None else packing
     fingerprint = (run.made_with if fingerprint is None else fingerprint) | processes()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint = checkpoints.resumable(run.folder, resume_from_checkpoint, fingerprint)
-    if checkpoint:
-        checkpoints.rewind(run.folder, checkpoint)
-        run.begin()
-        run.note(resumed_from=checkpoint.name)
+    checkpoint = go_on(run, resume_from_checkpoint, fingerprint)
     args = SFTConfig(
         output_dir=str(run.folder),
         learning_rate=learning_rate,
@@ -144,7 +137,7 @@ def sft(
             f"{args.n_gpu} {' '.join(sys.argv)}"
         )
         args._n_gpu = 1
-    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience, watched)
+    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience)
     trainer = Trainer(
         model=model,
         args=args,

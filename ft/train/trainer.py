@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from ft import machine
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_linear
 from ft.machine import say
-from ft.runs import checkpoints
 from ft.text.batches import Order, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import first_batch, graphs, optim
+from ft.train.staged import Staged
 
 
 class WithBlank(Sequence[Example]):
@@ -38,7 +37,7 @@ class WithBlank(Sequence[Example]):
         return self.examples[index] if index < len(self.examples) else self.blank
 
 
-class Trainer(SFTTrainer):
+class Trainer(Staged, SFTTrainer):
     """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
 
     The loss of a step is the sum over supervised tokens divided by their number in the whole
@@ -278,39 +277,6 @@ class Trainer(SFTTrainer):
         if self.args.device.type == "cpu":
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
         super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self.staging or super()._get_output_dir(trial)
-
-    staging: str = ""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write ``checkpoint-N`` beside its place and rename it, so that it is complete or absent."""
-        name = f"checkpoint-{self.state.global_step}"
-        folder = Path(str(self.args.output_dir))
-        staging = folder / ".staging"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-        self.accelerator.wait_for_everyone()
-        self.staging = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception:
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-            raise
-        finally:
-            self.staging = ""
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-        also = () if self.best_step is None else (self.best_step,)
-        checkpoints.keep(staging / name, folder / name, self.fingerprint, also)
-        staging.rmdir()
-
-    best_step: int | None = None  # whose checkpoint stays, whatever comes after
 
     def load_best(self) -> None:
         """Go back to the weights of the best step, of its checkpoint."""

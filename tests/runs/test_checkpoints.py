@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ft.errors import UserError
-from ft.runs import checkpoints
+from ft.runs import checkpoints, folder
 
 MADE_WITH = {"learning_rate": 0.1}
 
@@ -94,7 +94,10 @@ def test_going_on_elsewhere_takes_what_was_along_and_leaves_it_there(tmp_path):
     make(tmp_path / "a", 2, 4, 6)
     (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
     (tmp_path / "b").mkdir()
-    checkpoints.rewind(tmp_path / "b", tmp_path / "a" / "checkpoint-4")
+    run = folder.Run(tmp_path / "b", {}, "seed: 1\n")
+    place = folder.go_on(run, str(tmp_path / "a" / "checkpoint-4"), MADE_WITH)
+    assert place == tmp_path / "a" / "checkpoint-4"
+    assert folder.read(tmp_path / "b")["resumed_from"] == "checkpoint-4"
     assert [p.name for p in checkpoints.complete(tmp_path / "b")] == [
         "checkpoint-2",
         "checkpoint-4",
