@@ -11,6 +11,7 @@ from support.fake_hub import FakeHub
 
 from ft.errors import UserError
 from ft.plan import check_environment as around
+from ft.plan import check_text
 from ft.plan.case import Case, Seen, no_network, share
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +128,12 @@ def test_a_recipe_ends_at_the_errors_before_torch_is_loaded(tmp_path):
     with pytest.raises(UserError, match="wandb needs wandb.*\n.*no linear layer has that name"):
         train("mtnt_lora", tmp_path, "--report-to", "wandb", "--target-modules", "nothing")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_without_an_answer_is_compared_with_one():
+    asked = {"instruction": "Add 1 and 1.", "context": "", "system": "Be short."}
+    talk = check_text._talk(asked)
+    assert [m["role"] for m in talk] == ["system", "user", "assistant"]
+    assert check_text._talk(asked | {"response": "2"})[-1]["content"] == "2"
+    assert check_text._talk({"messages": talk}) == talk
+    assert check_text._talk({"messages": talk[:-1]}) == talk
