@@ -13,9 +13,7 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
-from ft.models.sources import SUPPORTED as SUPPORTED
 from ft.models.sources import fetch, published_name, read_config, shapes_of
-from ft.models.sources import resolve as resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
