@@ -35,6 +35,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ft.errors import UserError
+from ft.kernels import cache as caches
 from ft.kernels.cross_entropy import cross_entropy
 from ft.kernels.dropout import causal_attention, dropout
 from ft.text.tokens import IGNORE
@@ -57,7 +58,7 @@ class MiniGPTConfig(PreTrainedConfig):
     """The shape of a mini-GPT; the defaults are the book's."""
 
     model_type = "minigpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [caches.name()]
 
     vocab_size: int = 32_000
     hidden_size: int = 512
@@ -222,17 +223,17 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
-        **_: Any,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Ids [B, T] to hidden states [B, T, D]; ``attention_mask`` [B, S] is 0 at padding.
 
         Raises ``UserError`` for more tokens than the model has positions.
         """
-        c, cache = self.config, past_key_values
+        c, cache = self.config, kwargs.get("past_key_values", cache)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = c.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and cache is None:
@@ -294,7 +295,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
         kept = {} if shift_labels is None else {"use_cache": False}
         found = self.model(input_ids, **kwargs | kept)
-        hidden, *rest = found.last_hidden_state, found.past_key_values, found.hidden_states
+        hidden, *rest = found.last_hidden_state, found.get(caches.name()), found.hidden_states
         if shift_labels is None:
             return CausalLMOutputWithPast(None, self.lm_head(hidden[:, -logits_to_keep:]), *rest)
         targets = shift_labels.flatten()

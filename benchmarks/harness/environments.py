@@ -22,7 +22,7 @@ ENVIRONMENTS: dict[str, list[list[str]]] = {
     "hf": [
         [
             *COMMON,
-            "transformers==5.23.0",
+            "transformers==5.24.0",
             "trl==1.16.0",
             "datasets==5.2.0",
             "huggingface_hub==2.4.0",

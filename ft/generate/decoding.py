@@ -39,6 +39,8 @@ class Decoder:
         import torch
         from transformers import DynamicCache
 
+        from ft.kernels import cache
+
         self.model, self._keep_hidden, self._prompts = model, keep_hidden, list(prompts)
         self.hidden: Tensor | None = None
         device = model.get_input_embeddings().weight.device
@@ -52,6 +54,8 @@ class Decoder:
         self._mask = padded if any(gaps) else None
         self._positions = (padded.cumsum(-1) - 1).clamp(min=0)
         self._cache: Any = DynamicCache(config=model.config) if use_cache else None
+        if use_cache:
+            cache.check(model)
         if make_graph is None and device.type == "cuda":
             from ft.kernels.cuda_graph import CudaGraph
 
@@ -115,6 +119,8 @@ class Decoder:
     def _forward(self) -> "Tensor":
         import torch
 
+        from ft.kernels import cache
+
         def keep(_: Any, __: Any, output: Any) -> None:
             self.hidden = output[0]
 
@@ -127,9 +133,9 @@ class Decoder:
                 input_ids=self._ids,
                 attention_mask=self._mask,
                 position_ids=self._positions,
-                past_key_values=self._cache,
                 use_cache=self._cache is not None,
                 logits_to_keep=1,
+                **{cache.name(): self._cache},
                 **self._images(),
             )
         if self._cache is not None:

@@ -66,13 +66,15 @@ class Steps:
         )
 
     def _forward(self) -> "Tensor":
+        from ft.kernels import cache
+
         output = self.model(
             input_ids=self.ids,
             attention_mask=self._masks(),
             position_ids=self.positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache.name(): self.cache},
         )
         return output.logits[:, -1]
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, RecurrentGemmaConfig
 from transformers.models.recurrent_gemma import modeling_recurrent_gemma as hf
 
+from ft.kernels import cache as caches
+
 # Elements of [B, T, W] that are worked on at once: on a CPU they stay in its cache, a GPU needs
 # many to be busy.
 PART = {"cpu": 2**17, "cuda": 2**24}
@@ -66,7 +68,7 @@ class Trunk(hf.RecurrentGemmaModel):
         return view
 
     def forward(self, input_ids=None, position_ids=None, attention_mask=None, **kwargs):  # noqa: ANN001, ANN003, ANN202
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(caches.name())
         if cache is not None and not cache.get_seq_length():
             cache.layers = DynamicCache(config=self.config).layers
         mask = attention_mask if isinstance(attention_mask, torch.Tensor) else None
@@ -84,11 +86,12 @@ class Trunk(hf.RecurrentGemmaModel):
 class Block(hf.RecurrentGemmaRecurrentBlock):
     layer_idx: int
 
-    def forward(self, input_states, position_ids, past_key_values=None, **_):  # noqa: ANN001, ANN202, ANN003
+    def forward(self, input_states, position_ids, **kwargs):  # noqa: ANN001, ANN202, ANN003
         position_ids = position_ids.expand(input_states.shape[:2])
         y = self.act_fn(self.linear_y(input_states))
         x = self.linear_x(input_states)
-        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        given = kwargs.get(caches.name())
+        cache = None if given is None else given.layers[self.layer_idx]
         before, state = x.new_zeros(len(x), self.conv1d_width - 1, self.lru_width), None
         if cache is not None and cache.has_previous_state[0]:
             before, state = cache.conv_states[0].transpose(1, 2), cache.recurrent_states[0]

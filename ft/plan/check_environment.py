@@ -18,12 +18,12 @@ from ft.runs.record import MAY_CHANGE
 # package: the oldest version that ft works with, and the one of constraints.txt, which its tests ran with
 TESTED = {
     "torch": ("2.8", "2.13.0"),
-    "transformers": ("5.17", "5.23.0"),
+    "transformers": ("5.17", "5.24.0"),
     "trl": ("1.15", "1.16.0"),
     "peft": ("0.19", "0.21.2"),
     "accelerate": ("1.13", "1.15.0"),
     "datasets": ("4.8", "5.2.0"),
-    "tokenizers": ("0.22", "0.23.3"),
+    "tokenizers": ("0.23.1", "0.23.3"),
     "bitsandbytes": ("0.50", "0.50.2"),
 }
 # what is known of a version before those, by its start

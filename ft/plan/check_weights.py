@@ -110,6 +110,8 @@ def cached(model: Any, examples: Sequence[Example], close: float) -> Seen:
     """What training sees of a text is what generation, with its cache, sees of it."""
     import torch
 
+    from ft.kernels import cache as caches
+
     ids = min((e["input_ids"] for e in examples), key=len)[:CACHED]
     row = torch.tensor([ids], device=model.device)
     with _training(model), torch.no_grad():
@@ -118,8 +120,8 @@ def cached(model: Any, examples: Sequence[Example], close: float) -> Seen:
     steps, past = [], None
     with torch.no_grad():
         for token in row.unbind(1):
-            out = model(input_ids=token[:, None], past_key_values=past, use_cache=True)
-            past = getattr(out, "past_key_values", None)
+            out = model(input_ids=token[:, None], use_cache=True, **{caches.name(): past})
+            past = out.get(caches.name())
             steps.append(out.logits[0, -1].float())
             if past is None:
                 return Seen("--", "cached", "this model keeps no cache that can be compared")

@@ -15,6 +15,7 @@ from support import faults, tiny
 from support.faults import chats, instructions
 
 from ft import __main__ as cli
+from ft.kernels import cache
 from ft.runs import checkpoints
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -515,6 +516,10 @@ def test_the_tested_set_is_that_of_the_constraints():
     from ft.plan.check_environment import TESTED
 
     project = tomllib.loads((RECIPES.parent / "pyproject.toml").read_text())["project"]
-    oldest = dict(d.split(">=") for d in project["dependencies"])
-    for name, pair in TESTED.items():
-        assert pair == (oldest[name], exact()[name]), name
+    bounds = dict(d.split(">=") for d in project["dependencies"])
+    for name, (oldest, tested) in TESTED.items():
+        low, high = bounds[name].split(",<")
+        major, minor = map(int, tested.split(".")[:2])
+        assert (low, exact()[name]) == (oldest, tested), name
+        assert high == (f"{major + 1}" if name == "torch" else f"{major}.{minor + 1}"), name
+    assert tuple(map(int, TESTED["transformers"][1].split(".")[:2])) == cache.NEWEST

@@ -5,6 +5,7 @@ import torch
 from support import tiny
 
 from ft.kernels import attention, cross_entropy
+from ft.kernels import cache as caches
 from ft.text import batches, tokens
 from ft.train import graphs
 
@@ -75,8 +76,8 @@ def test_decoding_with_a_cache_equals_sdpa(kind):
                     input_ids=ids,
                     attention_mask=mask,
                     position_ids=positions,
-                    past_key_values=cache,
                     use_cache=True,
+                    **{caches.name(): cache},
                 )
             logits.append(out.logits[:, -1])
             ids, positions = new[:, step : step + 1], positions[:, -1:] + 1

@@ -15,6 +15,7 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import Recurre
 
 from ft.generate import decoding
 from ft.kernels import attention, cross_entropy, recurrent
+from ft.kernels import cache as caches
 from ft.text import batches
 
 EXPECTED = json.loads((Path(golden.__file__).parent / "recurrent.json").read_text())
@@ -139,7 +140,7 @@ def test_a_row_in_pieces_through_the_cache_is_the_row(pieces, attn):
     cache, found = DynamicCache(config=model.config), []
     for piece in row().split(pieces, dim=1):
         with torch.no_grad():
-            found.append(model(piece, past_key_values=cache, use_cache=True).logits)
+            found.append(model(piece, use_cache=True, **{caches.name(): cache}).logits)
     torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -149,9 +150,9 @@ def test_rows_of_a_cache_can_be_selected():
     alone = logits(model, ids)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :25], past_key_values=cache, use_cache=True)
+        model(ids[:, :25], use_cache=True, **{caches.name(): cache})
         cache.reorder_cache(torch.tensor([2, 0]))
-        found = model(ids[[2, 0], 25:], past_key_values=cache, use_cache=True).logits
+        found = model(ids[[2, 0], 25:], use_cache=True, **{caches.name(): cache}).logits
     torch.testing.assert_close(found, alone[[2, 0], 25:], rtol=1e-5, atol=1e-5)
 
 

