@@ -10,6 +10,10 @@ from ft.errors import exit_cleanly
 
 # verb -> what it does, the first sentence of its file in ft/cli/, which is imported when it is asked for
 VERBS: dict[str, dict[str, str]] = {
+    "train": {
+        "recipes": "List the recipes that come along, or copy one here to change it.",
+        "run": "Train by a recipe: `accelerate launch` on its file, with its own flags.",
+    },
     "before training": {
         "show": "Examples with supervised tokens marked, length histogram, counts.",
         "check": "Prove a run before any money is spent: settings, packages, Hub, data, tokens, memory.",
@@ -39,12 +43,12 @@ VERBS: dict[str, dict[str, str]] = {
 DESCRIPTION = """\
 Fine-tune Google's Gemma models. Training is a recipe; `ft` does what comes before and after:
 
-  ft check recipes/mtnt_lora.py
-  accelerate launch recipes/mtnt_lora.py
+  ft check mtnt_lora
+  ft run mtnt_lora           (in a clone: accelerate launch recipes/mtnt_lora.py)
   ft translate runs/mtnt_lora "idk what ur talking about lol"
 
 """
-TAKE_RECIPE_FLAGS = ("show", "check", "plan")
+TAKE_RECIPE_FLAGS = ("show", "check", "plan", "run")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     words = list(sys.argv[1:] if argv is None else argv)
     for verb, line in (pair for verbs in VERBS.values() for pair in verbs.items()):
-        its = commands.add_parser(verb, description=line)
+        # `run` has a --help of its own, which may be a recipe's
+        its = commands.add_parser(verb, description=line, add_help=verb != "run")
         if words[:1] == [verb]:  # the others need not be imported
             module = importlib.import_module(f"ft.cli.{verb}")
             module.arguments(its)

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, hashes, safe unpacking, the user's cache."""
+"""Files that are complete or absent: atomic writes, hashes, safe unpacking, the user's cache, the bundled recipes."""
 
 import contextlib
 import hashlib
@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ft.errors import UserError, nearest
 
 
 def cache_dir() -> Path:
@@ -129,3 +131,36 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def bundled() -> Path:
+    """What a clone has beside ``ft/``: the recipes, Accelerate's settings, the constraints."""
+    package = Path(__file__).parent
+    inside = package / "bundled"  # of a wheel, where pyproject.toml puts them
+    return inside if inside.is_dir() else package.parent
+
+
+def recipes() -> dict[str, str]:
+    """The name of each recipe that comes with ``ft``, and the first line of its header."""
+    found = {}
+    for file in sorted((bundled() / "recipes").glob("*.py")):
+        with open(file, encoding="utf-8") as stream:
+            found[file.stem] = stream.readline().strip('"\n')
+    return found
+
+
+def recipe(given: str) -> Path:
+    """The file that is given by its path, or a bundled recipe by its name; else the path as it is."""
+    own = bundled() / "recipes" / f"{given}.py"
+    return (
+        own if given.isidentifier() and own.is_file() and not Path(given).is_file() else Path(given)
+    )
+
+
+def no_recipe(path: Path) -> UserError:
+    """What to say of a path that is no file."""
+    names = recipes()
+    return UserError(
+        f"{path}: there is no such recipe; by name there are {', '.join(names)}."
+        + nearest(path.stem, names)
+    )

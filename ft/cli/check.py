@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ft import files
 from ft.errors import UserError, nearest
 
 
@@ -14,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--data my.jsonl --gpu 24GB. Exit status: 0; 2 for an error; with --strict 1 for a warning."
     )
     add = parser.add_argument
-    add("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    add("recipe", type=files.recipe, help="a recipe's name or file; its own flags may follow")
     add("--gpu", metavar="SIZE", help="what it is to fit: 24GB, or a card such as rtx4090")
     add("--all", dest="everything", action="store_true", help="encode all rows, not a sample")
     add("--strict", action="store_true", help="exit with 1 for a warning")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ft import machine
+from ft import files, machine
 from ft.errors import UserError, nearest
 from ft.plan import settings as fit
 from ft.plan import time
@@ -15,7 +15,9 @@ from ft.plan.peak import GIB, Plan
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft plan``."""
     parser.epilog = "example: ft plan recipes/dolly_qlora.py --gpu 24GB"
-    parser.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    parser.add_argument(
+        "recipe", type=files.recipe, help="a recipe's name or file; its own flags may follow"
+    )
     parser.add_argument("--gpu", metavar="SIZE", help="does it fit a GPU of, say, 24GB")
     parser.add_argument(
         "--fit", dest="to_fit", metavar="SIZE", help="settings that fit into, say, 16GB"

@@ -4,11 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from ft import files
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``ft show``."""
     parser.epilog = "example: ft show recipes/mtnt_lora.py --examples 5"
-    parser.add_argument("recipe", type=Path, help="a recipe's file; its own flags may follow")
+    parser.add_argument(
+        "recipe", type=files.recipe, help="a recipe's name or file; its own flags may follow"
+    )
     parser.add_argument("--examples", type=int, default=3, help="how many to print (default 3)")
 
 

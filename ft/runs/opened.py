@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ft import files
 from ft.errors import UserError, hub_errors
 from ft.runs.record import Task
 from ft.text.template import Template, from_record
@@ -123,7 +124,7 @@ def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, A
     from ft.config import parse
 
     if not path.is_file():
-        raise UserError(f"{path}: there is no such recipe; the recipes lie in recipes/")
+        raise files.no_recipe(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

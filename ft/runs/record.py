@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from ft.runs.folder import Run, Target, claim
 from ft.text import tokens
 from ft.text.template import Template
 
+COMMAND = "FT_COMMAND"  # in the environment: what `ft run` was given
 Task = Literal["translation", "instructions", "reasoning", "images", "pretraining", "text"]
 # settings that do not decide what is learnt, so that a resumed run may change them
 MAY_CHANGE = {
@@ -129,7 +131,7 @@ def begin(
         "ft_version": __version__,
         "recipe": Path(recipe).stem,
         "recipe_sha256": sha256(Path(recipe)),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": os.environ.get(COMMAND) or shlex.join(["python", *sys.argv]),
         "started": _now(),
         "git_commit": git_commit(Path(recipe)),
         "versions": versions(),

@@ -101,7 +101,10 @@ def test_a_verbs_line_is_the_first_sentence_of_its_file(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verbs_help_has_an_example_that_can_be_parsed(verb, capsys):
-    module, parser = importlib.import_module(f"ft.cli.{verb}"), argparse.ArgumentParser()
+    module, parser = (
+        importlib.import_module(f"ft.cli.{verb}"),
+        argparse.ArgumentParser(add_help=False),
+    )
     module.arguments(parser)
     said, name, *words = shlex.split(parser.epilog or "")
     assert (said, name, words[0]) == ("example:", "ft", verb)
