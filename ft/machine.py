@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 class Machine:
     """The device of this process and what it computes fast."""
 
-    device: str  # "cpu", "mps" or "cuda:<local rank>"
+    device: str  # "cpu" or "cuda:<local rank>"
     bf16: bool  # bfloat16 matrix products run in hardware
     nf4: bool  # bitsandbytes can quantise here
     name: str  # for people
@@ -53,10 +53,10 @@ def here() -> Machine:
         torch.cuda.set_device(index)
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Machine(f"cuda:{index}", bf16, nf4, torch.cuda.get_device_name(index))
-    if torch.backends.mps.is_available():
-        return Machine("mps", torch.backends.mps.is_macos_or_newer(14, 0), False, "Apple GPU")
     bf16 = cpu_bf16()
     name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
+    if torch.backends.mps.is_available():
+        name += "; the Apple GPU is left alone, as no training was seen right on one"
     return Machine("cpu", bool(bf16), nf4, name, cpu_int8())
 
 
@@ -105,6 +105,11 @@ def peak_memory() -> int:
 
 def peak_ram() -> int:
     """The most bytes that this process has held so far."""
+    if os.name == "nt":
+        import psutil
+
+        info: Any = psutil.Process().memory_info()
+        return info.peak_wset
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
@@ -161,12 +166,14 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory; the GPU too once torch is imported."""
+    import psutil
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
 
 

@@ -1,13 +1,20 @@
 """What a run finds and sets of the machine and the process that it runs in."""
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from support import tiny
+from transformers import TrainingArguments
 
 from ft import machine
 from ft.errors import UserError
+from ft.models.load import load
+from ft.models.precision import choose_precision
+from ft.train.sft import of_every_trainer
 
 GROWTH = """
 import torch
@@ -45,6 +52,35 @@ def test_this_machine_is_described() -> None:
     if here.device == "cpu":
         able = torch.cpu.get_capabilities()
         assert here.bf16 == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def test_an_apple_gpu_is_left_alone_and_that_is_said(monkeypatch, tmp_path):
+    """Model and trainer are on one device, and every line that gives the machine as a reason says why."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert machine.here().device == "cpu"
+    assert "the Apple GPU is left alone" in choose_precision("auto", machine.here()).reason
+    base = load(str(tiny.folder("gemma3_text", tmp_path)), precision="fp32")
+    args = TrainingArguments(tmp_path, **of_every_trainer(base.model))
+    assert base.model.device == args.device == torch.device("cpu")
+
+
+def test_windows_tells_its_peak_by_psutil(monkeypatch):
+    import psutil
+
+    class Process:
+        def memory_info(self):
+            return SimpleNamespace(peak_wset=123)
+
+    monkeypatch.setattr(psutil, "Process", Process)
+    monkeypatch.setitem(sys.modules, "resource", None)  # an import of it fails
+    monkeypatch.setattr(machine, "os", SimpleNamespace(name="nt"))
+    assert machine.peak_ram() == 123
+
+
+def test_the_machine_is_described_without_sysconf(monkeypatch):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.delattr(os, "sysconf")
+    assert machine.hardware()["memory_gib"] == pytest.approx(memory / 2**30, abs=0.06)
 
 
 def test_free_memory_is_shared_by_local_processes(monkeypatch):

@@ -40,12 +40,10 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         )
     compute = "bfloat16" if on.bf16 else "float32"
     if precision == "nf4" and not on.nf4:
-        why = (
-            "bitsandbytes does not run on an Apple GPU"
-            if on.device == "mps"
-            else "bitsandbytes is not installed (`pip install bitsandbytes`)"
+        raise UserError(
+            "precision nf4 (4-bit) is not possible here: bitsandbytes is not installed (`pip install "
+            "bitsandbytes`). Use bf16 or fp32."
         )
-        raise UserError(f"precision nf4 (4-bit) is not possible here: {why}. Use bf16 or fp32.")
     half = on.device.startswith("cuda") and not on.bf16
     inside = (
         "products in float16 between activations in float32" if half else f"computes in {compute}"

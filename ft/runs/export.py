@@ -79,7 +79,7 @@ def write(
             writer.write_ti_data_to_file()
             for key in tqdm(shapes, desc=f"{name} to {outtype}", unit="tensor", leave=False):
                 writer.write_tensor_data(_stored(key, *tensors[key], kinds[key]))
-        with open(file, "rb") as stream:
+        with open(file, "rb+") as stream:  # Windows syncs only what may be written
             os.fsync(stream.fileno())
         os.replace(file, out)
     files.sync_dir(out.parent)

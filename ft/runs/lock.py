@@ -27,7 +27,8 @@ def take(folder: Path) -> None:
     except Timeout:
         raise _in_use(folder) from None
     _held[place] = held
-    (place / NAME).write_text(f"{os.getpid()}\n")
+    with contextlib.suppress(PermissionError):  # Windows locks the file's bytes as well
+        (place / NAME).write_text(f"{os.getpid()}\n")
 
 
 def check(folder: Path) -> None:

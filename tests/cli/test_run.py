@@ -10,7 +10,6 @@ import pytest
 
 from ft import __main__ as cli
 from ft import files
-from ft.cli import run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mtnt_lora.py"
@@ -27,7 +26,6 @@ def started(monkeypatch):
         raise SystemExit(words)
 
     monkeypatch.setattr(os, "execv", become)
-    monkeypatch.setattr(run.os, "name", "posix")
 
     def of(*words):
         monkeypatch.setattr(sys, "argv", ["/bin/ft", "run", *words])

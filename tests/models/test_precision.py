@@ -8,7 +8,6 @@ from ft.models.precision import choose_attention, choose_precision
 
 AMPERE = Machine("cuda:0", True, True, "NVIDIA A100")
 TURING = Machine("cuda:0", False, True, "Tesla T4")
-APPLE = Machine("mps", True, False, "Apple GPU")
 OLD_CPU = Machine("cpu", False, True, "CPU without bf16")
 NEW_CPU = Machine("cpu", True, True, "CPU with avx512_bf16")
 BARE = Machine("cuda:0", True, False, "NVIDIA A100")
@@ -20,7 +19,6 @@ BARE = Machine("cuda:0", True, False, "NVIDIA A100")
         (AMPERE, "auto", ("nf4", "bfloat16")),
         (TURING, "auto", ("nf4", "float32")),
         (BARE, "auto", ("bf16", "bfloat16")),
-        (APPLE, "auto", ("bf16", "bfloat16")),
         (OLD_CPU, "auto", ("fp32", "float32")),
         (NEW_CPU, "auto", ("bf16", "bfloat16")),
         (OLD_CPU, "nf4", ("nf4", "float32")),
@@ -45,7 +43,6 @@ def test_reasons_name_what_matters() -> None:
     [
         (AMPERE, "fp16", "activations of Gemma 2, 3 and 4 overflow"),
         (AMPERE, "fp23", "fp23.*allowed: auto, fp32, bf16, nf4.*Did you mean 'fp32'"),
-        (APPLE, "nf4", "nf4.*Apple GPU"),
         (BARE, "nf4", "nf4.*bitsandbytes is not installed"),
     ],
 )

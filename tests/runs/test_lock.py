@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ft import files
 from ft.errors import UserError
 from ft.runs import folder, lock
 
@@ -53,3 +54,35 @@ def test_a_lock_ends_with_its_process_however_that_ends(writer, tmp_path: Path) 
     lock.take(tmp_path)  # by the same process again
     lock.release(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_holds_where_its_file_can_be_neither_written_nor_removed(tmp_path, monkeypatch):
+    """As on Windows, which locks a file's bytes, and opens no folder."""
+
+    def refuse(self, *_, **__):
+        raise PermissionError(self)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(Path, "write_text", refuse)
+        windows.setattr(Path, "unlink", refuse)
+        lock.take(tmp_path)
+        assert lock._held
+        lock.release(tmp_path)
+    assert not lock._held
+    lock.check(tmp_path)
+
+
+def test_windows_writes_files_without_opening_a_folder(tmp_path, monkeypatch):
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name):
+            assert name != "open", "of a folder"
+            return getattr(os, name)
+
+    monkeypatch.setattr(files, "os", Windows())
+    files.write_text(tmp_path / "a", "é")
+    with files.new_dir(tmp_path / "b") as folder:
+        (folder / "c").touch()
+    assert (tmp_path / "a").read_bytes() == "é".encode()
+    assert (tmp_path / "b/c").exists()
