@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from ft.errors import UserError
+from ft.text import calls
 from ft.text.template import Template
 
 MARKS = {"system": " \x02S\x02 ", "instruction": " \x02U\x02 ", "response": " \x02A\x02 "}
@@ -194,25 +195,51 @@ _FOLD = (
 )
 
 
-def install(tokenizer: Any, template: Template) -> None:
-    """Have a tokenizer ask in the way that ``template`` trains, in every program that it is saved for.
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "shows_tools",
+        "description": "shows_tools",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+"""A function whose name tells in a rendering whether a chat template shows any."""
 
-    A template ``chat`` is the tokenizer's own, and stays; one that refuses a system message gets it
-    folded into the first question, as it is trained.
-    """
+
+def install(tokenizer: Any, template: Template) -> None:
+    """Have a tokenizer ask in the way that ``template`` trains, in every program that it is saved for."""
     if template.name != "chat" or not tokenizer.chat_template:
         tokenizer.chat_template = write(template, tokenizer.eos_token)
-    elif _render(tokenizer, [{"role": "system", "content": "s"}, *_TALK[:2]]) is None:
-        tokenizer.chat_template = _FOLD + tokenizer.chat_template
+    else:
+        tokenizer.chat_template = complete(tokenizer)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False) -> str | None:
+def complete(tokenizer: Any) -> str:
+    """The tokenizer's chat template, before which stands what gives a place to all that is trained.
+
+    One that refuses a system message (Gemma 1 and 2) gets it folded into the first question, and one with
+    the turns of Gemma 1 to 3 that shows no tools gets these by prompt, as ``calls`` has them.
+    """
+    jinja = tokenizer.chat_template
+    if _render(tokenizer, [{"role": "system", "content": "s"}, *_TALK[:2]]) is None:
+        jinja = _FOLD + jinja
+    shown = _render(tokenizer, _TALK[:2], tools=[TOOL]) or ""
+    if "<start_of_turn>" in shown and TOOL["function"]["name"] not in shown:
+        jinja = calls.JINJA + jinja
+    return jinja
+
+
+def _render(
+    tokenizer: Any, messages: list[dict[str, str]], *, ask: bool = False, tools: Any = None
+) -> str | None:
     """What the tokenizer's chat template makes of a conversation; nothing where it refuses it."""
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=ask
+        )
+    except (TemplateError, TypeError, ValueError, KeyError):
         return None
 
 

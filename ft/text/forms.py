@@ -5,15 +5,17 @@ It is found once for a template, by rendering conversations with marks in them.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ft.errors import UserError
+from ft.text import chat_template
 from ft.text.messages import THOUGHTS
 from ft.text.template import Template
 
-_MARK = {key: f"\x02{key}\x02" for key in ("user", "call", "result", "thought", "answer", "tool")}
+# of characters that no text has and that JSON leaves as they are
+_MARK = {key: f"\ue000{key}\ue000" for key in ("user", "call", "result", "thought", "answer")}
 _USER = {"role": "user", "content": _MARK["user"]}
 _ANSWER = {"role": "assistant", "content": _MARK["answer"]}
 _CALL = {
@@ -28,17 +30,13 @@ _CALL = {
     ],
 }
 _RESULT = {"role": "tool", "name": "f", "tool_call_id": "1", "content": _MARK["result"]}
-_TOOL = {
-    "name": "f",
-    "description": _MARK["tool"],
-    "parameters": {"type": "object", "properties": {}},
-}
 
 
 @dataclass(frozen=True)
 class Form:
     """What a chat template has places for, and the texts that its turns begin and end with."""
 
+    jinja: str  # the template, completed by places for what it had none for
     turn: str  # opens the model's turn, behind which it writes
     end: str  # ends it
     openings: tuple[str, str]  # what a prompt has behind that, without and with thoughts asked for
@@ -88,10 +86,11 @@ def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, st
 
 @functools.lru_cache(maxsize=16)
 def _form(known: "_Known") -> Form:
-    tokenizer = known.tokenizer
+    jinja = chat_template.complete(known.tokenizer)
+    tried = functools.partial(_tried, known.tokenizer, jinja)
     control = re.compile("|".join(map(re.escape, sorted(known.key[1], key=len, reverse=True))))
-    plain = _tried(tokenizer, [_USER, _ANSWER])
-    asked = [_tried(tokenizer, [_USER], ask=True, thinking=thinking) for thinking in (False, True)]
+    plain = tried([_USER, _ANSWER])
+    asked = [tried([_USER], ask=True, thinking=thinking) for thinking in (False, True)]
     if plain is None or None in asked:
         raise UserError("the tokenizer's chat template refuses a user's turn with an answer")
     between = plain.partition(_MARK["user"])[2].partition(_MARK["answer"])[0]
@@ -100,22 +99,23 @@ def _form(known: "_Known") -> Form:
     if not opened or ends is None:
         raise UserError("the tokenizer's chat template has no control tokens around a turn")
     turn, end = between[opened[-1] :], ends.group()
-    tools = _tried(tokenizer, [_USER, _ANSWER], [{"type": "function", "function": _TOOL}])
+    tools = tried([_USER, _ANSWER], [chat_template.TOOL])
     thought = dict.fromkeys(THOUGHTS, _MARK["thought"])
     talks = [[_USER, _ANSWER | thought], [_USER, _CALL | thought, _RESULT, _ANSWER]]
-    around = [_around(_tried(tokenizer, t), _MARK["thought"], control, turn, end) for t in talks]
-    called = _tried(tokenizer, [_USER, _CALL, _RESULT, _ANSWER])
+    around = [_around(tried(t), _MARK["thought"], control, turn, end) for t in talks]
+    called = tried([_USER, _CALL, _RESULT, _ANSWER])
     responses = {"tool_responses": [{"name": "f", "response": _MARK["result"]}]}
     embedded, inside = [_USER, _CALL | responses, _ANSWER], (_MARK["result"], control, turn, end)
     return Form(
+        jinja=jinja,
         turn=turn,
         end=end,
         openings=tuple(text.rpartition(turn)[2] for text in asked),  # pyright: ignore
-        tools=bool(tools and _MARK["tool"] in tools),
-        thinks=asked[0] != asked[1] or plain != _tried(tokenizer, [_USER, _ANSWER], thinking=True),
-        result=_around(called, *inside) or _around(_tried(tokenizer, embedded), *inside),
+        tools=chat_template.TOOL["function"]["name"] in (tools or ""),
+        thinks=asked[0] != asked[1] or plain != tried([_USER, _ANSWER], thinking=True),
+        result=_around(called, *inside) or _around(tried(embedded), *inside),
         thought=around[0] or around[1],
-        label=_label(tokenizer, talks, around),
+        label=_label(tried, talks, around),
     )
 
 
@@ -134,37 +134,42 @@ def _around(
     return (first[-1], last[0]) if first and last and last[0] != end else None
 
 
-def _label(tokenizer: Any, talks: list[Any], around: list[tuple[str, str] | None]) -> str:
+def _label(
+    tried: Callable[..., str | None], talks: list[Any], around: list[tuple[str, str] | None]
+) -> str:
     """``"thought\\n"``: what stands between a thought's first token and its text."""
     for talk, tokens in zip(talks, around, strict=True):
         if tokens:
-            before = (_tried(tokenizer, talk) or "").partition(_MARK["thought"])[0]
+            before = (tried(talk) or "").partition(_MARK["thought"])[0]
             return before.rpartition(tokens[0])[2]
     return ""
 
 
 def render(
     tokenizer: Any,
+    jinja: str,
     messages: list[dict[str, Any]],
     tools: Any = None,
     *,
     ask: bool = False,
     thinking: bool = False,
 ) -> str:
-    """What the chat template makes of messages; with ``ask`` a prompt. Raises what Jinja raises."""
+    """What a chat template makes of messages; with ``ask`` a prompt. Raises what Jinja raises."""
     shown = [_shown(message) for message in messages]
-    options = {"enable_thinking": True} if thinking else {}
+    options = {"chat_template": jinja} | ({"enable_thinking": True} if thinking else {})
     return tokenizer.apply_chat_template(
         shown, tools=tools or None, tokenize=False, add_generation_prompt=ask, **options
     )
 
 
-def _tried(tokenizer: Any, messages: Any, tools: Any = None, **options: Any) -> str | None:
+def _tried(
+    tokenizer: Any, jinja: str, messages: Any, tools: Any = None, **options: Any
+) -> str | None:
     """What a chat template makes of a conversation; nothing where it refuses it."""
     from jinja2 import TemplateError
 
     try:
-        return render(tokenizer, messages, tools, **options)
+        return render(tokenizer, jinja, messages, tools, **options)
     except (TemplateError, TypeError, ValueError, KeyError):
         return None
 

@@ -61,7 +61,10 @@ def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message
     if thoughts:
         message["reasoning_content"] = _thought(thoughts, kind, number)
     if calls:
-        message["tool_calls"] = [_call(c, number) for c in _listed(calls, number)]
+        try:
+            message["tool_calls"] = [call_of(call) for call in _listed(calls)]
+        except UserError as error:
+            raise UserError(f"message {number}: {error}") from None
     if _masked(there, number):
         message["learn"] = False
     for key in ("name", "tool_call_id", "tool_responses"):
@@ -135,21 +138,24 @@ def _refuse(there: Mapping[str, Any], number: int) -> None:
             raise UserError(f"message {number} has a second text under {key!r}")
 
 
-def _listed(value: Any, number: int) -> list[Any]:
-    """Calls or tools as a list: JSON is parsed, one alone is a list of one."""
+def _listed(value: Any) -> list[Any]:
+    """Calls as a list: JSON is parsed, one alone is a list of one."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
-            raise UserError(f"message {number}: its call is not JSON: {value[:60]!r}") from None
+            raise UserError(f"its call is not JSON: {value[:60]!r}") from None
     return value if isinstance(value, list) else [value]
 
 
-def _call(call: Any, number: int) -> dict[str, Any]:
-    """``{"type": "function", "function": {"name", "arguments"}}``, with ``id`` where it has one."""
+def call_of(call: Any) -> dict[str, Any]:
+    """``{"type": "function", "function": {"name", "arguments"}}``, with ``id`` where it has one.
+
+    Raises ``UserError`` for what is no ``{name, arguments}`` or ``{name, parameters}``.
+    """
     inner = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise UserError(f"message {number}: a call is not {{name, arguments}}: {str(call)[:60]}")
+        raise UserError(f"a call is not {{name, arguments}}: {str(call)[:60]}")
     given = inner.get("arguments", inner.get("parameters"))
     arguments = {} if given in (None, "") else given
     if isinstance(arguments, str):
@@ -160,9 +166,7 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     elif isinstance(arguments, Mapping):
         arguments = without_nulls(arguments)
     if not isinstance(arguments, dict):
-        raise UserError(
-            f"message {number}: the arguments of {inner['name']} are no JSON object: {str(given)[:60]}"
-        )
+        raise UserError(f"the arguments of {inner['name']} are no JSON object: {str(given)[:60]}")
     found = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
     return found | ({"id": call["id"]} if call.get("id") is not None else {})
 

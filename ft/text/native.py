@@ -15,8 +15,9 @@ from ft.text.forms import Form, form_of, render
 from ft.text.messages import beyond_text, fault_of
 from ft.text.template import Pair, Template
 
-_NUMBER = re.compile("\x02(\\d+) (?:content|thought|call)\x02")
-_LOST = re.compile("\x02\\d+ \\w+\x02")
+# marks are of characters that no text has and that JSON leaves as they are
+_NUMBER = re.compile("\ue000(\\d+) (?:content|thought|call)\ue000")
+_LOST = re.compile("\ue000\\d+ \\w+\ue000")
 
 
 def reads(template: Template, row: Mapping[str, Any]) -> bool:
@@ -135,7 +136,7 @@ def _text(
     if template.thinking and not form.thinks:
         raise UserError("the model's chat template has nothing that asks for thoughts")
     try:
-        return render(tokenizer, messages, tools, ask=ask, thinking=template.thinking)
+        return render(tokenizer, form.jinja, messages, tools, ask=ask, thinking=template.thinking)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"the model's chat template refuses it: {error}") from None
 
@@ -161,15 +162,19 @@ def _with_marks(message: dict[str, Any], number: int) -> dict[str, Any]:
     found = dict(message)
     if message["role"] == "assistant":
         if message["content"].strip():
-            found["content"] = f"\x02{number} content\x02"
+            found["content"] = f"\ue000{number} content\ue000"
         if message.get("reasoning_content"):
-            found["reasoning_content"] = f"\x02{number} thought\x02"
+            found["reasoning_content"] = f"\ue000{number} thought\ue000"
         found["tool_calls"] = [
-            call | {"function": call["function"] | {"name": f"\x02{number} call\x02"}}
+            call | {"function": call["function"] | {"name": f"\ue000{number} call\ue000"}}
             for call in message.get("tool_calls", ())
         ]
+        found["tool_responses"] = [
+            found | {"response": f"\ue000{number} result\ue000"}
+            for found in message.get("tool_responses", ())
+        ]
     elif message["role"] == "tool" and isinstance(message["content"], str):
-        found["content"] = f"\x02{number} result\x02"
+        found["content"] = f"\ue000{number} result\ue000"
     return {key: value for key, value in found.items() if value != []}
 
 
@@ -180,6 +185,8 @@ def _refuse_lost(marked: str, messages: list[dict[str, Any]]) -> None:
         left = _with_marks(message, number)
         calls = [call["function"]["name"] for call in left.get("tool_calls", ())]
         parts = {"thought": left.get("reasoning_content"), "call": "".join(calls)}
+        if "tool_responses" in left:
+            parts["result"] = left["tool_responses"][0]["response"]
         for what, value in (parts | {"text": left["content"]}).items():
             mark = _LOST.match(value) if isinstance(value, str) else None
             if mark and mark.group() not in marked and (what != "thought" or number > asked):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 from ft.errors import UserError
-from ft.text import chat_template, prompts, tokens
+from ft.text import calls, chat_template, prompts, tokens
 
 TURN = "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' }}"
 CHECK = "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}"
@@ -120,7 +120,7 @@ def test_written_as_jinja_a_template_gives_the_text_of_training(name, texts, sys
 def test_a_tokenizer_asks_as_was_trained_and_its_own_chat_stays():
     tokenizer = tokenizer_of(GEMMA3)
     chat_template.install(tokenizer, prompts.by_name("chat", tokenizer))
-    assert tokenizer.chat_template == GEMMA3
+    assert tokenizer.chat_template == calls.JINJA + GEMMA3  # which shows tools alone otherwise
     dolly = prompts.INSTRUCTION["dolly"]
     chat_template.install(tokenizer, dolly)
     assert tokenizer.chat_template == chat_template.write(dolly, tokenizer.eos_token)

@@ -7,10 +7,11 @@ import pytest
 from support import gemma_tokens
 
 from ft.errors import UserError
-from ft.text import chat_template, forms, tokens
+from ft.text import calls, chat_template, forms, tokens
 
 TEMPLATES = gemma_tokens.of_trl()
 NATIVE = [name for name in TEMPLATES if "gemma4" in name or "diffusion" in name]
+BY_PROMPT = [name for name in TEMPLATES if name not in NATIVE]  # of Gemma 1 to 3
 # FunctionGemma's shape: declarations in a developer's turn, results inside the model's
 FUNCTION_GEMMA = """{{ bos_token }}{% set ns = namespace(open=false, rest=messages) %}
 {%- if tools or messages[0]['role'] == 'system' %}{{ '<start_of_turn>developer\n' }}
@@ -44,6 +45,17 @@ def jinja_of(name):
     return FUNCTION_GEMMA if name == "function_gemma" else TEMPLATES[name].read_text()
 
 
+def tokenizer_of(name):
+    """As a run saves it: with tools by prompt where the template has no place for them."""
+    tokenizer = gemma_tokens.tokenizer_of(jinja_of(name))
+    template = chat_template.read(tokenizer)
+    if name in BY_PROMPT:
+        chat_template.install(tokenizer, template)
+    else:
+        assert chat_template.complete(tokenizer) == jinja_of(name)
+    return tokenizer, template
+
+
 def conversation(seed, *, tools, thinks):
     """A conversation of some rounds: questions, calls, results, thoughts, answers; its learnable texts."""
     draw = random.Random(seed)
@@ -69,11 +81,10 @@ def conversation(seed, *, tools, thinks):
     return {"messages": messages} | ({"tools": [WEATHER]} if tools else {}), written, read
 
 
-@pytest.mark.parametrize("name", [*NATIVE, "function_gemma"])
+@pytest.mark.parametrize("name", [*TEMPLATES, "function_gemma"])
 @pytest.mark.parametrize("seed", range(12))
 def test_tools_have_the_ids_of_apply_chat_template_and_results_are_never_learnt(name, seed):
-    tokenizer = gemma_tokens.tokenizer_of(jinja_of(name))
-    template = chat_template.read(tokenizer)
+    tokenizer, template = tokenizer_of(name)
     shows = forms.form_of(tokenizer).thought is not None
     row, written, read = conversation(seed, tools=True, thinks=shows)
     (example,) = tokens.encode_rows([row], template, tokenizer, max_length=10**6).examples
@@ -91,11 +102,10 @@ def test_tools_have_the_ids_of_apply_chat_template_and_results_are_never_learnt(
     assert all(text in left for text in written)
 
 
-@pytest.mark.parametrize("name", [*NATIVE, "function_gemma"])
+@pytest.mark.parametrize("name", [*TEMPLATES, "function_gemma"])
 @pytest.mark.parametrize("seed", range(6))
 def test_a_prompt_asks_as_apply_chat_template_does(name, seed):
-    tokenizer = gemma_tokens.tokenizer_of(jinja_of(name))
-    template = chat_template.read(tokenizer)
+    tokenizer, template = tokenizer_of(name)
     row, *_ = conversation(seed, tools=True, thinks=False)
     for n, message in enumerate(row["messages"]):
         if message["role"] in ("user", "tool"):
@@ -105,6 +115,64 @@ def test_a_prompt_asks_as_apply_chat_template_does(name, seed):
             )["input_ids"]
             found = tokens.prompt_ids(template, row | {"messages": asked}, tokenizer)
             assert found == wanted
+
+
+ODD = {"na-me": 'Zürich "x" \\n', "deep": {"list": [1, None, True, {"a": "{"}]}, "n": 1.5e-7}
+
+
+@pytest.mark.parametrize("name", BY_PROMPT)
+def test_calls_by_prompt_are_read_back_from_what_is_learnt(name):
+    tokenizer = gemma_tokens.tokenizer_of(jinja_of(name))
+    template = chat_template.read(tokenizer)
+    made = [
+        {"type": "function", "function": {"name": name, "arguments": arguments}}
+        for name, arguments in (("get_weather", ODD), ("other-one", {}))
+    ]
+    row = {
+        "tools": [WEATHER],
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "I look.", "tool_calls": made},
+            {"role": "tool", "content": "sunny"},
+            {"role": "tool", "content": '{"name": "get_weather", "parameters": {}}'},
+            {"role": "assistant", "content": "Sunny."},
+        ],
+    }
+    (example,) = tokens.encode_rows([row], template, tokenizer, max_length=10**6).examples
+    learnt = tokenizer.decode([i for i in example["labels"] if i != tokens.IGNORE])
+    first, second, _ = learnt.split("<end_of_turn>")
+    names = ("get_weather", "other-one")
+    assert calls.read_back(first, names) == ("I look.", made)
+    assert calls.read_back(second, names) == ("Sunny.", [])
+    assert tokenizer.decode(example["input_ids"]).count("```tool_output\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "found"),
+    [
+        ('```json\n[{"name": "f", "arguments": {"x": 1}}]\n```', "", [{"x": 1}]),
+        ('{"name": "f", "parameters": {}}, {"name": "f"}', "", [{}, {}]),
+        ('Well: {"name": "f", "parameters": {}}', "Well:", [{}]),
+        ('{"name": "g", "parameters": {}}', '{"name": "g", "parameters": {}}', []),
+        ('{"name": "f", "parameters": [1]}', '{"name": "f", "parameters": [1]}', []),
+        ('{"name": "f", "parameters": {', '{"name": "f", "parameters": {', []),
+        ("{" * 2000 + " ", "{" * 2000 + " ", []),
+        ("no call {at} all", "no call {at} all", []),
+    ],
+)
+def test_what_models_write_around_calls_is_read_too(text, left, found):
+    rest, read = calls.read_back(text, ["f"])
+    assert (rest, [call["function"]["arguments"] for call in read]) == (left, found)
+
+
+def test_a_result_inside_a_call_is_refused_where_the_template_would_leave_it_out():
+    tokenizer = gemma_tokens.tokenizer_of(jinja_of("gemma3"))
+    template = chat_template.read(tokenizer)
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    inside = {"tool_calls": [call], "tool_responses": [{"name": "f", "response": "r"}]}
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", **inside}]
+    with pytest.raises(UserError, match="message 2: .*no place for its result"):
+        tokens.encode_rows([{"messages": talk}], template, tokenizer, max_length=999)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
