@@ -117,7 +117,7 @@ def rows(c: Config) -> dict[str, data.Rows]:
     # what the template has no place for is found before a model loads
     t = prompts.without_tokenizer(c.template, c.ignore_fields)
     allow = c.allow_stop_in_answer
-    return readable(splits, t, on_bad_row=c.on_bad_row, allow_stop_in_answer=allow)
+    return readable(splits, t, allow_stop_in_answer=allow)
 
 
 def template(c: Config, tokenizer: Any) -> Template:
@@ -144,8 +144,8 @@ def main(c: Config) -> None:
     )
     say(models.summary(model))
     options: dict[str, Any] = {"max_length": c.max_length, "policy": c.length_policy}
-    options |= {"on_bad_row": c.on_bad_row, "supervise_thinking": c.supervise_thinking}
-    encoded = text.encode_splits(splits, t, base.tokenizer, **options)
+    options |= {"supervise_thinking": c.supervise_thinking}
+    splits, encoded = text.encode_splits(splits, t, base.tokenizer, **options)
     r = runs.start(
         target,
         recipe=__file__,

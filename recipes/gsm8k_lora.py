@@ -117,8 +117,9 @@ def main(c: Config) -> None:
         variant=c.lora_variant,
     )
     say(models.summary(model))
-    kept: dict[str, Any] = {"policy": c.length_policy, "on_bad_row": c.on_bad_row}
-    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, **kept)
+    splits, encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, policy=c.length_policy
+    )
     r = runs.start(
         target,
         recipe=__file__,

@@ -139,14 +139,15 @@ def main(c: Config) -> None:
     c, begun = resolved(c), start.run_of(c.run)
     target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
     t = template(c)
-    given = preferences(c.pairs, asked=start.asks(begun)) if c.pairs else None
+    asks = {"asked": start.asks(begun), "on_bad_row": c.on_bad_row}
+    given = preferences(c.pairs, **asks) if c.pairs else None
     learning.require_trl()
     say(machine.use_all_cores())
     machine.seed_everything(c.seed)
     base = policy.load(begun, c.precision, max_length=c.max_length)
     say("\n".join(base.notes))
     reward = reward_model.named(c.reward, base.tokenizer)
-    encoded = text.encode_splits(
+    splits, encoded = text.encode_splits(
         splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
     )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}

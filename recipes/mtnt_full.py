@@ -133,7 +133,7 @@ def main(c: Config) -> None:
     else:
         model = models.attach_lora(base, r=c.lora_r, alpha=c.lora_alpha)
     say(models.summary(model))
-    encoded = text.encode_splits(
+    splits, encoded = text.encode_splits(
         splits, t, base.tokenizer, max_length=c.max_length, seed_parity=c.second_bos
     )
     r = runs.start(

@@ -112,7 +112,7 @@ def main(c: Config) -> None:
         base, r=c.lora_r, alpha=c.lora_alpha, targets=c.lora_target_modules, variant=c.lora_variant
     )
     say(models.summary(model))
-    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
+    splits, encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
     r = runs.start(
         target,
         recipe=__file__,

@@ -135,7 +135,7 @@ def main(c: Config) -> None:
     base = policy.load(begun, c.precision, max_length=c.max_length)
     say("\n".join(base.notes))
     reward = reward_model.named(c.reward, base.tokenizer)
-    encoded = text.encode_splits(
+    splits, encoded = text.encode_splits(
         splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
     )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}

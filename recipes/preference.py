@@ -128,9 +128,8 @@ def main(c: Config) -> None:
     base = policy.load(begun, c.precision, max_length=c.max_length)
     say("\n".join(base.notes))
     options: dict[str, Any] = {"max_length": c.max_length, "policy": c.length_policy}
-    encoded: dict[str, Any] = text.encode_splits(
-        splits, t, base.tokenizer, encode=encode, **options
-    )
+    encoded: dict[str, Any]
+    splits, encoded = text.encode_splits(splits, t, base.tokenizer, encode=encode, **options)
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
     r = runs.start(target, recipe=__file__, config=c, task=begun.task, **made_of)
     start.note(r, begun)

@@ -108,7 +108,9 @@ def main(c: Config) -> None:
         variant=c.lora_variant,
     )
     say(models.summary(model))
-    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, encode=encode)
+    splits, encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, encode=encode
+    )
     r = runs.start(
         target,
         recipe=__file__,

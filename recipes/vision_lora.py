@@ -131,7 +131,9 @@ def main(c: Config) -> None:
         model = models.train_all(base, vision=bool(c.train_vision))
     say(models.summary(model))
     encode = partial(vision.encode, see=see, policy=c.length_policy)
-    encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length, encode=encode)
+    splits, encoded = text.encode_splits(
+        splits, t, base.tokenizer, max_length=c.max_length, encode=encode
+    )
     r = runs.start(
         target,
         recipe=__file__,

@@ -142,6 +142,7 @@ def _split(
         max_length=run.settings["max_length"],
         seed_parity=run.settings.get("second_bos", False),
     )
+    rows, encoded = tokens.without_bad(rows, encoded)
     common: dict[str, Any] = {
         "split": split,
         "max_new_tokens": max_new_tokens or LONGEST,

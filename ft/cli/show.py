@@ -39,8 +39,7 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
         else:
             if encode is tokens.encode_rows:
                 options["seed_parity"] = getattr(config, "second_bos", False)
-                for key in ("on_bad_row", "supervise_thinking"):
-                    options |= {key: getattr(config, key)} if hasattr(config, key) else {}
+                options["supervise_thinking"] = getattr(config, "supervise_thinking", True)
             encoded = encode(rows, template, tokenizer, **options)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))

@@ -3,7 +3,6 @@
 import zlib
 from pathlib import Path
 
-from ft.data import rows
 from ft.errors import UserError
 
 _MARKS = (  # UTF-32's begins as UTF-16's does
@@ -42,7 +41,7 @@ def unpacked(data: bytes, name: object) -> bytes:
 
 
 def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
-    r"""``rows.lines_of`` of a file's bytes: lines ended by "\n" only, and why a line is no text, by number.
+    r"""``lines_of`` of a file's bytes: lines ended by "\n" only, and why a line is no text, by number.
 
     gzip is unpacked; UTF-16 and UTF-32 are told by their byte-order mark. Raises ``UserError`` for
     what is neither, but has so many NUL bytes that it is no UTF-8.
@@ -57,16 +56,34 @@ def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
                     f"{name} begins as {encoding.upper()} does, but is none from offset {error.start} "
                     f"on ({error.reason}); save it as UTF-8"
                 ) from None
-            return rows.lines_of(text.encode(errors="surrogatepass"))
+            return lines_of(text.encode(errors="surrogatepass"))
     start = data[:4096]
     if start.count(0) * 8 > len(start):
         raise UserError(
             f"{name} is no UTF-8 text: {start.count(0)} of its first {len(start)} bytes are NUL. If it is "
             "UTF-16 without a byte-order mark, save it as UTF-8"
         )
-    lines, bad = rows.lines_of(data)
+    lines, bad = lines_of(data)
     if 0 in data:
         for number, line in enumerate(lines, 1):
             if "\0" in line and number not in bad:
                 bad[number] = f"a NUL byte at character {line.index(chr(0)) + 1} of the line"
     return lines, bad
+
+
+def lines_of(data: bytes) -> tuple[list[str], dict[int, str]]:
+    r"""Lines of text, ended by "\n" only, and why a line is not UTF-8, by its number from 1."""
+    bad: dict[int, str] = {}
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text, start = data.decode(errors="replace"), 0
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte, offset = line[error.start], start + error.start
+                bad[number] = f"invalid UTF-8: byte 0x{byte:02x} at offset {offset} of the file"
+            start += len(line) + 1
+    lines = text.removeprefix("\ufeff").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines, bad

@@ -266,12 +266,11 @@ def readable(
     splits: dict[str, Rows],
     template: Template | None,
     *,
-    on_bad_row: str = "error",
     allow_stop_in_answer: bool = False,
 ) -> dict[str, Rows]:
     """The rows of each split that a template can show; all of them without one.
 
-    Raises UserError for the others unless ``on_bad_row="skip"``, and for answers inside which a stop
+    Raises UserError for the others unless rows are to be skipped, and for answers inside which a stop
     string of the template stands, unless they are allowed: generation would end there.
     """
     if template is None:
@@ -288,7 +287,7 @@ def readable(
             stopped += [
                 (rows.place(i), stop) for p in pairs if (stop := template.stop_in(p["completion"]))
             ][:1]
-        if bad and on_bad_row == "error":
+        if bad and rows.on_bad_row == "error":
             raise UserError(listed(list(bad.values()), rows.origin))
         left = rows.without(bad, f"without {len(bad)} bad rows") if bad else rows
         found[split] = dataclasses.replace(left, skipped=rows.skipped + len(bad))

@@ -66,6 +66,7 @@ def mixed(
         places if len(places.number) == len(mixture) else Places(),
         sources=tuple(map(str, named)),
         source=whence,
+        on_bad_row=found[0].on_bad_row,
     )
 
 

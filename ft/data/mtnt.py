@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ft.data.rows import Record, Rows, checked, digest, lines_of, read
+from ft.data.encodings import lines_of
+from ft.data.rows import Record, Rows, checked, digest, read
 from ft.errors import UserError, one_of
 from ft.files import cache_dir, write_bytes
 

@@ -7,7 +7,7 @@ import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from ft.data.places import Places, listed
 from ft.errors import UserError, nearest, one_of
@@ -17,6 +17,8 @@ Record: TypeAlias = tuple[int, dict[str, Any] | str]
 
 Row: TypeAlias = dict[str, Any]
 """Fields by name: strings, and under ``messages`` a conversation."""
+
+Some = TypeVar("Some", bound=Sequence[Row])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Rows(Sequence[Row]):
     sources: tuple[str, ...] = ()  # of a mixture: what they are called
     source: "array[int]" = dataclasses.field(default_factory=lambda: array("H"), compare=False)
     """Of a mixture: the number of each row's source."""
+    on_bad_row: str = "error"  # or "skip": what becomes of a row that turns out to be bad later
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +65,7 @@ class Rows(Sequence[Row]):
             self.skipped + other.skipped,
             tuple(dict.fromkeys(self.ignored + other.ignored)),
             self.places + other.places if len(self.places.number) == len(self) else Places(),
+            on_bad_row=self.on_bad_row,
         )
 
     def place(self, index: int) -> str:
@@ -126,6 +130,12 @@ class Rows(Sequence[Row]):
         if n >= len(self):
             return self
         return self.chosen(range(n), f"the first {n} rows of {self.origin}", str(n))
+
+
+def changed(rows: Some, change: Callable[[Row], Row]) -> Some:
+    """Each row changed; ``Rows`` keep their places and what becomes of bad ones."""
+    new: Any = [change(row) for row in rows]
+    return dataclasses.replace(rows, rows=new) if isinstance(rows, Rows) else new  # pyright: ignore
 
 
 def summary(
@@ -248,7 +258,8 @@ def checked(
         why = f"all {len(bad)} are bad; the first is {bad[0]}" if bad else "it is empty"
         raise UserError(f"no rows in {origin}: {why}")
     places = Places((where,), array("i", bytes(4 * len(rows))), numbers)
-    return Rows(rows, origin, sha256, len(bad), tuple(ignored or ()), places)
+    kept = {"skipped": len(bad), "ignored": tuple(ignored or ()), "places": places}
+    return Rows(rows, origin, sha256, **kept, on_bad_row=on_bad_row)
 
 
 def _pair(record: dict[str, Any], columns: tuple[str, str]) -> Row | str:
@@ -310,21 +321,3 @@ def read(file: Path) -> bytes:
 def digest(data: bytes) -> str:
     """The SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def lines_of(data: bytes) -> tuple[list[str], dict[int, str]]:
-    r"""Lines of text, ended by "\n" only, and why a line is not UTF-8, by its number from 1."""
-    bad: dict[int, str] = {}
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text, start = data.decode(errors="replace"), 0
-        for number, line in enumerate(data.split(b"\n"), 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte, offset = line[error.start], start + error.start
-                bad[number] = f"invalid UTF-8: byte 0x{byte:02x} at offset {offset} of the file"
-            start += len(line) + 1
-    lines = text.removeprefix("\ufeff").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines, bad

@@ -90,6 +90,5 @@ def _documents(place: str, text_field: str, on_bad_row: str) -> Rows:
         why = f"; the last of {bad.skipped} bad rows is {bad.last}" if bad.skipped else ""
         raise UserError(f"no text in {place}{why}")
     sha256 = digest(repr((shards.hashes(found), text_field)).encode())
-    return Rows(
-        rows, "Python's own prose (builtin)" if place == "builtin" else place, sha256, bad.skipped
-    )
+    origin = "Python's own prose (builtin)" if place == "builtin" else place
+    return Rows(rows, origin, sha256, bad.skipped, on_bad_row=on_bad_row)

@@ -10,7 +10,7 @@ from ft.data.images import MARKER
 from ft.errors import UserError
 from ft.models.load import load_config, load_errors
 from ft.models.sources import fetch
-from ft.text import batches, control, tokens
+from ft.text import bad_rows, batches, control, tokens
 from ft.text.template import Template
 from ft.text.tokens import Encoded, Example
 
@@ -177,24 +177,24 @@ def encode(
     """``tokens.encode`` of rows as ``data.images.read`` gives them; each example has its ``FILES`` besides.
 
     Image tokens are never cut: they stand before the completion, and an example that would lose its
-    completion is dropped. Raises ``UserError`` for a row whose images alone fill ``max_length``, a control
-    token inside a text, and ids that lost or gained an image token.
+    completion is dropped. Bad rows, whose images alone fill ``max_length`` among them, are as
+    ``bad_rows.Good`` has it. Raises ``UserError`` for ids that lost or gained an image token.
     """
-    control.refuse(rows, tokenizer)
     image = see.processor.tokenizer.convert_ids_to_tokens(see.token)
-    pairs, counts = [], []
-    for row in rows:
+
+    def made(row: Mapping[str, Any]) -> tokens.Pair:
         fields = {"instruction": marked(row["prompt"], len(row["images"]))}
         (pair,) = template.turns(fields | {"response": row["completion"]})
         pair["prompt"] = see.filling(row["images"])(pair["prompt"])
-        counts.append(pair["prompt"].count(image))
-        if counts[-1] >= max_length:
+        if (count := pair["prompt"].count(image)) >= max_length:
             raise UserError(
-                f"{row['where']}: {len(row['images'])} images take {counts[-1]:,} tokens, which "
-                f"max_length={max_length:,} has no room for, and image tokens are never cut: give fewer "
-                "images or raise --max-length"
+                f"{len(row['images'])} images take {count:,} tokens, which max_length={max_length:,} has "
+                "no room for, and image tokens are never cut: give fewer images or raise --max-length"
             )
-        pairs.append(pair)
+        return pair
+
+    good = bad_rows.Good(rows, tokenizer, made)
+    pairs = list(good)
     encoded = tokens.encode(
         pairs,
         tokenizer,
@@ -202,16 +202,19 @@ def encode(
         policy=policy,
         end=template.end,
         tail=template.tail,
+        place=lambda at: good.place(good.kept[at]),
+        on_bad_row=good.policy,
     )
     examples = list(encoded.examples)
     for example, at in zip(examples, encoded.rows, strict=True):
-        if (found := example["input_ids"].count(see.token)) != counts[at]:
+        number, wanted = good.kept[at], pairs[at]["prompt"].count(image)
+        if (found := example["input_ids"].count(see.token)) != wanted:
             raise UserError(
-                f"{rows[at]['where']}: {found} image tokens for images of {counts[at]}: the tokenizer does not "
+                f"{good.place(number)}: {found} image tokens for images of {wanted}: the tokenizer does not "
                 f"read {image!r} as one token"
             )
-        example[FILES] = list(rows[at]["images"])
-    return replace(encoded, examples=examples)
+        example[FILES] = list(rows[number]["images"])
+    return tokens.of_rows(replace(encoded, examples=examples), good)
 
 
 def batch(examples: Sequence[Example], see: Reader, pad: int) -> dict[str, "Tensor"]:

@@ -172,8 +172,7 @@ def encoded(case: Case) -> Seen | None:
         count = sum(len(found.examples) for found in case.encoded.values())
         return Seen("ok", "tokens", f"{count:,} windows of the sample's documents")
     options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
-    for key in ("on_bad_row", "supervise_thinking"):
-        options |= {key: case.settings[key]} if key in case.settings else {}
+    options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
     case.encoded = {
         split: tokens.encode_rows(rows, case.template, case.tokenizer, **options)
         for split, rows in case.sample.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ft.data.preferences import answered
-from ft.data.rows import Row, asked
+from ft.data.rows import Row, asked, changed
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
@@ -159,7 +159,8 @@ class Preferences:
     lengths: list[int]  # tokens of every row's longest answer with its prompt
     dropped: int
     truncated: int = 0  # never: half an answer is another one
-    skipped: int = 0  # likewise: what is bad is known before
+    skipped: int = 0  # bad ones, left out
+    bad: tuple[int, ...] = ()  # index of each of these that is bad whatever its length
 
     @property
     def paired(self) -> bool:
@@ -182,9 +183,8 @@ class Preferences:
         text = f"{len(self.pairs):,} {'pairs' if self.paired else 'answers'}, longest {max(self.lengths):,} tokens"
         if not self.paired:
             text += f", {sum(map(bool, (p['label'] for p in self.pairs))):,} of them wanted"
-        return text + f"; {self.dropped:,} dropped (longer than {max_length} tokens)" * bool(
-            self.dropped
-        )
+        text += f"; {self.dropped:,} dropped (longer than {max_length} tokens)" * bool(self.dropped)
+        return text + f"; {self.skipped:,} bad rows skipped" * bool(self.skipped)
 
 
 def encode_preferences(
@@ -198,42 +198,47 @@ def encode_preferences(
     """The ids of rows of ``ft.data.preferences``, as the template reads them: what training and asking have.
 
     A row of which an answer has more than ``max_length`` tokens with its prompt is dropped, or with
-    ``policy`` an error. Raises ``UserError`` for that, for control tokens, and where nothing is left.
+    ``policy`` an error. Bad rows, with that policy too long ones as well, are as ``bad_rows.Good`` has it.
+    Raises ``UserError`` where nothing is left.
     """
     names = ("chosen", "rejected") if rows and "chosen" in rows[0] else ("completion",)
-    ids = [_ids([answered(row, row[name]) for row in rows], template, tokenizer) for name in names]
+    ids = [_ids(rows, name, template, tokenizer) for name in names]
+    good = [i for i in range(len(rows)) if all(i in found for found in ids)]
     pairs: list[Pair] = []
     kept, lengths = [], []
-    for i, found in enumerate(zip(*ids, strict=True)):
-        prompt = found[0][0]
-        assert all(other == prompt for other, _ in found)
-        lengths.append(len(prompt) + max(len(answer) for _, answer in found))
+    for i in good:
+        (prompt, _), *others = answers = [found[i] for found in ids]
+        assert all(other == prompt for other, _ in others)
+        lengths.append(len(prompt) + max(len(answer) for _, answer in answers))
         if lengths[-1] <= max_length:
             label = {} if len(names) > 1 else {"label": rows[i]["label"]}
-            pairs.append(
-                {"prompt_ids": prompt}
-                | {f"{n}_ids": a for n, (_, a) in zip(names, found, strict=True)}
-                | label
-            )
+            found = {f"{n}_ids": a for n, (_, a) in zip(names, answers, strict=True)}
+            pairs.append({"prompt_ids": prompt} | found | label)
             kept.append(i)
-    if (policy == "error" and len(kept) < len(rows)) or not kept:
+    longer = len(good) - len(kept)
+    skips = getattr(rows, "on_bad_row", "error") == "skip"
+    if (policy == "error" and longer and not skips) or not kept:
         raise UserError(
-            f"{len(rows) - len(kept)} of {len(rows)} rows have an answer with more than max_length="
-            f"{max_length} tokens (prompt and answer; the shortest row has {min(lengths)}); raise --max-length"
+            f"{longer} of {len(rows)} rows have an answer with more than max_length={max_length} tokens "
+            f"(prompt and answer; the shortest row has {min(lengths, default=0)}); raise --max-length"
         )
-    return Preferences(pairs, kept, lengths, len(rows) - len(kept))
+    bad = tuple(sorted({*range(len(rows))} - {*good}))
+    left, skipped = (0, longer) if policy == "error" else (longer, 0)
+    return Preferences(pairs, kept, lengths, left, skipped=skipped + len(bad), bad=bad)
 
 
 def _ids(
-    rows: Sequence[Row], template: Template, tokenizer: Any
-) -> list[tuple[list[int], list[int]]]:
-    """Prompt and last answer of each row as ids, the answer with the end that training gives it."""
-    found = []
-    for example in encode_rows(rows, template, tokenizer, max_length=sys.maxsize).examples:
+    rows: Sequence[Row], name: str, template: Template, tokenizer: Any
+) -> dict[int, tuple[list[int], list[int]]]:
+    """Prompt and answer of each good row as ids, by its number, the answer with the end that training gives it."""
+    given = changed(rows, lambda row: answered(row, row[name]))
+    encoded = encode_rows(given, template, tokenizer, max_length=sys.maxsize)
+    found = {}
+    for number, example in zip(encoded.rows, encoded.examples, strict=True):
         ids, labels = example["input_ids"], example["labels"]
         end = max(i for i, label in enumerate(labels) if label != IGNORE) + 1
         start = max((i for i, label in enumerate(labels[:end]) if label == IGNORE), default=-1) + 1
-        found.append((ids[:start], ids[start:end]))
+        found[number] = ids[:start], ids[start:end]
     return found
 
 

@@ -1,6 +1,5 @@
 """What learning from rewards starts from: a finished run, and rows of its kind to answer and to be judged by."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ft.data import gsm8k
 from ft.data.encodings import suffix_of
 from ft.data.instructions import splits as instruction_splits
 from ft.data.preferences import answered, prompts
-from ft.data.rows import Row, Rows
+from ft.data.rows import Row, Rows, changed
 from ft.data.tables import FORMATS
 from ft.data.translation import translation_splits
 from ft.errors import UserError
@@ -80,7 +79,7 @@ def encode(
     rows: Sequence[Row], template: Template, tokenizer: Any, *, max_length: int, **options: Any
 ) -> Encoded:
     """Rows as examples with their references; one without is as long as its prompt and a full stop."""
-    given = [answered(row, row.get("target") or row.get("response") or ".") for row in rows]
+    given = changed(rows, lambda r: answered(r, r.get("target") or r.get("response") or "."))
     return encode_rows(given, template, tokenizer, max_length=max_length, **options)
 
 
@@ -135,4 +134,4 @@ def _asking(rows: Rows) -> Rows:
         *before, last = row["messages"]
         return {**row, "messages": before, "response": last["content"]}
 
-    return dataclasses.replace(rows, rows=[row_of(row) for row in rows])
+    return changed(rows, row_of)

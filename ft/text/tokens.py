@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ft.errors import UserError
 from ft.machine import is_main, say
-from ft.text import control, native
+from ft.text import bad_rows, control, native
 from ft.text.examples import IGNORE, Example, Examples, lengths_of
 from ft.text.template import Pair, Template
 
@@ -27,6 +27,7 @@ class Encoded:
     dropped: int
     truncated: int
     skipped: int = 0  # bad ones, left out
+    bad: tuple[int, ...] = ()  # index of each of these that is bad whatever its length
 
     @property
     def supervised(self) -> int:
@@ -59,46 +60,24 @@ def encode_rows(
     max_length: int,
     policy: Policy = "drop",
     seed_parity: bool = False,
-    on_bad_row: str = "error",
     supervise_thinking: bool = True,
 ) -> Encoded:
     """Encode rows, of fields or of ``{"messages"}``, as ``template`` reads them; see ``encode``.
 
-    Raises ``UserError``, or with ``on_bad_row="skip"`` leaves out and counts: a row that the template
-    cannot show, and one whose own text holds a control token (it would end a turn, or make a new one,
-    where the data only has text). Messages name a row by ``rows.place``, where rows have one. Without
-    ``supervise_thinking`` thoughts are read and not learnt.
+    Bad rows, which the template cannot show or whose own text holds a control token, are as
+    ``bad_rows.Good`` has it. Without ``supervise_thinking`` thoughts are read and not learnt.
     """
     rows = rows if isinstance(rows, Sequence) else list(rows)
-    place = getattr(rows, "place", lambda index: f"row {index + 1}")
     control.refuse_template(template, tokenizer)
-    kept, bad = array("q"), list[str]()
 
-    def turns() -> Iterator[Sequence[Pair]]:
-        """The pairs of each good row, which ``kept`` gets the index of, and ``bad`` why another is not."""
-        special = control.tokens(tokenizer)
-        for index, row in enumerate(rows):
-            if found := control.found_in(row, special):
-                bad.append(f"{place(index)}, {found}; remove it from the data")
-                continue
-            try:
-                if native.reads(template, row):
-                    made = native.pairs(template, row, tokenizer, thoughts=supervise_thinking)
-                else:
-                    made = template.turns(row)
-            except UserError as error:
-                bad.append(f"{place(index)}: {error}")
-                continue
-            kept.append(index)
-            yield made
-        if bad and on_bad_row == "error":
-            more = f" (and {len(bad) - 1} more rows are bad)" if len(bad) > 1 else ""
-            raise UserError(f"{bad[0]}, or leave such rows out with --on-bad-row skip{more}")
-        if bad and not kept:
-            raise UserError(f"all {len(bad)} rows are bad; the first is {bad[0]}")
+    def turns(row: Mapping[str, Any]) -> list[Pair]:
+        if native.reads(template, row):
+            return native.pairs(template, row, tokenizer, thoughts=supervise_thinking)
+        return template.turns(row)
 
+    good = bad_rows.Good(rows, tokenizer, turns)
     found = encode(
-        turns(),
+        good,
         tokenizer,
         max_length=max_length,
         policy=policy,
@@ -106,10 +85,20 @@ def encode_rows(
         end=template.end,
         tail=template.tail,
         count=len(rows),
-        place=lambda at: place(kept[at]),
-        on_bad_row=on_bad_row,
+        place=lambda at: good.place(good.kept[at]),
+        on_bad_row=good.policy,
     )
-    return replace(found, rows=[kept[at] for at in found.rows], skipped=found.skipped + len(bad))
+    return of_rows(found, good)
+
+
+def of_rows(found: Encoded, good: bad_rows.Good[Any]) -> Encoded:
+    """What was encoded of good rows, by the numbers that they have among all."""
+    return replace(
+        found,
+        rows=[good.kept[at] for at in found.rows],
+        bad=(*good.bad, *(good.kept[at] for at in found.bad)),
+        skipped=found.skipped + len(good.bad),
+    )
 
 
 def encode_splits(
@@ -120,13 +109,26 @@ def encode_splits(
     max_length: int,
     encode: Callable[..., Encoded] = encode_rows,
     **options: Any,
-) -> dict[str, Encoded]:
-    """Each split's rows as ``encode`` makes examples of them, with its ``options``; said in a line each."""
-    encoded = {}
+) -> tuple[dict[str, Any], dict[str, Encoded]]:
+    """Each split's rows as ``encode`` makes examples of them, with its ``options``; said in a line each.
+
+    The rows that come back are those without bad ones, which are not to be asked about either.
+    """
+    good, encoded = {}, {}
     for split, rows in splits.items():
-        encoded[split] = encode(rows, template, tokenizer, max_length=max_length, **options)
-        say(f"{split}: {encoded[split].summary(max_length)}")
-    return encoded
+        found = encode(rows, template, tokenizer, max_length=max_length, **options)
+        say(f"{split}: {found.summary(max_length)}")
+        good[split], encoded[split] = without_bad(rows, found)
+    return good, encoded
+
+
+def without_bad(rows: Any, found: Any) -> tuple[Any, Any]:
+    """Rows without those that turned out to be bad, and the same examples by what number they have then."""
+    if not found.bad:
+        return rows, found
+    left = rows.without(found.bad, f"without {len(found.bad)} bad rows")
+    numbers = {old: new for new, old in enumerate(sorted({*range(len(rows))} - {*found.bad}))}
+    return left, replace(found, rows=[numbers[old] for old in found.rows], bad=())
 
 
 def encode(
@@ -153,8 +155,8 @@ def encode(
     ``max_length`` counts tokens of the whole example. A longer one is dropped (as the tutorials do),
     loses its ending (then without an end token: it would teach to stop in mid-sentence), or is an
     error. ``count`` is that of the pairs, where they are no sequence, for the progress bar. Raises
-    ``UserError`` for a longer one (with ``on_bad_row="skip"`` it is skipped instead), for a control token
-    inside a text, and if nothing is left. ``place`` names a conversation in messages.
+    ``UserError`` for a longer one, for a control token inside a text and for what is masked whole (with
+    ``on_bad_row="skip"`` they are skipped instead), and if nothing is left. ``place`` names a conversation.
     """
     from tqdm import tqdm
 
@@ -163,13 +165,14 @@ def encode(
     after = ids_of(tokenizer, [tail])[0] if tail else []
     examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
     count = len(pairs) if isinstance(pairs, Sequence) else count
+    bad: dict[int, str] = {}
     bar = tqdm(pairs, "encode", count, unit=" rows", delay=2, leave=False, disable=not is_main())
     for row, parts in enumerate(_encoded(bar, tokenizer)):
         ids, marks, between = [bos], bytearray(1), []  # a mark is 1 where there is a loss
         for pair, prompt, completion in parts:
             ended = pair.get("ended", False)  # control tokens are the chat template's own
             if bos in prompt or (not ended and {bos, eos, stop} & {*completion}):
-                raise UserError(
+                bad[row] = (
                     f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
                     f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
                     "remove it from the data"
@@ -183,7 +186,9 @@ def encode(
             ids, marks = ids[: -len(after)], marks[: -len(after)]
         lengths.append(len(ids))
         if 1 not in marks:
-            raise UserError(f"{place(row)}: nothing of it is learnt: every answer is masked")
+            bad[row] = f"{place(row)}: nothing of it is learnt: every answer is masked"
+        if row in bad:
+            continue
         if len(ids) > max_length:
             ids, marks = ids[:max_length], marks[:max_length]
             if policy != "truncate" or 1 not in marks:
@@ -193,7 +198,8 @@ def encode(
         rows.append(row)
     if not lengths:
         raise UserError("there are no pairs to encode")
-    too_long = [row for row, n in enumerate(lengths) if n > max_length]
+    bad_rows.settle(bad, len(lengths) - len(bad), on_bad_row)
+    too_long = [row for row, n in enumerate(lengths) if n > max_length and row not in bad]
     if policy == "error" and too_long and on_bad_row == "error":
         raise UserError(
             f"{len(too_long)} of {len(lengths)} rows have more than max_length={max_length} tokens, "
@@ -205,9 +211,10 @@ def encode(
             f"all {len(lengths)} rows have more than max_length={max_length} tokens (the shortest "
             f"has {min(lengths)}); raise --max-length"
         )
-    left = len(lengths) - len(examples)
+    left = len(lengths) - len(examples) - len(bad)
     counts = (0, truncated, left) if policy == "error" else (left, truncated, 0)
-    return Encoded(examples, list(rows), list(lengths), *counts)
+    found = Encoded(examples, list(rows), list(lengths), *counts, tuple(bad))
+    return replace(found, skipped=found.skipped + len(bad))
 
 
 def _encoded(

@@ -149,8 +149,10 @@ def control_token(file: Path) -> None:
     template = prompts.by_name("chat", tokenizer)
     with pytest.raises(UserError, match=rf"{file.name}:700, message 1 \(user\): .*on-bad-row skip"):
         tokens.encode_splits(splits, template, tokenizer, **LONG)
-    found = tokens.encode_splits(splits, template, tokenizer, **LONG, on_bad_row="skip")
+    splits = drawn(file, valid_rows=100, test_rows=100, seed=42, on_bad_row="skip")
+    left, found = tokens.encode_splits(splits, template, tokenizer, **LONG)
     assert sum(e.skipped for e in found.values()) == 1
+    assert sum(map(len, left.values())) == sum(map(len, splits.values())) - 1
     total = sum(map(len, splits.values()))
     assert sum(len(e.examples) for e in found.values()) == total - 1
 

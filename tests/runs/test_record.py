@@ -58,7 +58,7 @@ def test_what_learns_from_its_own_answers_keeps_no_examples(tmp_path, capsys):
     base.tokenizer = tiny.tokenizer()
     t, rows = prompts.translation_of("en-fr"), [{"source": "a", "target": "b"}]
     splits = {"train": Rows(rows, "here", "hash", 0)}
-    encoded = tokens.encode_splits(splits, t, base.tokenizer, max_length=500)
+    _, encoded = tokens.encode_splits(splits, t, base.tokenizer, max_length=500)
     given = {"recipe": __file__, "config": Config(), "task": "translation", "base": base}
     given |= {"template": t, "splits": splits, "encoded": encoded}
     for examples in (True, False):

@@ -216,12 +216,12 @@ def test_splits_are_encoded_alike_and_each_is_said(capsys):
         "train": [{"source": "a", "target": "b"}] * 2,
         "valid": [{"source": "c", "target": "d"}],
     }
-    found = tokens.encode_splits(splits, t, tiny.tokenizer(), max_length=100)
+    rows, found = tokens.encode_splits(splits, t, tiny.tokenizer(), max_length=100)
     alone = {
         name: tokens.encode_rows(rows, t, tiny.tokenizer(), max_length=100)
         for name, rows in splits.items()
     }
-    assert found == alone
+    assert (rows, found) == (splits, alone)
     said = capsys.readouterr().out.splitlines()
     assert said == [f"{name}: {encoded.summary(100)}" for name, encoded in alone.items()]
 
@@ -236,6 +236,6 @@ def test_splits_are_encoded_by_another_function_with_its_options():
     t = Template(name="t", prompt="{source} ", completion="{target}")
     rows = [{"source": "a", "target": "b"}, {"source": "a", "target": "b " * 50}]
     options = {"max_length": 20, "policy": "truncate"}
-    found = tokens.encode_splits({"test": rows}, t, tiny.tokenizer(), encode=encode, **options)
+    _, found = tokens.encode_splits({"test": rows}, t, tiny.tokenizer(), encode=encode, **options)
     assert asked == [(rows, options)]
     assert found["test"].truncated == 1
