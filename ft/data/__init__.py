@@ -1,8 +1,9 @@
 """What a model learns from: rows to fine-tune on, text to pretrain on; every bad one named."""
 
+from ft.data.doubles import duplicates, overlap
 from ft.data.instructions import dolly, instructions
 from ft.data.mtnt import SPLITS, mtnt, normalize_punctuation
-from ft.data.rows import Rows, duplicates, overlap, summary
+from ft.data.rows import Rows, summary
 from ft.data.tables import open_pairs, pairs, parallel
 from ft.data.translation import one_line, translation_splits
 

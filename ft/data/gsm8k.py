@@ -31,7 +31,8 @@ def gsm8k(source: str | Path = GSM8K, *, split: str = "train", on_bad_row: str =
     elif not place.exists():
         place = source
     records, origin, sha256, where = read_table(place, split=split)
-    return checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=_read)
+    made = {"read": _read, "used": ("question", "answer")}
+    return checked(records, origin, sha256, where, on_bad_row=on_bad_row, **made)
 
 
 def splits(

@@ -51,6 +51,8 @@ def read(source: str | Path, *, on_bad_row: str = "error") -> Rows:
                 known[path] = _judged(path, written)
             if not known[path].startswith("sha256:"):
                 faults.append(known[path])
+        if beyond := [name for name in _BEYOND if record.get(name)]:
+            faults.append(f"the column {beyond[0]!r} has no place beside images; remove it")
         marks = str(record.get("prompt", "")).count(MARKER)
         if marks and marks != len(found):
             faults.append(f"the prompt has {MARKER} {marks} times, the row {len(found)} images")
@@ -58,7 +60,8 @@ def read(source: str | Path, *, on_bad_row: str = "error") -> Rows:
         return "; ".join(faults) or row | {key: record[key] for key in ("prompt", "completion")}
 
     numbered = _numbered(records, where)
-    rows = checked(numbered, origin, sha256, where, on_bad_row=on_bad_row, read=one)
+    made = {"read": one, "used": ("image", "images", "prompt", "completion", _WHERE, *_BEYOND)}
+    rows = checked(numbered, origin, sha256, where, on_bad_row=on_bad_row, **made)
     if not any(row["images"] for row in rows):
         raise UserError(
             f"no row of {origin} has an image: they stand in a column 'image' (a path) or 'images' (a list)"
@@ -90,6 +93,13 @@ def splits(
 
 
 _WHERE = "\0where"  # a key that no table has
+_BEYOND = (
+    "system",
+    "messages",
+    "conversations",
+    "tools",
+    "history",
+)  # what would change what is learnt
 
 
 def _numbered(records: Iterable[Record], where: str) -> Iterable[Record]:

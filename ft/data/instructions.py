@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ft.data import mixture
+from ft.data.doubles import duplicates, overlap
 from ft.data.places import listed
-from ft.data.rows import Faulty, Row, Rows, checked, duplicates, fault, overlap
+from ft.data.rows import Faulty, Row, Rows, checked, fault
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation

@@ -5,12 +5,14 @@ import hashlib
 import json
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
+from ft.data.doubles import doubles
 from ft.data.places import Places, listed
 from ft.errors import UserError, nearest, one_of
+from ft.text.messages import IMAGES, WEIGHTS
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
 """A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
@@ -172,48 +174,6 @@ def mixture(splits: Mapping[str, Rows]) -> list[str]:
     return lines
 
 
-def doubles(splits: Mapping[str, Rows]) -> tuple[int, int]:
-    """How many rows of the first split stand there twice, and how many ask what one of another asks."""
-    train, *others = splits.values()
-    return len(duplicates(train)), len(overlap(train, *others))
-
-
-def overlap(train: Rows, *others: Rows) -> list[int]:
-    """Indices of ``train`` rows that ask, but for case and spaces, what a row of another split asks."""
-    known = {_plain(asked(row)) for rows in others for row in rows}
-    return [i for i, row in enumerate(train) if _plain(asked(row)) in known]
-
-
-def duplicates(rows: Rows) -> list[int]:
-    """Indices of rows whose texts, but for case and spaces, all stand in an earlier row."""
-    seen: set[bytes] = set()  # hashes, as the texts may be many
-    found = []
-    for i, row in enumerate(rows):
-        turns = [m["content"] for m in row.get("messages", ())]
-        fields = [str(row[name]) for name in sorted(row.keys() - {"category", "messages", "where"})]
-        text = "\0".join(map(_plain, turns + fields))
-        key = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-        found += [i] * (key in seen)
-        seen.add(key)
-    return found
-
-
-def asked(row: Row) -> str:
-    """What a row asks: its text, its source, its instruction and context, its prompt with the paths of its images,
-    or the first user's message."""
-    if "images" in row:
-        return " ".join([*row["images"], row["prompt"]])
-    if "text" in row:
-        return row["text"]
-    if "messages" in row:
-        return next(m["content"] for m in row["messages"] if m["role"] == "user")
-    return row["source"] if "source" in row else f"{row['instruction']}\n{row.get('context', '')}"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def checked(
     records: Iterable[Record],
     origin: str,
@@ -222,13 +182,15 @@ def checked(
     columns: tuple[str, str] = ("source", "target"),
     on_bad_row: str = "error",
     read: Callable[[dict[str, Any]], Row | Faulty | str] | None = None,
-    ignored: Mapping[str, None] | None = None,
+    ignored: dict[str, None] | None = None,
+    used: Collection[str] = (),
 ) -> Rows:
     """The good ones of ``records``; the others are an error that names them, or are counted.
 
     ``where`` stands before a row's number in messages; ``columns`` are those of source and target.
     ``read`` instead makes a row of a record's columns, or says what is wrong with it, or with a part;
-    it may note columns that it makes nothing of in ``ignored``.
+    it may note columns that it makes nothing of in ``ignored``. With the columns that are ``used``,
+    all others that are not empty are noted there, and one that would change what is learnt is a fault.
     Raises UserError for bad rows (unless ``on_bad_row="skip"``), a column that no row has, no rows.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
@@ -236,12 +198,14 @@ def checked(
     numbers = array("q")
     bad: list[str] = []
     seen: dict[str, None] = {}
+    ignored = {} if ignored is None else ignored
     for number, record in records:
         if isinstance(record, str):
             bad.append(f"{where}{number}: {record}")
             continue
         seen.update(dict.fromkeys(record))
-        row = read(record) if read else _pair(record, columns)
+        unused = _unused(record, used, ignored) if used else ""
+        row = unused or (read(record) if read else _pair(record, columns))
         if isinstance(row, Faulty):
             bad.append(f"{where}{number}: {row.why}")
             row = row.rest
@@ -258,8 +222,22 @@ def checked(
         why = f"all {len(bad)} are bad; the first is {bad[0]}" if bad else "it is empty"
         raise UserError(f"no rows in {origin}: {why}")
     places = Places((where,), array("i", bytes(4 * len(rows))), numbers)
-    kept = {"skipped": len(bad), "ignored": tuple(ignored or ()), "places": places}
+    kept = {"skipped": len(bad), "ignored": tuple(ignored), "places": places}
     return Rows(rows, origin, sha256, **kept, on_bad_row=on_bad_row)
+
+
+def _unused(record: dict[str, Any], used: Collection[str], ignored: dict[str, None]) -> str:
+    """Why a record may not lose its other columns, which are noted; nothing where it may."""
+    for name, value in record.items():
+        if name in used or name in ignored or value in (None, "", [], {}):
+            continue
+        if name in IMAGES or (name in WEIGHTS and str(value).lower() not in ("1", "1.0", "true")):
+            return (
+                f"the column {name!r} would change what is learnt, and is not used here; remove it"
+            )
+        if name not in WEIGHTS:
+            ignored[name] = None
+    return ""
 
 
 def _pair(record: dict[str, Any], columns: tuple[str, str]) -> Row | str:

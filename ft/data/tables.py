@@ -1,5 +1,6 @@
 """Pairs from the user's own tables (jsonl, json, csv, tsv, parquet, TMX), aligned files or the Hub."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -24,9 +25,10 @@ from ft.data.rows import (
 from ft.errors import UserError
 from ft.text import languages
 from ft.text.languages import Language
+from ft.text.messages import IMAGES, WEIGHTS
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx")
-Choice: TypeAlias = Callable[[Sequence[str]], tuple[str, str]]
+Choice: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
 """Which columns hold source and target, of the names of all."""
 
 _PEEKED = 1000  # rows whose columns are looked at for those that are wanted
@@ -88,15 +90,29 @@ def pairs(
     """
     direction = languages.pair(pair) if pair else None
     choose = functools.partial(columns.choose, direction, (source_column, target_column), str(path))
+    ignored: dict[str, None] = {}
+
+    def reads(names: Sequence[str]) -> Sequence[str]:
+        """The columns to read of a format that has all their names first."""
+        ignored.update(dict.fromkeys(names))
+        return [*choose(names), *(name for name in names if name in (*WEIGHTS, *IMAGES))]
+
     records, origin, sha256, where = read_table(
-        path, choose, split, quoting=quoting, direction=direction
+        path, reads, split, quoting=quoting, direction=direction
     )
     flat = ((number, columns.flat(r) if isinstance(r, dict) else r) for number, r in records)
     first = list(itertools.islice(flat, _PEEKED))
     names = list(dict.fromkeys(k for _, r in first if isinstance(r, dict) for k in r))
     chosen = choose(names) if names else ("source", "target")
-    found = itertools.chain(first, flat)
-    return checked(found, origin, sha256, where, columns=chosen, on_bad_row=on_bad_row)
+    used = {*chosen, *(name.rpartition(".")[0] for name in chosen)}
+    for name in (*used, *WEIGHTS, *IMAGES):
+        ignored.pop(name, None)
+    made: dict[str, Any] = {"columns": chosen, "ignored": ignored, "used": used}
+    rows = checked(
+        itertools.chain(first, flat), origin, sha256, where, on_bad_row=on_bad_row, **made
+    )
+    outer = (name for name in rows.ignored if name.rpartition(".")[0] not in rows.ignored)
+    return dataclasses.replace(rows, ignored=tuple(outer))
 
 
 def read_table(

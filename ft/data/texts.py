@@ -71,7 +71,8 @@ def _table(file: Path, text_field: str, on_bad_row: str) -> Rows:
     def read(record: dict[str, Any]) -> Row | str:
         return fault(record, text_field) or {"text": record[text_field]}
 
-    return checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=read)
+    made = {"read": read, "used": (text_field,)}
+    return checked(records, origin, sha256, where, on_bad_row=on_bad_row, **made)
 
 
 def _documents(place: str, text_field: str, on_bad_row: str) -> Rows:

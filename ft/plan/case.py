@@ -47,7 +47,7 @@ class Case:
     everything: bool = False  # encode all rows
     offline: bool = False
     splits: Mapping[str, Rows] | None = None
-    doubles: tuple[int, int] | None = None  # of the splits, as ``data.rows.doubles`` counts
+    doubles: tuple[int, int] | None = None  # of the splits, as ``data.doubles.doubles`` counts
     folder: Path | None = None  # of the model: configuration and tokenizer at least
     raw: dict[str, Any] | None = None  # its config.json
     shape: Shape | None = None

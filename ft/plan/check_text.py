@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ft.data.rows import doubles
+from ft.data.doubles import doubles
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ft.data.doubles import asked
 from ft.data.preferences import answered
-from ft.data.rows import Row, asked, changed
+from ft.data.rows import Row, changed
 from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer

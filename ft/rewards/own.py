@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import asked
+from ft.data.doubles import asked
 from ft.errors import UserError, nearest
 from ft.files import sha256
 from ft.score.rewards import Reward

@@ -163,6 +163,8 @@ def encode(
     bos, eos = control.require_bos(tokenizer), tokenizer.eos_token_id
     stop = tokenizer.convert_tokens_to_ids(end) if end else eos
     after = ids_of(tokenizer, [tail])[0] if tail else []
+    named = f"{tokenizer.bos_token!r}, {tokenizer.eos_token!r} or {end or tokenizer.eos_token!r}, which "
+    named += "the tokenizer reads as a control token"
     examples, rows, lengths, truncated = Examples(), array("q"), array("q"), 0
     count = len(pairs) if isinstance(pairs, Sequence) else count
     bad: dict[int, str] = {}
@@ -172,11 +174,7 @@ def encode(
         for pair, prompt, completion in parts:
             ended = pair.get("ended", False)  # control tokens are the chat template's own
             if bos in prompt or (not ended and {bos, eos, stop} & {*completion}):
-                bad[row] = (
-                    f"{place(row)}: the text contains {tokenizer.bos_token!r}, {tokenizer.eos_token!r} or "
-                    f"{end or tokenizer.eos_token!r}, which the tokenizer reads as a control token; "
-                    "remove it from the data"
-                )
+                bad[row] = f"{place(row)}: the text contains {named}; remove it from the data"
             between = [] if ended else after
             answer = [*[bos] * seed_parity, *completion, *([] if ended else [stop])]
             ids += prompt + answer + between
@@ -201,11 +199,7 @@ def encode(
     bad_rows.settle(bad, len(lengths) - len(bad), on_bad_row)
     too_long = [row for row, n in enumerate(lengths) if n > max_length and row not in bad]
     if policy == "error" and too_long and on_bad_row == "error":
-        raise UserError(
-            f"{len(too_long)} of {len(lengths)} rows have more than max_length={max_length} tokens, "
-            f"the first is {place(too_long[0])} with {lengths[too_long[0]]}; raise --max-length, choose "
-            "the length policy drop or truncate, or leave such rows out with --on-bad-row skip"
-        )
+        _refuse_longer(too_long, lengths, max_length, place)
     if not examples:
         raise UserError(
             f"all {len(lengths)} rows have more than max_length={max_length} tokens (the shortest "
@@ -215,6 +209,16 @@ def encode(
     counts = (0, truncated, left) if policy == "error" else (left, truncated, 0)
     found = Encoded(examples, list(rows), list(lengths), *counts, tuple(bad))
     return replace(found, skipped=found.skipped + len(bad))
+
+
+def _refuse_longer(
+    rows: Sequence[int], lengths: Sequence[int], max_length: int, place: Callable[[int], str]
+) -> None:
+    raise UserError(
+        f"{len(rows)} of {len(lengths)} rows have more than max_length={max_length} tokens, the first is "
+        f"{place(rows[0])} with {lengths[rows[0]]}; raise --max-length, choose the length policy drop or "
+        "truncate, or leave such rows out with --on-bad-row skip"
+    )
 
 
 def _encoded(

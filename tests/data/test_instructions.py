@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
+from ft.data.doubles import asked, duplicates, overlap
 from ft.data.instructions import dolly as open_dolly
 from ft.data.instructions import instructions
 from ft.data.instructions import splits as drawn
-from ft.data.rows import Rows, asked, duplicates, overlap
+from ft.data.rows import Rows
 from ft.errors import UserError
 from ft.text import prompts, tokens
 

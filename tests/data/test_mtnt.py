@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ft.data.doubles import overlap
 from ft.data.mtnt import mtnt, normalize_punctuation
-from ft.data.rows import overlap
 from ft.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -1,6 +1,7 @@
 """Rows: a sequence that knows its origin, and what two splits share."""
 
-from ft.data.rows import Rows, duplicates, overlap, summary
+from ft.data.doubles import duplicates, overlap
+from ft.data.rows import Rows, summary
 
 ROW = {"source": "idk lol", "target": "jsp mdr"}
 OTHER = {"source": 'he said "hi', "target": 'il a dit "salut, ça va'}

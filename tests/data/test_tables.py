@@ -1,5 +1,6 @@
 """Users' own tables, aligned files and Hub data: what is read, and what is said of bad rows."""
 
+import csv
 import hashlib
 import io
 import json
@@ -58,7 +59,69 @@ def test_every_format_gives_the_same_rows(
     file = write(tmp_path / f"my{suffix}", content)
     rows = pairs(file, source_column=names[0], target_column=names[1])
     assert rows.rows == [ROW, OTHER]
-    assert rows == Rows([ROW, OTHER], str(file), hashlib.sha256(content).hexdigest(), 0)
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert rows == Rows([ROW, OTHER], str(file), sha256, ignored=("id",))
+
+
+ODD = {"id": 7, "meta": {"url": "x", "n": 1}, "score": 0.5, "none": None}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet", "hub"])
+def test_columns_that_nothing_is_learnt_from_are_told(
+    tmp_path: Path, suffix: str, nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = {"en": "a", "de": "b"}
+    rows = [ODD | ({"translation": pair | {"fr": "c"}} if nested else pair)] * 2
+    if nested and suffix in (".csv", ".tsv"):
+        return  # nothing is nested in these
+    file = tmp_path / f"own{suffix}"
+    if suffix == "hub":
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda *a, **k: datasets.Dataset.from_list(rows)
+        )
+        found = pairs("hub:owner/name", pair="en-de")
+    else:
+        if suffix == ".parquet":
+            pytest.importorskip("pyarrow.parquet").write_table(
+                pytest.importorskip("pyarrow").Table.from_pylist(rows), file
+            )
+        elif suffix in (".csv", ".tsv"):
+            flat = [{k: v for k, v in row.items() if k != "meta"} for row in rows]
+            with file.open("w", newline="") as out:
+                writer = csv.DictWriter(out, flat[0], delimiter=",\t"[suffix == ".tsv"])
+                writer.writeheader()
+                writer.writerows(flat)
+        else:
+            lines = [json.dumps(row) for row in rows]
+            file.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{','.join(lines)}]")
+        found = pairs(file, pair="en-de")
+    assert list(found) == [{"source": "a", "target": "b"}] * 2
+    named = {"id", "score", "meta", "meta.url", "meta.n", "none", "translation.fr"}
+    assert {"id", "score"} <= set(found.ignored) <= named
+    assert ("translation.fr" in found.ignored) == nested
+    assert any(name.startswith("meta") for name in found.ignored) == (
+        suffix not in (".csv", ".tsv")
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", 0.5), ("images", ["a.png"]), ("loss", 0)])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_column_that_would_change_what_is_learnt_is_refused(
+    tmp_path: Path, suffix: str, name: str, value: object
+) -> None:
+    rows = [{"source": "a", "target": "b", name: value}, {"source": "a", "target": "b", name: None}]
+    file = tmp_path / f"own{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pytest.importorskip("pyarrow").Table.from_pylist(rows), file
+        )
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=rf"(?s)1 bad row in .*1: the column '{name}' would change"):
+        pairs(file)
+    assert len(pairs(file, on_bad_row="skip")) == 1
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])

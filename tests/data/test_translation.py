@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ft.data import doubles
 from ft.data import rows as checks
 from ft.data.mtnt import mtnt, normalize_punctuation
 from ft.errors import UserError
@@ -35,7 +36,7 @@ def test_rows_are_held_out_by_seed_and_said(tmp_path: Path, n: int, sizes: tuple
     again = MODULE.translation_splits(("test",), data=spec, language_pair="en-de", seed=3)
     assert list(again) == ["test"]
     assert again["test"] == found["test"]
-    assert checks.overlap(found["train"], found["valid"], found["test"]) == []
+    assert doubles.overlap(found["train"], found["valid"], found["test"]) == []
     if n > 2:
         assert sorted(r["source"] for rows in found.values() for r in rows) == sorted(
             f"s {i}" for i in range(n)
