@@ -80,6 +80,8 @@ def start(
     run = begin(target, recipe=recipe, task=task, **settings)
     adapter = lora.describe(model) if hasattr(model, "peft_config") else {}
     describe(run, base=base, adapter=adapter, template=template, splits=splits, encoded=encoded)
+    lengths = {k: tokens.length_counts(e.lengths, config.max_length) for k, e in encoded.items()}
+    run.note(lengths=lengths)
     if plan is not None:
         run.note(plan=plan.to_dict())
     if first:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ft.text.examples import IGNORE, Example
+
 RESAMPLES = 1000  # bootstrap samples, sacreBLEU's default
 SEED = 12345  # of them, sacreBLEU's default too
+SHADED, LONGEST = 12, 256  # examples whose tokens are judged one by one, and tokens of each
 Score = dict[str, float]  # {"score", "low", "high"}
 Resamples = Sequence[Sequence[int]]
 _T = TypeVar("_T")
@@ -40,6 +43,36 @@ def both(judge: Callable[[Any], _T], model: Any, base: Any | None = None) -> dic
         with as_base(model, base) as plain:
             found["base"] = judge(plain)
     return found | {"tuned": judge(model)}
+
+
+def token_losses(
+    model: Any, tokenizer: Any, examples: Sequence[Example], base: Any | None = None
+) -> list[dict[str, Any]]:
+    """The loss in nats of each supervised token of the first ``SHADED`` examples, by both models.
+
+    An entry has the text before them as ``prompt``, their own texts as ``tokens``, and a list of losses for
+    each model. Examples run one by one: that is exact for every kind of model.
+    """
+    from ft.score import likelihood
+    from ft.score.texts import pieces
+
+    shown = [{k: example[k][:LONGEST] for k in example} for example in examples[:SHADED]]
+    shown = [e for e in shown if any(label != IGNORE for label in e["labels"][1:])]
+
+    def judged(each: Any) -> list[list[float]]:
+        with likelihood.resting(each):
+            found = [likelihood.logprobs(each, [example])[0] for example in shown]
+        return [[round(-value, 3) for value in values.tolist()] for values in found]
+
+    losses = both(judged, model, base)
+    entries = []
+    for at, example in enumerate(shown):
+        pairs = list(zip(example["input_ids"], example["labels"], strict=True))[1:]
+        prompt = tokenizer.decode([i for i, label in pairs if label == IGNORE])
+        learnt = pieces(tokenizer, [i for i, label in pairs if label != IGNORE])
+        entry = {"prompt": prompt, "tokens": list(learnt)}
+        entries.append(entry | {name: values[at] for name, values in losses.items()})
+    return entries
 
 
 def resamples(n: int, seed: int = SEED) -> Resamples:

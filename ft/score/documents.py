@@ -62,6 +62,7 @@ def before_after(
     if "base" in found:
         gaps = [b - a for a, b in zip(found["base"][0], found["tuned"][0], strict=True)]
         result["p_value"] = {"tuned": {"bits_per_byte": _p_value(gaps, sizes, drawn)}}
+    result["losses"] = comparison.token_losses(model, tokenizer, encoded.examples, base)
     result |= {"signatures": SIGNATURES, "seconds": time.perf_counter() - start}
     result["samples"] = [
         {"prompt": tokenizer.decode(ids[1:])}

@@ -81,6 +81,7 @@ def before_after(
     of_answers = scores(texts, references)
     for name in texts:
         result[name] |= of_answers.pop(name)
+    result["losses"] = comparison.token_losses(model, tokenizer, examples, base)
     result |= of_answers | {"seconds": time.perf_counter() - start}
     result["samples"] = [
         {

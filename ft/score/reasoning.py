@@ -166,6 +166,7 @@ def before_after(
             chosen = majority(group)
             sample[name] = next((c.text for c in group if c.number == chosen), "")
             sample[f"{name}_votes"] = votes(group)
+    result["losses"] = comparison.token_losses(model, tokenizer, examples, base)
     result["seconds"] = time.perf_counter() - start
     return Comparison(result, _table(result, split), _samples(result))
 

@@ -65,7 +65,8 @@ def before_after(
 
     found = comparison.both(judged, model, base)
     made = compare(found["base"], found["tuned"], template, rows, ask=ask, pair=pair, split=split)
-    return replace(made, values=made.values | {"seconds": time.perf_counter() - start})
+    values = made.values | {"losses": comparison.token_losses(model, tokenizer, examples, base)}
+    return replace(made, values=values | {"seconds": time.perf_counter() - start})
 
 
 def judge(

@@ -290,17 +290,22 @@ def show(example: Example, tokenizer: Any, *, colour: bool) -> str:
     return "".join(parts)
 
 
-def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
-    """Bars of how many examples have how many tokens; the last bar is of those over ``max_length``."""
+def length_counts(lengths: Sequence[int], max_length: int) -> dict[str, int]:
+    """How many examples have how many tokens, ``{"1-8": 12, …}``; the last of those over ``max_length``."""
     step = max(1, -(-min(max(lengths), max_length) // 8))
     edges = list(range(step, min(max(lengths), max_length) + step, step))
     edges[-1] = min(edges[-1], max_length)
     bounds = [*zip([1, *(e + 1 for e in edges)], edges, strict=False)]
-    bars = [(f"{a}-{b}", sum(a <= n <= b for n in lengths)) for a, b in bounds]
-    if over := sum(n > max_length for n in lengths):
-        bars.append((f">{max_length}", over))
-    most = max(count for _, count in bars)
+    counts = {f"{a}-{b}": sum(a <= n <= b for n in lengths) for a, b in bounds}
+    over = sum(n > max_length for n in lengths)
+    return counts | ({f">{max_length}": over} if over else {})
+
+
+def histogram(lengths: Sequence[int], max_length: int, width: int = 40) -> str:
+    """``length_counts`` as bars."""
+    counts = length_counts(lengths, max_length)
+    most = max(counts.values())
     return "\n".join(
         f"  {label:>9} tokens {count:>7,} {'█' * round(width * count / most)}"
-        for label, count in bars
+        for label, count in counts.items()
     )

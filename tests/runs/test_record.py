@@ -52,6 +52,7 @@ def test_what_learns_from_its_own_answers_keeps_no_examples(tmp_path, capsys):
     class Config:
         seed: int = 1
         per_device_train_batch_size: int = 1
+        max_length: int = 500
 
     base = SimpleNamespace(name="tiny", path=tmp_path, model=tiny.build("gemma3_text"))
     vars(base).update(precision="fp32", backend="transformers", attention="eager")
@@ -67,3 +68,4 @@ def test_what_learns_from_its_own_answers_keeps_no_examples(tmp_path, capsys):
         assert (found.folder / "examples.txt").exists() == examples
         assert ("first example" in capsys.readouterr().out) == examples
         assert found.made_with["data.train"] == "hash"
+        assert sum(found.record["lengths"]["train"].values()) == len(rows)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from support import tiny
 
+from ft.kernels import cross_entropy
 from ft.models import lora
-from ft.score import comparison
+from ft.score import comparison, likelihood
 
 
 @pytest.fixture
@@ -79,3 +80,23 @@ def test_a_share_in_per_cent(right, n, low, high):
         pytest.approx(low, abs=0.05),
         pytest.approx(high, abs=0.05),
     )
+
+
+def test_losses_of_tokens_are_those_that_the_loss_is_the_mean_of(adapted):
+    examples = [
+        {"input_ids": [2, 5, 9, 40, 41, 1], "labels": [-100, -100, -100, 40, 41, 1]},
+        {"input_ids": [2, 7, 60, 1], "labels": [-100, -100, 60, 1]},
+    ]
+    found = comparison.token_losses(adapted, tiny.tokenizer(), examples)
+    assert [len(entry["tokens"]) for entry in found] == [3, 2]
+    assert [list(entry) for entry in found] == [["prompt", "tokens", "base", "tuned"]] * 2
+    cross_entropy.install(adapted.get_base_model())
+    losses = [loss for entry in found for loss in entry["tuned"]]
+    expected = likelihood.loss(adapted, examples)
+    assert comparison.mean(losses) == pytest.approx(expected, abs=1e-3)
+    assert losses != [loss for entry in found for loss in entry["base"]]
+
+
+def test_a_text_without_a_loss_is_not_shaded(adapted):
+    example = {"input_ids": [2, 5] * 200, "labels": [-100] * 399 + [5]}
+    assert comparison.token_losses(adapted, tiny.tokenizer(), [example]) == []
