@@ -33,6 +33,7 @@ VERBS: dict[str, dict[str, str]] = {
         "score": "Show how likely a model finds a text, token by token.",
         "samplers": "Draw what each sampler keeps of a model's next tokens.",
         "summary": "Show what a model is made of, without loading weights.",
+        "report": "Make a run's page again, or one that compares several runs.",
     },
     "share": {
         "merge": "Merge an adapter into its base and check that the logits agree.",

@@ -14,7 +14,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.files import json_lines, settle, sync_dir, write_json, write_text
-from ft.machine import check_launch, is_main
+from ft.machine import check_launch, is_main, say
 from ft.models.lora import settle_config
 from ft.runs import checkpoints, lock
 
@@ -85,7 +85,7 @@ def check_folder(folder: Path, overwrite: bool = False, resume: str | None = Non
 
 
 _LEFT = re.compile(
-    r"\.(staging|adapter|model|lock|(.+\.(json|jsonl|yaml|txt|md|png)|checkpoint-\d+)\..+)"
+    r"\.(staging|adapter|model|lock|(.+\.(json|jsonl|yaml|txt|md|png|html)|checkpoint-\d+)\..+)"
 )
 
 
@@ -142,10 +142,22 @@ class Run:
             write_json(self.folder / RECORD, self.record)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append a line to ``metrics.jsonl``."""
+        """Append a line to ``metrics.jsonl``; after a validation the page is made again."""
         if is_main():
             with open(self.folder / METRICS, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(values) + "\n")
+            if "eval_loss" in values:
+                self.report()
+
+    def report(self) -> None:
+        """Make ``report.html``. What keeps it from being made is said, and ends no training."""
+        from ft.runs import report
+
+        try:
+            if is_main():
+                report.write(self.folder)
+        except Exception as error:
+            say(f"{report.REPORT} was not written: {type(error).__name__}: {error}")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""

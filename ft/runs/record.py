@@ -96,7 +96,7 @@ def finish(run: Run, *, push_to_hub: str | None = None, **compared: Compared) ->
 
     ``compared`` are results by split: ``test=score.translation.before_after(…)``.
     """
-    from ft.runs import curves, hub
+    from ft.runs import curves, hub, report
 
     for result in compared.values():
         say(result.table)
@@ -110,6 +110,7 @@ def finish(run: Run, *, push_to_hub: str | None = None, **compared: Compared) ->
     run.write("README.md", hub.card(run.folder))
     kind = "adapter" if run.record.get("lora") else "model"
     say(f"\n{kind}{', card and curves' if validated else ' and card'}: {run.folder}")
+    say(f"page: {run.folder / report.REPORT}")
     if push_to_hub and is_main():
         say(hub.push(run.folder, push_to_hub))
 
@@ -196,6 +197,7 @@ def close(run: Run) -> None:
     if (gpu := peak_gpu_memory()) is not None:
         values["peak_gpu_memory_bytes"] = gpu
     run.note(**values)
+    run.report()
     lock.release(run.folder)
 
 
