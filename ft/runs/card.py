@@ -1,6 +1,5 @@
-"""The model card of a run, written from the files of its folder alone, and the Python in it that asks the run."""
+"""The model card of a run, written from the files of its folder alone."""
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,48 +9,15 @@ from typing import Any
 from ft.errors import UserError
 from ft.files import json_lines
 from ft.models.sources import license_of
+from ft.runs.card_example import example, typical
 from ft.runs.card_header import METRICS, header, hub_name, title, trained_whole
-from ft.text.template import OPTIONAL, Template, from_record
+from ft.runs.published import without_paths
+from ft.runs.report_facts import LOWER, p_values, verdict
+from ft.runs.shown import score, size
 
 MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~$&:@!]|(?<=www)\.")  # also what would turn into a link
 LONGEST = 500  # characters of a table's cell
-HERE = 'tuned = "."  # the folder of this file'  # a push writes the repository's name here
-
-LOAD_ADAPTER = """
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-{here}
-tokenizer = AutoTokenizer.from_pretrained(tuned)
-base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, tuned)
-"""
-LOAD_MODEL = """
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-{here}
-tokenizer = AutoTokenizer.from_pretrained(tuned)
-model = AutoModelForCausalLM.from_pretrained(tuned)
-"""
-ASK = """
-inputs = tokenizer(prompt, return_tensors="pt")  # puts <bos> in front
-output = model.generate(
-    **inputs,
-    max_new_tokens=256,
-    do_sample=False,{stopping}
-)
-new_ids = output[0, inputs["input_ids"].shape[1] :]
-answer = tokenizer.decode(new_ids, skip_special_tokens=True)
-"""
-END = """
-    eos_token_id=tokenizer.convert_tokens_to_ids([tokenizer.eos_token, {end!r}]),"""
-STOP = """
-    stop_strings={stop!r},
-    tokenizer=tokenizer,"""
-CUT = """for text in {stop!r}:
-    answer = answer.partition(text)[0]
-"""
-ASKED = {"instruction": "How can I make brownies?", "source": "Hello, my name is Morgane."}
+SHOWN = 10  # samples
 
 
 def card(run_folder: Path) -> str:
@@ -59,41 +25,78 @@ def card(run_folder: Path) -> str:
 
     What these files do not say is left out. Raises ``UserError`` for one that does not parse.
     """
-    run = read(run_folder / "run.json", json.loads) or {}
-    config = read(run_folder / "config.yaml", str.strip) or ""
-    metrics = read(run_folder / "metrics.jsonl", json_lines) or []
+    # the example works here: its base may be a folder of this machine, which a push takes out
+    here = read(run_folder / "run.json", json.loads) or {}
+    run = json.loads(without_paths(json.dumps(here), "run.json"))
+    config = read(run_folder / "config.yaml", lambda t: without_paths(t.strip(), "config.yaml"))
+    config, metrics = config or "", read(run_folder / "metrics.jsonl", json_lines) or []
     model, data = run.get("model", {}), run.get("data", {})
     base, evaluations = hub_name(model), run.get("evaluation", {})
-    samples = [row for found in evaluations.values() for row in found.get("samples", [])[:10]]
-    origin = f" of [{base}](https://huggingface.co/{base})" if base else ""
-    splits = [{"split": k, **v} for k, v in data.items() if isinstance(v, dict)]
-    for values in splits:
-        if "sources" in values:
-            counts = (f"{name}: {count:,}" for name, count in values["sources"].items())
-            values["sources"] = "; ".join(counts)
+    samples = [row for found in evaluations.values() for row in found.get("samples", [])]
     lora = {f"LoRA {name}": value for name, value in run.get("lora", {}).items()}
+    if "LoRA share" in lora:
+        lora["LoRA share"] = f"{lora['LoRA share']:.1%} of the model"
     ran = run | run.get("hardware", {}) | run.get("timings", {}) | run.get("versions", {})
     ran |= run.get("training", {})
+    left = ("command", "checks")  # which have places of their own
     sections = {
-        "What it is": f"{'All weights' if trained_whole(run) else 'A LoRA adapter'}{origin}, trained with ft"
-        + (f" by the recipe `{run['recipe']}`." if "recipe" in run else "."),
-        "Use": _usage(run, base or model.get("name"), samples),
-        "Template": _template(run.get("template", {})),
-        "Data": _table([*dict.fromkeys(k for v in splits for k in v)], splits) + _facts(data),
-        "Settings": _facts(model | lora) + _fence(config, "yaml"),
-        "Validation loss": _table(["step", "eval_loss"], [m for m in metrics if "eval_loss" in m])
-        + _kept(run.get("training", {})),
+        "What it is": _what(run_folder, run, base, config, metrics),
         **{f"Scores on the {name} split": _scores(found) for name, found in evaluations.items()},
+        "Use": _usage(run, base or here.get("model", {}).get("name"), samples),
         "Samples": "".join(map(_asked, evaluations.values()))
-        + _table([*dict.fromkeys(k for row in samples for k in row)], samples),
+        + _table([*dict.fromkeys(k for row in samples for k in row)], samples[:SHOWN]),
+        "Validation loss": _validation(run_folder, run.get("training", {}), metrics),
+        "Data": _data(data),
+        "Template": _template(run.get("template", {})),
+        "Settings": _facts(model | lora) + _fence(config, "yaml"),
         "Checks before the first step": _checks(run.get("checks", [])),
-        "Hardware, time and versions": _facts({k: v for k, v in ran.items() if k != "command"})
+        "Hardware, time and versions": _facts({k: v for k, v in ran.items() if k not in left})
         + _fence(run.get("command", ""), "bash"),
         "License of the base model": license_of(base)[1].format(base),
     }
     name = title(run, run_folder)
     head = f"---\n{header(run, config, name)}\n---\n\n# {_text(name)}\n"
     return head + "".join(f"\n## {k}\n\n{v.strip()}\n" for k, v in sections.items() if v)
+
+
+def _what(
+    folder: Path, run: dict[str, Any], base: str, config: str, metrics: Sequence[dict[str, Any]]
+) -> str:
+    """What lies here, how large it is, and what came of it."""
+    import yaml
+
+    whole = trained_whole(run)
+    origin = f" of [{base}](https://huggingface.co/{base})" if base else ""
+    file = folder / ("model.safetensors" if whole else "adapter_model.safetensors")
+    large = f" ({size(file.stat().st_size)})" if file.is_file() else ""
+    recipe = f" by the recipe `{run['recipe']}`" if "recipe" in run else ""
+    said = (
+        f"{'All weights' if whole else 'A LoRA adapter'}{origin}{large}, trained with ft{recipe}."
+    )
+    if "finished" not in run:
+        return said
+    return f"{said}\n\n{_text(verdict(run, yaml.safe_load(config) or {}, metrics))}"
+
+
+def _data(data: dict[str, Any]) -> str:
+    """A line for each split: where its rows are from, how many, and a hash of them."""
+    splits = [{"split": k, **v} for k, v in data.items() if isinstance(v, dict)]
+    for values in splits:
+        values["sha256"] = values.get("sha256", "")[:12]
+        if "sources" in values:
+            counts = (f"{name}: {count:,}" for name, count in values["sources"].items())
+            values["sources"] = "; ".join(counts)
+    columns = dict.fromkeys(k for v in splits for k in v)
+    return _table(
+        [k for k in columns if any(v.get(k) not in (0, []) for v in splits)], splits
+    ) + _facts(data)
+
+
+def _validation(folder: Path, training: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
+    """The curve, where it was drawn, its figures, and which step's weights these are."""
+    figures = [line for line in metrics if "eval_loss" in line]
+    drawn = "![loss by optimizer step](loss.png)\n\n" * (folder / "loss.png").is_file()
+    return drawn + _table(["step", "eval_loss"], figures) + _kept(training)
 
 
 def _kept(training: dict[str, Any]) -> str:
@@ -123,7 +126,7 @@ def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, st
     template = run.get("template", {})
     if not base or "prompt" not in template:
         return ""
-    sample = samples[0] if samples else {}
+    sample = typical(samples) if samples else {}
     return _fence(example(template, base, sample, whole=trained_whole(run)), "python")
 
 
@@ -136,17 +139,15 @@ def _template(template: dict[str, Any]) -> str:
 
 def _scores(test: dict[str, Any]) -> str:
     """Base against tuned, with intervals, the paired test's p and what makes a score comparable."""
-    p_values = test.get("p_value", {})
-    p_values = p_values.get("tuned", p_values)
     columns = ["metric", "base", "tuned", "p"]
     rows = []
     for metric, (label, _) in METRICS.items():
-        row = {
-            name: _score(test.get(name, {}).get(metric), 3 if metric == "bits_per_byte" else 1)
-            for name in ("base", "tuned")
-        }
-        if any(row.values()):
-            rows.append({"metric": label, **row, "p": p_values.get(metric)})
+        values = {name: test.get(name, {}).get(metric) for name in ("base", "tuned")}
+        digits = 3 if metric in LOWER else 1
+        row = {name: score(v, digits) for name, v in values.items() if v is not None}
+        if row:
+            p = p_values(test).get(metric)
+            rows.append({"metric": label, **row, "p": None if p is None else f"{p:.2g}"})
     signatures = {f"{k} signature": v for k, v in test.get("signatures", {}).items()}
     note = "In brackets: 95% intervals.\n\n" if any("[" in str(row) for row in rows) else ""
     counts = {
@@ -166,13 +167,6 @@ def _asked(test: dict[str, Any]) -> str:
     return _facts({"asked": test["ask"].strip(), **answers}) if "ask" in test else ""
 
 
-def _score(value: Any, digits: int) -> str:
-    if isinstance(value, dict):
-        score, low, high = (f"{value[key]:.{digits}f}" for key in ("score", "low", "high"))
-        return f"{score} [{low}, {high}]"
-    return "" if value is None else f"{value:.3f}"
-
-
 def _table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     """A Markdown table of the columns that some row fills."""
     rows = list(rows)
@@ -188,9 +182,18 @@ def _short(value: Any) -> Any:
 
 
 def _facts(values: dict[str, Any]) -> str:
-    lines = [(name, value) for name, value in values.items() if not isinstance(value, dict)]
+    lines = [_fact(name, value) for name, value in values.items() if not isinstance(value, dict)]
     filled = [f"- {_text(k.replace('_', ' '))}: {_text(v)}\n" for k, v in lines if v is not None]
     return "".join(filled) + "\n" * bool(filled)
+
+
+def _fact(name: str, value: Any) -> tuple[str, Any]:
+    """A name and its value as people read them: bytes in GiB."""
+    if value is not None and name.endswith("_bytes"):
+        return name.removesuffix("_bytes"), f"{value / 2**30:.1f} GiB"
+    if value is not None and name.endswith("_gib"):
+        return name.removesuffix("_gib"), f"{value:g} GiB"
+    return name, value
 
 
 def _fence(text: str, language: str) -> str:
@@ -209,42 +212,3 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     return MARKUP.sub(r"\\\g<0>", "\n".join(str(value).splitlines())).replace("\n", "<br>")
-
-
-def example(kept: Mapping[str, Any], base: str, sample: Mapping[str, Any], *, whole: bool) -> str:
-    """The example for a run with the template of its record, which asks for ``sample``'s fields.
-
-    ``whole``: the folder is a model, and not an adapter of ``base``.
-    """
-    template = from_record(kept)
-    pieces = list(template._pieces("prompt"))
-    fields = dict.fromkeys(name for _, *names, _ in pieces for name in names if name)
-    row = {name: str(sample.get(name, ASKED.get(name, OPTIONAL.get(name, "…")))) for name in fields}
-    stop = list(template.stop)
-    stopping = END.format(end=template.end) if template.end else ""  # else as its base names it
-    stopping += STOP.format(stop=stop) if stop else ""
-    lines = [
-        (LOAD_MODEL if whole else LOAD_ADAPTER).format(here=HERE, base=base),
-        *("row = {", *(f"    {name!r}: {text!r}," for name, text in row.items()), "}"),
-        *('prompt = "".join(', "    [", *_parts(template), "    ]", ")"),
-        ASK.format(stopping=stopping).strip(),
-        (CUT.format(stop=stop) if stop else "") + "print(answer.strip())",
-    ]
-    return "\n".join(lines)
-
-
-def _parts(template: Template) -> list[str]:
-    """The prompt's pieces as Python, a section's with the condition that it stands under."""
-    parts = []
-    for (section, present), group in itertools.groupby(
-        template._pieces("prompt"), key=lambda piece: piece[2:]
-    ):
-        value = " + ".join(
-            f"row[{field!r}]" + ".strip()" * (field in template.strip) if field else repr(literal)
-            for literal, field, *_ in group
-            if literal or field
-        )
-        condition = f"{'' if present else 'not '}row[{section!r}].strip()"
-        if value:
-            parts.append(f"        {value}" + f' if {condition} else ""' * bool(section) + ",")
-    return parts

@@ -22,10 +22,11 @@ RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 MODEL = ("model.safetensors", "config.json")  # of a run that trained all parameters
 TEXTS = ("README.md", RECORD, CONFIG, "samples.txt")
+CURVE = "loss.png"  # which the card shows
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 TOKENIZER += ("special_tokens_map.json", "chat_template.jinja", "processor_config.json")
 # all that travels: no checkpoint, optimizer state or pickle
-FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, *TOKENIZER)
+FILES = (*ADAPTER, *MODEL, "generation_config.json", *TEXTS, CURVE, *TOKENIZER)
 
 
 @dataclass(frozen=True)

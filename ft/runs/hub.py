@@ -9,7 +9,8 @@ from typing import Any
 
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import new_dir
-from ft.runs.card import HERE, card, read
+from ft.runs.card import card, read
+from ft.runs.card_example import HERE
 from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
 from ft.runs.published import without_paths
 

@@ -281,3 +281,33 @@ def test_what_was_checked_stands_in_a_line_each(run_folder: Path) -> None:
     _, _, rest = text.partition("## Checks before the first step\n\n")
     assert rest.startswith("- ok tokens: one BOS in every row\n- WARN data: 26 duplicates")
     assert "## Checks" not in card(finished_run.write(run_folder.parent / "other"))
+
+
+def test_scores_stand_first_and_then_how_it_is_used(run_folder: Path) -> None:
+    (run_folder / "loss.png").write_bytes(b"PNG")
+    text = card(run_folder)
+    heads = re.findall("^## (.*)", text, re.MULTILINE)
+    assert heads[:3] == ["What it is", "Scores on the test split", "Use"]
+    assert "(10.2 kB), trained with ft" in text
+    assert "![loss by optimizer step](loss.png)" in text
+    assert "- peak memory: 2.0 GiB" in text
+
+
+def test_a_card_names_no_folder_of_the_machine(run_folder: Path) -> None:
+    record = json.loads((run_folder / "run.json").read_text())
+    record["data"]["train"]["origin"] = "pairs, /home/morgane/secret/pairs.tsv"
+    record["command"] = "python recipes/mtnt_lora.py --output-dir /home/morgane/runs/one"
+    (run_folder / "run.json").write_text(json.dumps(record))
+    (run_folder / "config.yaml").write_text(CONFIG + "output_dir: /home/morgane/runs/one\n")
+    text = card(run_folder)
+    assert "morgane" not in text
+    assert "pairs.tsv" in text
+    assert "output_dir: one" in text
+
+
+def test_the_example_is_a_row_of_median_length() -> None:
+    from ft.runs.card_example import typical
+
+    texts = ["Sigh", "a b c", "one two three four", "x " * 99, "+1", "this is a usual one"]
+    assert typical([{"source": text} for text in texts]) == {"source": "this is a usual one"}
+    assert typical([{"source": "Sigh"}]) == {"source": "Sigh"}
