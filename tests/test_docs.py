@@ -1,14 +1,28 @@
 """The documentation: links that lead somewhere, pages that open with a command, sizes that can be read."""
 
+import argparse
+import ast
+import contextlib
+import importlib
 import re
+import shlex
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.recipe_runs import RECIPES, load
+
+from ft import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL = [*PAGES, *(ROOT / n for n in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"))]
 ALL += [ROOT / "recipes/README.md", ROOT / "benchmarks/README.md"]
+BY_NAME = {path.stem for path in RECIPES}
+FACES = sorted(
+    p.parent.name for p in (ROOT / "ft").glob("*/__init__.py") if "__all__" in p.read_text()
+)
 
 
 @pytest.mark.parametrize("page", ALL, ids=lambda p: str(p.relative_to(ROOT)))
@@ -61,3 +75,61 @@ def test_files_that_the_architecture_names_exist():
     for name in named:
         place = ROOT / name if (ROOT / name).exists() else ROOT / "ft" / name
         assert place.exists() or "NAME" in name or "TASK" in name, name
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command that a page or a recipe's header shows, in a block or between backticks."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        text = textwrap.indent(ast.get_docstring(ast.parse(text)) or "", "    ")
+    blocks = re.findall(r"^    (.+)$", text, flags=re.M) + re.findall(r"`([^`\n]+)`", text)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            shown = re.split(r"\s{3,}|\s#\s|\s[<>|]\s|…|\.\.\.", part.strip())[0]
+            with contextlib.suppress(
+                ValueError
+            ):  # of a quotation mark without its pair: no command
+                yield shlex.split(shown)
+
+
+SHOWN = [
+    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+    for page in [*ALL, *RECIPES]
+    for words in commands(page)
+    if words and words[0] in ("ft", "accelerate", "python") and len(words) > 2
+]
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_a_command_that_is_shown_can_be_parsed(words):
+    """Its verb and its flags exist; the values of a recipe's flags are the recipe's own tests."""
+    program, *words = words
+    if program == "ft":
+        module, parser = (
+            importlib.import_module(f"ft.cli.{words[0]}"),
+            argparse.ArgumentParser(add_help=False),
+        )
+        module.arguments(parser)
+        known = set(parser._option_string_actions)
+    else:
+        known = {"--config_file", "--num_processes", "--num_machines", "--machine_rank"}
+        known |= {"--main_process_ip"}
+    file = next((w for w in words if re.search(r"recipes/\w+\.py$", w) or w in BY_NAME), "")
+    if file:
+        cls = load(ROOT / f"recipes/{Path(file).stem}.py").Config
+        known |= {f"--{name}" for name in config._options(cls)} | {"--help", "--preset", "--config"}
+    elif program != "ft":
+        return
+    for word in words:
+        flag = word.split("=")[0]
+        if re.match(r"--?[a-z]", flag):
+            plain = flag.replace("-no-", "-", 1).replace("-", "_").replace("__", "--", 1)
+            assert {flag, plain} & known, f"{flag} of {' '.join(words)}"
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_public_name_tells_what_it_is(face):
+    package = importlib.import_module(f"ft.{face}")
+    for name in package.__all__:
+        found = getattr(package, name)
+        assert not callable(found) or (found.__doc__ or "").strip(), name
