@@ -49,7 +49,7 @@ def test_help_and_check_import_no_torch():
 
 def test_check_counts_the_rows(tmp_path):
     out = ft("check", RECIPE, "--output-dir", str(tmp_path / "run")).stdout
-    assert "\nok    data        300 train + 40 valid + 60 test\n" in out
+    assert "\nok    data        900 train + 40 valid + 120 test\n" in out
     assert "ERROR" not in out
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +151,7 @@ def test_the_recipe_tells_its_story(finished):
     assert (place / "run" / "examples.txt").read_text().count("<bos>") == 8
     assert {"metrics.jsonl", "samples.txt", "README.md", "loss.png", "tokenizer.json"} <= names
     record = json.loads((place / "run" / "run.json").read_text())
-    assert record["data"]["train"]["rows"] == 300
+    assert record["data"]["train"]["rows"] == 900
     assert record["evaluation"]["test"]["n"] == 3
 
 
@@ -168,7 +168,7 @@ def test_running_again_is_refused(finished):
     [
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--model", "/no/such/model"], "/no/such/model"),
-        (["--max-length", "3"], "all 300 rows have more than max_length=3"),
+        (["--max-length", "3"], "all 900 rows have more than max_length=3"),
         (["--lora-target-modules", "q_porj"], "q_proj"),
         (["--resume", "last"], "no complete checkpoint"),
     ],

@@ -123,7 +123,7 @@ def test_a_named_device_tells_memory_and_time(capsys):
     said = run(capsys, RECIPE, "--model", "google/gemma-2b", "--device", "rtx4090")
     assert "fits into 24.0 GiB" in said
     assert re.search(r"rtx4090: 165.20 TFLOP/s, of which 40% are assumed", said)
-    assert re.search(r"an epoch of 300 rows, about [\d,]+ tokens, in about \d+ s", said)
+    assert re.search(r"an epoch of 900 rows, about [\d,]+ tokens, in about \d+ s", said)
 
 
 def test_data_that_is_not_here_is_not_fetched(capsys):
