@@ -58,7 +58,7 @@ class Config:
     # Optimisation
     learning_rate: Amount = 3e-4  # after the warm-up; then it falls to 0 in a line
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    num_train_epochs: Amount = 3.0  # passes over the training pairs
+    num_train_epochs: Amount = 1.0  # passes over the training pairs
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: Count = 8  # examples, not rows, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
