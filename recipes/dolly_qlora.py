@@ -103,6 +103,7 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 256  # of an answer at the end

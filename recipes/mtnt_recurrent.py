@@ -71,6 +71,7 @@ class Config:
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     eval_steps: Count = 20  # optimizer steps between validations
+    accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     eval_mean: Literal["tokens", "rows"] = "tokens"  # rows: the mean of each row's mean
     valid_rows: Count = 100  # first rows of the validation split that fit, whose loss is watched

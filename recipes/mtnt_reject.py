@@ -173,6 +173,7 @@ def main(c: Config) -> None:
             per_device_train_batch_size=c.per_device_train_batch_size,
             eval_steps=10**6,
             save_steps=10**6,
+            accept_loss=True,  # whatever it is: a run began from it
             seed=c.seed + number,
             callbacks=[train.deadline(left)] if left else [],
         )

@@ -25,11 +25,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="load the model too: finite and sane loss, packed = padded, merged = adapter, …",
     )
-    add(
-        "--accept-loss",
-        action="store_true",
-        help="with --weights: a start over 6 nats is what I want",
-    )
     add("--json", metavar="FILE", type=Path, help="write what was seen there too")
 
 
@@ -41,7 +36,6 @@ def command(
     strict: bool,
     offline: bool,
     weights: bool,
-    accept_loss: bool,
     json: Path | None,
 ) -> None:
     """Print what each check saw, and the first example with its mask."""
@@ -49,8 +43,6 @@ def command(
     from ft.plan import checks
     from ft.runs import opened
 
-    if accept_loss and not weights:
-        raise UserError("--accept-loss is of --weights, which looks at the loss")
     room, device = _machine(gpu)
     module, config = opened.recipe(recipe, rest)
     case = checks.case_of(
@@ -66,7 +58,7 @@ def command(
         from ft.plan import check_weights
 
         print(report, flush=True)
-        more = check_weights.look(case, accept_loss=accept_loss)
+        more = check_weights.look(case)
         print("\n".join(map(str, more)))
         report = checks.Report((*report.seen, *more), case)
     else:

@@ -20,7 +20,7 @@ CLOSE = {"fp32": 1e-4, "bf16": 2e-2, "nf4": 2e-2}
 CACHED = 24  # tokens that are read one by one
 
 
-def look(case: Case, *, accept_loss: bool = False) -> list[Seen]:
+def look(case: Case) -> list[Seen]:
     """Load the model as the recipe would, and see on one batch whether it trains as it is used."""
     if not case.encoded or "lora_r" not in case.settings:
         return [Seen("--", "weights", "not looked at: for recipes that fine-tune a Gemma on text")]
@@ -32,7 +32,7 @@ def look(case: Case, *, accept_loss: bool = False) -> list[Seen]:
         base, model = _loaded(case)
     except UserError as error:
         return [Seen("ERROR", "weights", str(error))]
-    seen = [_start(model, fitting, accept_loss)]
+    seen = [_start(model, fitting, case.settings.get("accept_loss", False))]
     if seen[0].status == "ERROR":
         return seen
     close = CLOSE[base.precision]
@@ -83,7 +83,7 @@ def _start(model: Any, examples: Sequence[Example], accept: bool) -> Seen:
     if loss > first_batch.bound(model):
         text = first_batch.too_high(model, loss)
         if not accept:
-            return Seen("ERROR", "start loss", f"{text} --accept-loss goes on")
+            return Seen("ERROR", "start loss", f"{text} {first_batch.ACCEPT}")
         return Seen("WARN", "start loss", f"{text} Accepted.")
     return Seen(
         "ok", "start loss", f"{loss:.3f} nats a token, finite, under {first_batch.bound(model):.1f}"

@@ -33,7 +33,7 @@ Task = Literal["translation", "instructions", "reasoning", "images", "pretrainin
 # settings that do not decide what is learnt, so that a resumed run may change them
 MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
-    *("save_steps", "eval_steps", "keep", "early_stopping_patience"),
+    *("save_steps", "eval_steps", "keep", "early_stopping_patience", "accept_loss"),
 }
 
 

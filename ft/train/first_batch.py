@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 SANE = 6.0  # nats a token: a published Gemma starts at 1 to 4 on any text that it can read
+ACCEPT = "If that is what you want: --accept-loss."
 WORDS = 10_000  # of a vocabulary; a model with fewer is a toy, which may well start at random
-INSIST = "FT_ACCEPT_LOSS"  # in the environment: the start is known to be high
 
 
-def check(model: Any, loss: float, again: Callable[[], Any]) -> None:
-    """Raise ``UserError`` for a loss that no training should start from; ``again`` computes it once more."""
+def check(model: Any, loss: float, again: Callable[[], Any], *, accept: bool = False) -> None:
+    """Raise ``UserError`` for a loss that no training should start from; ``again`` computes it once more.
+
+    One that is only too high may be accepted.
+    """
     if not math.isfinite(loss):
         if found := culprit(model, again):
             raise UserError(f"the loss is {loss} before the first step: {found}")
         return  # of no tokens, as where answers have no reference; one in training stops the run
-    if loss > bound(model) and os.environ.get(INSIST, "0") in ("", "0"):
-        raise UserError(f"{too_high(model, loss)} If that is what you want, set {INSIST}=1.")
+    if loss > bound(model) and not accept:
+        raise UserError(f"{too_high(model, loss)} {ACCEPT}")
 
 
 def bound(model: Any) -> float:

@@ -30,9 +30,10 @@ class Journal(TrainerCallback):
         eval_steps: int,
         keep_best: bool = False,
         patience: int | None = None,
+        accept_loss: bool = False,
     ) -> None:
         self.run, self.validate, self.eval_steps = run, validate, eval_steps
-        self.keep_best, self.patience = keep_best, patience
+        self.keep_best, self.patience, self.accept_loss = keep_best, patience, accept_loss
         self.best_step: int | None = None
         self.best_loss = math.inf
         self.since_best = 0  # validations
@@ -65,7 +66,8 @@ class Journal(TrainerCallback):
             self._validate(state)
             self.start_loss = self.eval_loss
             say(f"Start, validation loss: {self.eval_loss}")
-            first_batch.check(self.trainer.model, self.start_loss, self.validate)
+            start, accept = self.start_loss, self.accept_loss
+            first_batch.check(self.trainer.model, start, self.validate, accept=accept)
         else:
             self._recall(state)
             say(f"Resumed after step {state.global_step}")

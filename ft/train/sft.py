@@ -69,6 +69,7 @@ def sft(
     report_to: str = "none",
     keep: Literal["best", "last"] = "last",
     early_stopping_patience: int | None = None,
+    accept_loss: bool = False,
     resume_from_checkpoint: str | None = None,
     fingerprint: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -85,7 +86,8 @@ def sft(
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``).
+    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``),
+    but for ``accept_loss``.
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
     checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
@@ -137,7 +139,8 @@ def sft(
             f"{args.n_gpu} {' '.join(sys.argv)}"
         )
         args._n_gpu = 1
-    journal = Journal(run, validate, eval_steps, keep == "best", early_stopping_patience)
+    best, patience = keep == "best", early_stopping_patience
+    journal = Journal(run, validate, eval_steps, best, patience, accept_loss)
     trainer = Trainer(
         model=model,
         args=args,

@@ -93,14 +93,15 @@ def test_28_the_first_module_is_named_and_the_advice_fits():
     assert "--precision fp32" in first_batch.advice(model.to(torch.bfloat16))
 
 
-def test_28_a_start_over_the_bound_is_refused_but_for_who_insists(monkeypatch):
+def test_28_a_start_over_the_bound_is_refused_but_for_who_insists():
     model = tiny.build("gemma3_text")
     assert first_batch.bound(model) == pytest.approx(11.98, abs=0.01)  # of 400 words
     first_batch.check(model, 6.3, lambda: None)
-    with pytest.raises(UserError, match=r"122\.60 nats a token before the first step.*FT_ACCEPT"):
+    with pytest.raises(
+        UserError, match=r"122\.60 nats a token before the first step.*--accept-loss"
+    ):
         first_batch.check(model, 122.6, lambda: None)
-    monkeypatch.setenv("FT_ACCEPT_LOSS", "1")
-    first_batch.check(model, 122.6, lambda: None)
+    first_batch.check(model, 122.6, lambda: None, accept=True)
     model.config.vocab_size = 262_144
     assert first_batch.bound(model) == 6
 

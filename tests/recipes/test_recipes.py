@@ -42,9 +42,7 @@ def test_the_header_tells_what_it_takes(path):
 def test_settings_are_few_frozen_and_explained(path, capsys):
     module = load(path)
     fields = dataclasses.fields(module.Config)
-    assert len(fields) <= {"minigpt_pretrain": 39, "mtnt_lora": 35, "dolly_qlora": 42}.get(
-        path.stem, 35
-    )
+    assert len(fields) <= {"minigpt_pretrain": 39, "dolly_qlora": 43}.get(path.stem, 36)
     with pytest.raises(dataclasses.FrozenInstanceError):
         module.Config().seed = 1
     with pytest.raises(SystemExit) as stopped:

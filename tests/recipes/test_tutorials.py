@@ -97,10 +97,8 @@ def ours(request, checkpoint, tmp_path_factory):
         "output_dir": tmp_path_factory.mktemp("runs") / request.param,
     }
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-    settings = config.parse(module.Config, [*words, "--no-shuffle"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FT_ACCEPT_LOSS", "1")  # a random model, whose start the check would refuse
-        module.main(settings)
+    settings = config.parse(module.Config, [*words, "--no-shuffle", "--accept-loss"])
+    module.main(settings)
     return request.param, module, settings
 
 
