@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 COMMANDS = """\
 /reset             forget the conversation, but not the system message
 /system [TEXT]     set the system message; without a text, remove it
-/temperature [T]   0 is the most likely answer, 1 draws by the model's probabilities; without T, show it
-/base [QUESTION]   ask the base and the tuned model the same, side by side; without one, the last
-                   question. It does not become part of the conversation
-/image FILE        show a picture with the next question (start with --image for the first one)
+/temperature [T]   0 is the most likely answer, 1 draws by the model's
+                   probabilities; without T, show it
+/base [QUESTION]   ask the base and the tuned model the same, side by side;
+                   without one, the last question. It does not become part of
+                   the conversation
+/image FILE        show a picture with the next question (start with --image
+                   for the first one)
 /help              this list
 /quit              leave, as the end of input does
-Ctrl-C stops an answer. A line that begins with a space is a question even if a / follows."""
+Ctrl-C stops an answer. A line that begins with a space is a question even if
+a / follows."""
 
 IMPATIENT = 1.0  # seconds between two Ctrl-C that end the program
 CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])  # but tab and line break

@@ -1,6 +1,7 @@
 """The console that commands write tables to: colours and boxes in a terminal, plain aligned text elsewhere."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,30 @@ def table(where: "Console", *headings: str, right: tuple[str, ...] = ()) -> "Tab
     for heading in headings:
         made.add_column(heading, justify="right" if heading in right else "left")
     return made
+
+
+def show_rows(
+    where: "Console",
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+) -> None:
+    """Print a table; where the terminal is too narrow each row's first cell stands whole over the others."""
+    made = table(where, *headings, right=tuple(right))
+    under = table(where, *headings[1:], right=tuple(right))
+    under.box = None
+    for first, *others in rows:
+        made.add_row(first, *others)
+        under.add_row(*others)
+    wide = where.measure(made, options=where.options.update(width=WIDE)).maximum
+    if not where.is_terminal or wide <= where.width:
+        show(where, made)
+        return
+    with where.capture() as text:
+        where.print(under)
+    names = [headings[0], *(first for first, *_ in rows)]
+    for first, line in zip(names, text.get().splitlines(), strict=True):
+        where.out(f"{first}\n    {line.rstrip()}", highlight=False)
 
 
 def show(where: "Console", made: "Table") -> None:

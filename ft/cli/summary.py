@@ -31,14 +31,13 @@ def command(name: str, precision: str | None) -> None:
         model = description.with_adapter(model, run.folder)
     parts = description.parameters_of(model, precision)
     out = console.standard_output()
-    table = console.table(
-        out, "module", "layers", "shape", "parameters", "dtype", "trains", right=("parameters",)
-    )
-    for part in parts:
-        shape = " × ".join(map(str, part.shape))
-        cells = (part.name, description.spans(part.layers), shape, f"{part.parameters:,}")
-        table.add_row(*cells, part.dtype, "yes" if part.trained else "")
-    console.show(out, table)
+    cells = [
+        (part.name, description.spans(part.layers), " × ".join(map(str, part.shape)))
+        + (f"{part.parameters:,}", part.dtype, "yes" if part.trained else "")
+        for part in parts
+    ]
+    headings = ("module", "layers", "shape", "parameters", "dtype", "trains")
+    console.show_rows(out, headings, cells, right=("parameters",))
     rows = console.table(out, "", "")
     rows.show_header = False
     found = [*description.sizes(parts, model, towers), *description.facts(model)]

@@ -52,6 +52,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False  # as in training: the adapter trains
+    config.base_model_name_or_path = None  # PEFT warns where it has moved
     with torch.device("meta"), lora.quiet():
         return get_peft_model(model, config)
 

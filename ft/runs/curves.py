@@ -80,7 +80,7 @@ def svg(runs: Mapping[str, Lines], best: Mapping[str, int | None]) -> str:
         if train:
             steps, losses = zip(*train, strict=True)
             means, window = running_mean(losses)
-            axes.plot(steps, losses, color=_SERIES[0], alpha=0.25, linewidth=0.8)
+            axes.plot(steps, losses, color=_SERIES[0], alpha=0.4, linewidth=0.9)
             label = f"training, mean of {window} steps"
             axes.plot(steps, means, color=_SERIES[0], linewidth=1.6, label=label)
         for at, (name, valid) in enumerate(series.items()):

@@ -162,6 +162,24 @@ def test_a_run_shows_its_adapter_and_what_trains(tmp_path: Path, capsys: Any) ->
     assert "float32" in line
 
 
+def test_names_are_whole_in_a_narrow_terminal() -> None:
+    import io
+
+    from rich.console import Console
+
+    from ft.cli import console
+
+    rows = [("model.layers.*.self_attn.q_proj.weight", "0-17", "1,024"), ("norm", "", "9")]
+    for width in (30, 80):
+        out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        console.show_rows(out, ("module", "layers", "parameters"), rows, right=("parameters",))
+        lines = out.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+        assert max(map(len, lines)) <= max(width, len(rows[0][0]))
+        (line,) = [number for number, text in enumerate(lines) if rows[0][0] in text]
+        assert ("1,024" in lines[line]) == (width == 80)
+        assert "1,024" in lines[line] + lines[line + 1]
+
+
 def test_the_readme_of_a_model_states_its_licence(tmp_path: Path, capsys: Any) -> None:
     name = write(tmp_path / "model", GEMMA_3_270M)
     (tmp_path / "model" / "README.md").write_text("---\nlanguage: fr\nlicense: mit\n---\n# M\n")
