@@ -12,7 +12,7 @@ from ft.models.sources import license_of
 from ft.runs.card_example import example, typical
 from ft.runs.card_header import METRICS, header, hub_name, title, trained_whole
 from ft.runs.published import without_paths
-from ft.runs.report_facts import LOWER, p_values, verdict
+from ft.runs.report_facts import digits_of, p_values, verdict
 from ft.runs.shown import score, size
 
 MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~$&:@!]|(?<=www)\.")  # also what would turn into a link
@@ -143,8 +143,7 @@ def _scores(test: dict[str, Any]) -> str:
     rows = []
     for metric, (label, _) in METRICS.items():
         values = {name: test.get(name, {}).get(metric) for name in ("base", "tuned")}
-        digits = 3 if metric in LOWER else 1
-        row = {name: score(v, digits) for name, v in values.items() if v is not None}
+        row = {name: score(v, digits_of(metric)) for name, v in values.items() if v is not None}
         if row:
             p = p_values(test).get(metric)
             rows.append({"metric": label, **row, "p": None if p is None else f"{p:.2g}"})

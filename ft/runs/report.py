@@ -112,7 +112,7 @@ def _column(record: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, str
         values = record["evaluation"][split["split"]]["tuned"]
         for metric, (label, _) in report_facts.METRICS.items():
             if isinstance(values.get(metric), dict | int | float):
-                digits = 3 if metric in report_facts.LOWER else 1
+                digits = report_facts.digits_of(metric)
                 column[f"{label}, {split['split']}"] = score(values[metric], digits)
     if total := report_facts.seconds_in_all(record):
         column["time"] = duration(total)

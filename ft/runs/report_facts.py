@@ -82,7 +82,7 @@ def _judged(found: Record, split: str) -> str:
         word = "No clear difference to its base"
     else:
         word = f"{'Better' if better else 'Worse'} than its base"
-    digits = 3 if metric in LOWER else 1
+    digits = digits_of(metric)
     on = f" on {found['n']:,} rows of {split}" if "n" in found else f" on {split}"
     chance = f" (p = {p:.2g})" if p is not None else ""
     label = METRICS.get(metric, (metric, None))[0]
@@ -94,15 +94,21 @@ def _kept(seen: Mapping[str, Any], steps: int | None) -> str:
         return ""
     if seen["kept"] == steps:
         return f"kept are the weights of step {steps:,}, the last"
-    rose = seen["last"][1] > seen["best"][1]
-    after = f", as later ones only knew the training rows better ({seen['last'][1]:.3f})" * rose
-    return f"kept are the weights of step {seen['kept']:,} of {steps:,}, the best on valid ({seen['best'][1]:.3f}){after}"
+    losses = f"{seen['best'][1]:.3f}, {seen['last'][1]:.3f} at the last"
+    return (
+        f"kept are the weights of step {seen['kept']:,} of {steps:,}, the best on valid ({losses})"
+    )
 
 
 def p_values(found: Record) -> Mapping[str, float]:
     """The p of each score of tuned against base."""
     values = found.get("p_value", {})
     return values.get("tuned", values)
+
+
+def digits_of(metric: str) -> int:
+    """How many of a score stand behind the point: it may be small, or go to 100."""
+    return 3 if metric in LOWER or metric == "reward" else 1
 
 
 def _middle(value: Any) -> float:
@@ -173,8 +179,7 @@ def scores(record: Record) -> list[dict[str, Any]]:
             if not values or any(not isinstance(v, dict | int | float) for v in values.values()):
                 continue
             top = max(max(v["high"] if isinstance(v, dict) else v for v in values.values()), 1e-9)
-            digits = 3 if metric in LOWER else 1
-            bars = [_bar(name, value, top, digits) for name, value in values.items()]
+            bars = [_bar(name, value, top, digits_of(metric)) for name, value in values.items()]
             p = p_values(found).get(metric)
             rows.append({"label": label, "lower": metric in LOWER, "bars": bars, "p": p})
         if rows:

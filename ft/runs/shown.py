@@ -35,6 +35,7 @@ def count(value: float) -> str:
 def score(value: Any, digits: int = 1) -> str:
     """A score, with its interval where it has one: ``41.9 [41.0, 42.8]``."""
     if isinstance(value, dict):
-        middle, low, high = (f"{value[key]:.{digits}f}" for key in ("score", "low", "high"))
+        ends = (round(value[key], digits) + 0.0 for key in ("score", "low", "high"))  # no -0.0
+        middle, low, high = (f"{end:.{digits}f}" for end in ends)
         return f"{middle} [{low}, {high}]"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
