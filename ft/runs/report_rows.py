@@ -25,6 +25,8 @@ def asked(sample: Mapping[str, Any]) -> str:
 
 def rows(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A page's rows, of the first ``MOST`` samples: see the template for what an entry has."""
+    if not samples:  # of a run that goes on: nothing is imported
+        return []
     from sacrebleu.metrics.chrf import CHRF
 
     judge, found = CHRF(), []
@@ -75,10 +77,11 @@ def slices(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Empty without sources and references, and where nearly no source is noisy.
     """
+    needed = {"source", "reference", "base", "tuned"}
+    if not samples or not all(needed <= sample.keys() for sample in samples):
+        return []
     from sacrebleu.metrics.chrf import CHRF
 
-    if not all({"source", "reference", "base", "tuned"} <= sample.keys() for sample in samples):
-        return []
     groups: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in (*KINDS, "none of these")}
     for sample in samples:
         for kind in kinds(sample["source"]) or {"none of these"}:
