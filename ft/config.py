@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ft.errors import UserError, exit_cleanly, nearest
+from ft.files import check_regular
 
 ALIASES = {  # each counts where the class has that field and none of the alias's own name
     "model": "model_name_or_path",
@@ -194,6 +195,7 @@ def _read_yaml(path: str, options: _Options, mistakes: list[str]) -> list[_Given
 
     place, given, first = path, [], {}
     try:
+        check_regular(Path(path))
         loader = yaml.SafeLoader(Path(path).read_bytes())
         root = loader.get_single_node() or yaml.MappingNode("", [])  # an empty file is fine
         if not isinstance(root, yaml.MappingNode):
@@ -201,6 +203,8 @@ def _read_yaml(path: str, options: _Options, mistakes: list[str]) -> list[_Given
         for key, node in root.value:
             place, label = f"{path}:{key.start_mark.line + 1}", str(key.value)
             value = loader.construct_object(node, deep=True)
+            if isinstance(value, int | float) and ":" in str(node.value):
+                value = node.value  # 1:30, which YAML 1.1 takes for 90
             before = first.setdefault(options.get(label.replace("-", "_"), [label])[0], place)
             if isinstance(value, dict):
                 mistakes.append(f"{place}: {label}: nested; every option is a key at the top")
@@ -245,6 +249,8 @@ def _convert(value: Any, kind: Any, is_flag: bool) -> Any:
             value = float(str(value))  # YAML 1.1 takes 1e-5 for a string
         elif kind is Path and value and isinstance(value, str):
             value = Path(os.path.expanduser(value))
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise ValueError
         finite = not isinstance(value, float) or math.isfinite(value)
         if isinstance(value, kind) and finite and isinstance(value, bool) == (kind is bool):
             return value

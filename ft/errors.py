@@ -46,6 +46,10 @@ def exit_cleanly() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output has seen enough
         raise SystemExit(0) from None
     except Exception as error:
+        if _is_of_a_path(error):
+            name, why = getattr(error, "filename", None), getattr(error, "strerror", None)
+            print(f"error: {f'{name}: {why}' if name else error}"[:500], file=sys.stderr)
+            raise SystemExit(2) from None
         if not _is_full(error):
             raise
         name = getattr(error, "filename", None)
@@ -59,6 +63,16 @@ def exit_cleanly() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+# of a path that the user named; what is not there is asked for where its meaning is known
+_OF_A_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS, errno.ENOTDIR}
+
+
+def _is_of_a_path(error: Exception) -> bool:
+    """Whether a path cannot be opened, as it is written or as it lies."""
+    loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from")
+    return loop or (isinstance(error, OSError) and error.errno in _OF_A_PATH)
 
 
 # what torch.save and safetensors say, which raise errors of their own

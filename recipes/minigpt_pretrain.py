@@ -191,7 +191,8 @@ def main(c: Config) -> None:
     r = record.begin(
         target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="pretraining"
     )
-    same = {k: v for k, v in config.to_dict(c).items() if k not in MAY_CHANGE}
+    may_change = MAY_CHANGE - {"data", "valid_data"}  # which are read as a stream, and have no hash
+    same = {k: v for k, v in config.to_dict(c).items() if k not in may_change}
     same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
     checkpoint, done = folder.go_on(r, c.resume_from_checkpoint, same), {}
     if checkpoint:
@@ -297,10 +298,9 @@ def main(c: Config) -> None:
         pretraining.restore(r.folder / f"checkpoint-{kept['step']}", model=model)
         machine.say(f"kept: step {kept['step']} of {meter.step}, by its validation loss")
     if accelerator.is_main_process:
-        made = r.folder / ".model"
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        folder.adopt(r, made)
+        with folder.adopted(r, ".model") as made:
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
     samples = [(line["step"], line["sample"]) for line in r.metrics() if "sample" in line]
     r.write("samples.txt", "".join(f"step {step}\n{text}\n\n" for step, text in samples))
     kept = {"kept_step": kept.get("step", meter.step)}

@@ -43,6 +43,7 @@ from ft.text import Template
 class Config:
     # Start
     run: str = "runs/mtnt_lora"  # finished run whose adapter is trained on
+    any_base: bool = False  # take its base as it is now, though the weights are not those of then
     model_name_or_path: str | None = None  # of that run, which fills it in
     language_pair: str | None = None  # of that run, which fills it in
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
@@ -95,7 +96,7 @@ def resolved(c: Config) -> Config:
     s = start.run_of(c.run).asked
     return dataclasses.replace(
         c,
-        model_name_or_path=start.run_of(c.run).weights,
+        model_name_or_path=start.run_of(c.run, any_base=c.any_base).weights,
         language_pair=s.get("language_pair"),
         data=c.data or s["data"],
     )
@@ -113,7 +114,7 @@ def template(c: Config, _: Any = None) -> Template:
 
 
 def main(c: Config) -> None:
-    c, begun = resolved(c), start.run_of(c.run)
+    c, begun = resolved(c), start.run_of(c.run, any_base=c.any_base)
     target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
     t = template(c)
     learning.require_trl()

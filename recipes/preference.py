@@ -41,6 +41,7 @@ encode: Any = drawn.encode_preferences  # rows as ids, for `ft show` too
 class Config:
     # Start
     run: str = "runs/dolly_qlora"  # finished run whose adapter is trained on
+    any_base: bool = False  # take its base as it is now, though the weights are not those of then
     model_name_or_path: str | None = None  # of that run, which fills it in
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
 
@@ -84,7 +85,9 @@ class Config:
 
 def resolved(c: Config) -> Config:
     """The settings with what the run says that they start from."""
-    return dataclasses.replace(c, model_name_or_path=start.run_of(c.run).weights)
+    return dataclasses.replace(
+        c, model_name_or_path=start.run_of(c.run, any_base=c.any_base).weights
+    )
 
 
 def rows(c: Config) -> dict[str, data.Rows]:
@@ -118,7 +121,7 @@ def trainer_of(c: Config, base: Any, learnt: drawn.Preferences, r: runs.Run) -> 
 
 
 def main(c: Config) -> None:
-    c, begun = resolved(c), start.run_of(c.run)
+    c, begun = resolved(c), start.run_of(c.run, any_base=c.any_base)
     given = config.pick(c, plan.checked) | {"encode": encode}
     target, splits = plan.checked(c, rows, template, __file__, **given)
     t = template(c)

@@ -70,19 +70,24 @@ class Partner(Opened):
 
 
 def load(
-    name: str, *, precision: str = "auto", template: str | None = None, images: bool = False
+    name: str,
+    *,
+    precision: str = "auto",
+    template: str | None = None,
+    images: bool = False,
+    any_base: bool = False,
 ) -> Partner:
     """The partner that ``name`` means: a run's folder or Hub repository, else a model.
 
     A run brings its template; a model is asked with ``template``, a name or a file that
     ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. With ``images``
-    it can be shown some. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
+    it can be shown some; ``any_base`` is of ``opened.find``. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
     """
     from ft.models import sources
     from ft.models.load import load_tokenizer
     from ft.text import prompts
 
-    run, note = opened.find(name), ""
+    run, note = opened.find(name, any_base=any_base), ""
     if run:
         asked = run.template
     else:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ft.chat import partner
 from ft.chat.session import Chat, Pipe, Terminal
+from ft.cli import console
 from ft.data import images
 from ft.errors import UserError
 
@@ -28,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="say after an answer what was thought before it",
     )
     add("--image", action="append", default=[], help="show it with the first question; repeatable")
+    console.any_base_option(parser)
 
 
 def command(
@@ -41,6 +43,7 @@ def command(
     template: str | None,
     show_thinking: bool = False,
     image: Sequence[str] = (),
+    any_base: bool = False,
 ) -> None:
     """Load, and answer until the input ends."""
     shown = [images.open_image(path) for path in image]
@@ -48,7 +51,8 @@ def command(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
     screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
-    found = partner.load(name, precision=precision, template=template, images=bool(shown))
+    asked = {"precision": precision, "template": template, "any_base": any_base}
+    found = partner.load(name, **asked, images=bool(shown))
     chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed, show_thinking)
     chat.shown = shown
     if screen.interactive:

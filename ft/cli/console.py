@@ -1,5 +1,6 @@
-"""The console that commands write tables to: colours and boxes in a terminal, plain aligned text elsewhere."""
+"""What commands share: an option, and the console that they write tables to, plain text outside of a terminal."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +10,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 10_000  # columns of a pipe or file: nothing is wrapped there
+
+
+def any_base_option(parser: argparse.ArgumentParser) -> None:
+    """``--any-base``, of each command that puts a run's adapter on its base."""
+    parser.add_argument(
+        "--any-base",
+        action="store_true",
+        help="take the base that is there, though its weights are not those of the run's training",
+    )
 
 
 def standard_output() -> "Console":

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft.cli import console
 from ft.errors import UserError, one_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a("--tasks", help="benchmarks of lm-eval instead: gsm8k,hellaswag,… or YAML files")
     a("--num-fewshot", type=int, help="with --tasks: examples in the prompt (default: the task's)")
     a("--batch-size", type=int, help="with --tasks: prompts at a time (default 1)")
+    console.any_base_option(parser)
 
 
 def command(
@@ -48,15 +50,18 @@ def command(
     num_fewshot: int | None,
     batch_size: int | None,
     quoting: str = "auto",
+    any_base: bool = False,
 ) -> None:
     """Score a finished run. Raises ``UserError`` for data or options that are not of the run's kind."""
-    from ft.files import write_json
+    from ft.files import check_new_file, write_json
     from ft.runs import opened
 
     positive = {"limit": limit, "max-new-tokens": max_new_tokens, "batch-size": batch_size, "n": n}
     for flag, value in positive.items():
         if value is not None and value < 1:
             raise UserError(f"--{flag} {value}: it must be 1 or more")
+    for file in filter(None, (json, plot)):
+        check_new_file(file)
     of_benchmarks = {"num-fewshot": num_fewshot, "batch-size": batch_size}
     of_data = {"data": data, "max-new-tokens": max_new_tokens, "n": n, "plot": plot}
     of_data |= {"reward": reward, "split": None if split == "test" else split}
@@ -64,7 +69,7 @@ def command(
         if value is not None:
             raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
     one_of("--quoting", quoting, ("auto", "quoted", "raw"))
-    run = opened.finished(run_folder)
+    run = opened.finished(run_folder, any_base=any_base)
     if quoting != "auto" and (run.task != "translation" or not data):
         raise UserError("--quoting is of pairs of your own, which --data names")
     if tasks:

@@ -1,9 +1,10 @@
 """Write a run or a model as one GGUF file, for llama.cpp."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
+from ft.cli import console
+from ft.files import beside
 from ft.models.sources import license_of
 from ft.runs import export, merge, opened
 from ft.runs.card_header import hub_name, title
@@ -21,15 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="f16",
         help="of the weights: f16, bf16, f32, or q8_0, half the size of f16 (default f16)",
     )
+    console.any_base_option(parser)
 
 
-def command(name: str, out: Path, outtype: str) -> None:
+def command(name: str, out: Path, outtype: str, any_base: bool = False) -> None:
     """Write the file, a run's adapter merged into its base, and say what the file cannot hold."""
     from ft.models import sources
 
     export.check(out, outtype)
     stop: tuple[str, ...] = ()
-    if run := opened.find(name):
+    if run := opened.find(name, any_base=any_base):
         origin = sources.fetch(run.base, weights=False)
         export.architecture(origin)  # before the work of merging
         base = hub_name(run.record["model"])
@@ -39,10 +41,10 @@ def command(name: str, out: Path, outtype: str) -> None:
             "license": license_of(base)[0],
         }
         stop = run.template.stop
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as beside:
+        with beside(out.with_suffix("")) as hidden:
             folder = run.folder
             if not run.whole:
-                folder = Path(beside) / "merged"
+                folder = hidden / "merged"
                 print(f"merged: {merge.merge_run(run, folder)}")
             # a run has the tokenizer's fast form alone
             tensors = export.write(folder, out, outtype=outtype, pieces=origin, **about)

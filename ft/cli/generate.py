@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ft.cli import console
 from ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
     add("--image", action="append", default=[], help="an image that it sees first; repeatable")
     add("--json", action="store_true", help="JSON lines with ids, log-probabilities and reason")
+    console.any_base_option(parser)
 
 
 def command(
@@ -65,6 +67,7 @@ def command(
     precision: str,
     json: bool,
     image: Sequence[str] = (),
+    any_base: bool = False,
     **settings: float | None,
 ) -> None:
     """Print the answers; a single one while it is written."""
@@ -77,7 +80,7 @@ def command(
     generate.check(chosen, max_new_tokens=max_new_tokens, stop=stop, n=n)
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("a prompt is empty: there is nothing to go on from")
-    run = opened.find(name)
+    run = opened.find(name, any_base=any_base)
     for flag, given in (("--raw", raw), ("--base", base)):
         if given and run is None:
             raise UserError(f"{flag}: {name} is a model, not a run")

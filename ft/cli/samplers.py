@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
+from ft.files import check_new_file
 
 if TYPE_CHECKING:
     from ft.generate.samplers import Filter
@@ -64,8 +65,7 @@ def command(
 
     if not prompt.strip():
         raise UserError("the prompt is empty: give the text that should be continued")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_new_file(out)
     chosen = named(k, p, min_p, temperatures)
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: it must be 1 or above")

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft.cli import console
 from ft.errors import UserError
+from ft.files import check_regular
 
 if TYPE_CHECKING:
     from ft.score.texts import Scored
@@ -31,10 +33,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--top", type=int, default=0, metavar="K", help="also the K likeliest tokens at each place")
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
+    console.any_base_option(parser)
 
 
 def command(
-    name: str, text: list[str], file: Path | None, prompt: str, top: int, base: bool, precision: str
+    name: str,
+    text: list[str],
+    file: Path | None,
+    prompt: str,
+    top: int,
+    base: bool,
+    precision: str,
+    any_base: bool = False,
 ) -> None:
     """Print what ``score_texts`` finds."""
     from ft.runs import opened
@@ -48,7 +58,7 @@ def command(
     if top < 0:
         raise UserError(f"--top {top}: it must be 0 or above")
     rows = read(file, prompt) if file else [(prompt, each) for each in text]
-    run = opened.find(name)
+    run = opened.find(name, any_base=any_base)
     if base and run is None:
         raise UserError(f"--base: {name} is a model, not a run")
     o = opened.load(run or name, precision, tuned=not base)
@@ -62,6 +72,7 @@ def command(
 
 def read(file: Path, prompt: str = "") -> list[tuple[str, str]]:
     """Prompt and text of each line of a file. Raises ``UserError`` for an empty or malformed line."""
+    check_regular(file)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -105,8 +116,6 @@ def record(scored: "Scored", prompt: str, top: int) -> dict[str, Any]:
 def show(scored: "Scored", top: int) -> None:
     """The tokens with their log-probabilities, in colour or as a table, and what they come to."""
     from rich.text import Text
-
-    from ft.cli import console
 
     out = console.standard_output()
     if out.is_terminal:

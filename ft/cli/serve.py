@@ -3,6 +3,7 @@
 import argparse
 
 from ft.chat import partner
+from ft.cli import console
 from ft.errors import UserError
 
 
@@ -23,10 +24,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
     add("--template", help="of a model: chat, book, dolly, alpaca, plain, or a YAML file")
+    console.any_base_option(parser)
 
 
 def command(
-    name: str, host: str, port: int, max_new_tokens: int, precision: str, template: str | None
+    name: str,
+    host: str,
+    port: int,
+    max_new_tokens: int,
+    precision: str,
+    template: str | None,
+    any_base: bool = False,
 ) -> None:
     """Listen, load, and answer until Ctrl-C."""
     from ft.chat.openai_server import Server
@@ -35,7 +43,9 @@ def command(
         raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
     # a port in use is known before a model is loaded
     with Server(host, port, max_new_tokens) as server:
-        server.partner = partner.load(name, precision=precision, template=template)
+        server.partner = partner.load(
+            name, precision=precision, template=template, any_base=any_base
+        )
         if server.partner.note:
             print(server.partner.note)
         print(f"{server.partner.name} at {server.url}/v1  (Ctrl-C stops)", flush=True)

@@ -4,6 +4,7 @@ import argparse
 import json as json_text
 from typing import TYPE_CHECKING, Any
 
+from ft.cli import console
 from ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
     add("--json", action="store_true", help="one JSON object with all chains")
+    console.any_base_option(parser)
 
 
 def command(
@@ -41,9 +43,9 @@ def command(
     base: bool,
     precision: str,
     json: bool,
+    any_base: bool = False,
 ) -> None:
     """Print the vote, the distribution of answers and a chain for each. Raises ``UserError``."""
-    from ft.cli import console
     from ft.generate import answers
     from ft.rewards import reward_model
     from ft.runs import opened
@@ -54,7 +56,7 @@ def command(
     answers.check(draw, max_new_tokens=max_new_tokens, n=n)
     if not question.strip():
         raise UserError("the question is empty")
-    run = opened.find(name)
+    run = opened.find(name, any_base=any_base)
     if run and "ANSWER:" not in run.template.prompt:
         raise UserError(
             f"{name} was not trained to write ANSWER: and a number, so its chains cannot vote; "

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ft.cli import console
 from ft.errors import UserError
 
 
@@ -18,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("text", nargs="*", help="texts; without any, standard input is read")
     add("--file", type=Path, help="translate each line of this file")
     add("--base", action="store_true", help="the base model's answer instead")
+    console.any_base_option(parser)
 
 
 def command(
@@ -27,11 +29,13 @@ def command(
     text: list[str],
     file: Path | None,
     base: bool,
+    any_base: bool = False,
 ) -> None:
     """Texts in, texts out, in the run's direction; of a file and of standard input a line for each line."""
     from ft.generate.answers import greedy
     from ft.models.load import load_tokenizer
     from ft.runs import opened
+    from ft.score.translation import RATIO
 
     if text and file:
         raise UserError("give texts or --file, not both")
@@ -39,7 +43,7 @@ def command(
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
         raise UserError("there is nothing to translate: the input is empty")
-    run = opened.finished(run_folder)
+    run = opened.finished(run_folder, any_base=any_base)
     if run.task != "translation":
         raise UserError(
             f"{run_folder} did not learn to translate ({run.task}): ask it with ft chat"
@@ -52,6 +56,7 @@ def command(
         run.template,
         [{"source": lines[i]} for i in wanted],
         max_new_tokens=max_new_tokens,
+        max_ratio=RATIO,  # as the run's own were
         progress=len(wanted) > 8,
     )
     if not text:  # line n of what comes out translates line n of what came in
@@ -67,10 +72,10 @@ def command(
 def _lines(file: Path | None) -> tuple[list[str], str]:
     r"""The lines of a file or of standard input, ended by "\n" only, and what stands before a line's number."""
     from ft.data import encodings
-    from ft.data.rows import read
+    from ft.files import read_bytes
 
     if file:
-        data = read(file)
+        data = read_bytes(file)
     else:
         stream: Any = sys.stdin
         data = stream.buffer.read() if hasattr(stream, "buffer") else stream.read().encode()

@@ -141,6 +141,7 @@ def open_image(path: str | Path) -> "Image":
 
     if re.match(r"(https?|ftp|data):", str(path)):
         raise UserError(f"image {str(path)[:80]}: an address; download it and give the file")
+    files.check_regular(Path(path).expanduser())
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ft.data.encodings import lines_of
-from ft.data.rows import Record, Rows, checked, digest, read
+from ft.data.rows import Record, Rows, checked, digest
 from ft.errors import UserError, one_of
-from ft.files import cache_dir, write_bytes
+from ft.files import cache_dir, read_bytes, write_bytes
 
 SPLITS = ("train", "valid", "test")
 PAIRS = ("en-fr", "fr-en", "en-ja", "ja-en")
@@ -114,7 +114,7 @@ def _find(split: str, pair: str, source: str | Path) -> tuple[str, bytes]:
             _download(root)
     if root.is_dir():
         if file := next((root / name for name in names if (root / name).is_file()), None):
-            return str(file), read(file)
+            return str(file), read_bytes(file)
     elif root.is_file():
         members = _members(root, root.stat().st_mtime_ns)
         if name := next((name for name in names if name in members), None):

@@ -6,7 +6,6 @@ import json
 import random
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
 from ft.data.doubles import doubles
@@ -278,7 +277,7 @@ def json_object(text: str) -> dict[str, Any] | str:
     """A row of JSON lines, or why it is none."""
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return f"broken JSON: {error}".replace("line 1 ", "")
     return an_object(value)
 
@@ -286,14 +285,6 @@ def json_object(text: str) -> dict[str, Any] | str:
 def an_object(value: Any) -> dict[str, Any] | str:
     """A JSON value that should be a row, or why it is none."""
     return value if isinstance(value, dict) else f"not a JSON object but {type(value).__name__}"
-
-
-def read(file: Path) -> bytes:
-    """A file's bytes; UserError with the system's reason where it cannot be read."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
 
 
 def digest(data: bytes) -> str:

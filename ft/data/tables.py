@@ -20,9 +20,9 @@ from ft.data.rows import (
     checked,
     digest,
     json_object,
-    read,
 )
 from ft.errors import UserError
+from ft.files import read_bytes
 from ft.text import languages
 from ft.text.languages import Language
 from ft.text.messages import IMAGES, WEIGHTS
@@ -131,7 +131,7 @@ def read_table(
     suffix, of_hub = suffix_of(file), str(path).startswith("hub:")
     if of_hub or (not file.exists() and suffix not in FORMATS):
         return _hub(str(path).removeprefix("hub:"), split, choose)
-    data, origin = read(file), str(file)
+    data, origin = read_bytes(file), str(file)
     where, note = f"{file}:", ""
     match suffix:
         case ".jsonl" | ".json":
@@ -155,7 +155,7 @@ def parallel(
     source_file: str | Path, target_file: str | Path, *, on_bad_row: str = "error"
 ) -> Rows:
     """Rows of two files of which line n of the second translates line n of the first."""
-    data = [read(Path(file).expanduser()) for file in (source_file, target_file)]
+    data = [read_bytes(Path(file).expanduser()) for file in (source_file, target_file)]
     (source, bad_source), (target, bad_target) = map(text_lines, data, (source_file, target_file))
     if len(source) != len(target):
         raise UserError(

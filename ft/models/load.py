@@ -1,6 +1,7 @@
 """Load a Gemma to fine-tune, in the precision and with the attention that fit model and machine."""
 
 import contextlib
+import importlib.util
 import logging
 import math
 import re
@@ -29,7 +30,7 @@ class Base:
     model: "PreTrainedModel"
     tokenizer: Any
     name: str  # as the user gave it
-    path: Path  # the folder that it was loaded from
+    path: Path  # the folder that it was loaded from, of the Hub's cache that of a commit
     precision: str  # "fp32", "bf16", "nf4" or "int8"
     backend: str  # "transformers" or "unsloth"
     attention: str  # "eager", "sdpa", …
@@ -273,6 +274,10 @@ def _tokenizer(path: Path, name: str) -> Any:
 
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{name} has no tokenizer (tokenizer.json or tokenizer.model).")
+    if not (path / "tokenizer.json").is_file() and not importlib.util.find_spec("google.protobuf"):
+        raise UserError(
+            f"{name} has a tokenizer.model alone, which is read with protobuf: pip install protobuf"
+        )
     with load_errors(name):
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ft.errors import UserError
 from ft.files import write_json
 from ft.models import parameters, unsloth_backend
 from ft.models.parameters import count
+from ft.models.sources import commit_of, in_16_bits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,6 +69,8 @@ def attach(
             peft_model = get_peft_model(model, config)
     assert _adapted(peft_model) == set(chosen), "the saved target_modules mean something else"
     _train_in_fp32(peft_model)
+    if hasattr(base, "path"):
+        peft_model.active_peft_config.revision = commit_of(base.path)
     return _ready(peft_model)
 
 
@@ -106,18 +110,21 @@ def describe(model: Any) -> dict[str, Any]:
 def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     """Attach the adapter that lies in ``folder`` to a ``models.Base``.
 
-    Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids of both, by the
-    shapes, or by names of layers that only one of the two has.
+    Names that other versions of transformers gave the same tensors, and those of a compiled model, are
+    taken for what they mean. Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids
+    of both, by the shapes, or by names of layers that only one of the two has.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
     needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
     config = LoraConfig.from_pretrained(str(folder))
-    recorded, given = config.base_model_name_or_path or "", base.model.name_or_path
+    recorded, given = in_16_bits(config.base_model_name_or_path or ""), base.model.name_or_path
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
+    if recorded == given:
+        wrong = f"the adapter {folder} does not fit {given}"
     hub_ids = not Path(recorded).is_absolute() and not Path(given).is_absolute()
     if recorded != given and hub_ids:
         raise UserError(
@@ -126,7 +133,8 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
         )
     try:
         with safe_open(needed[1], framework="pt") as weights:
-            stored = set(weights.keys())
+            shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+        _check_vocabulary(shapes, base.model, wrong)
         with quiet():
             model = PeftModel.from_pretrained(
                 base.model, str(folder), is_trainable=trainable, config=config
@@ -137,13 +145,47 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
         first = next((line for line in str(error).splitlines() if "size mismatch" in line), error)
         raise UserError(f"{wrong}: {' '.join(str(first).split())}") from error
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if stored != expected:
-        some = ", ".join(sorted(stored ^ expected)[:3])
+    known = {_plain(key): key for key in expected}
+    meant = {key: known.get(_plain(key), key) for key in shapes}
+    if any(key != name for key, name in meant.items()):
+        from safetensors.torch import load_file
+
+        tensors = load_file(needed[1])
+        set_peft_model_state_dict(model, {meant[key]: value for key, value in tensors.items()})
+    stored = set(meant.values())
+    # a copy of one of the base's own tensors, which PEFT has read into its place
+    strange = sorted(stored - expected - set(model.state_dict()))
+    if missing := sorted(expected - stored) or strange:
         raise UserError(
             f"{wrong}: {len(expected - stored)} of its tensors are missing and "
-            f"{len(stored - expected)} fit nothing, such as {some}."
+            f"{len(strange)} fit nothing, such as {', '.join((missing + strange)[:3])}."
         )
+    if trainable and hasattr(base, "path"):
+        model.active_peft_config.revision = commit_of(base.path)
     return _ready(model)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name in an adapter without what versions of transformers, and ``torch.compile``, put into it."""
+    return re.sub(
+        r"^(base_model|model|language_model)(\.(model|language_model))*\.",
+        "",
+        name.replace("_orig_mod.", ""),
+    )
+
+
+def _check_vocabulary(shapes: dict[str, list[int]], model: Any, wrong: str) -> None:
+    """Raise ``UserError`` for an adapter of a model whose vocabulary has another size."""
+    rows = len(model.get_input_embeddings().weight)
+    for name, shape in shapes.items():
+        of_rows = (
+            re.search(r"(embed_tokens|lm_head)\.(\w+\.)*weight$", name) and "lora_" not in name
+        )
+        if of_rows and len(shape) == 2 and shape[0] != rows:
+            raise UserError(
+                f"{wrong}: its {name} has {shape[0]:,} rows and the base's {rows:,}: the vocabulary was "
+                "resized in training. Give a base of that size, saved with its tokenizer."
+            )
 
 
 def settle_config(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ft.errors import LOG_IN, UserError, hub_errors, nearest
 from ft.files import sha256
+from ft.models import sources
 from ft.plan.case import Case, Seen
 from ft.runs import checkpoints, folder, hub
 from ft.runs.record import MAY_CHANGE
@@ -150,12 +151,13 @@ def _who(found: dict[str, Any], push: str | None) -> str:
 
 
 def _model(case: Case, api: Any) -> str:
-    info = api.model_info(case.model, files_metadata=True, timeout=TIMEOUT)
+    repo, at = sources.pinned(case.model)
+    info = api.model_info(repo, revision=at, files_metadata=True, timeout=TIMEOUT)
     weights = [f for f in info.siblings or () if f.rfilename.endswith(".safetensors")]
     if not weights:
         raise UserError(f"{case.model} has no *.safetensors weights; pickled ones are not loaded")
     if gated := getattr(info, "gated", None):
-        api.auth_check(case.model)  # raises where the licence is not accepted
+        api.auth_check(repo)  # raises where the licence is not accepted
     case.to_fetch = 0 if _cached(case.model) else sum(f.size or 0 for f in weights)
     fetch_ = (
         f"{case.to_fetch / 1e9:.1f} GB to fetch" if case.to_fetch else "weights are in the cache"
@@ -167,8 +169,10 @@ def _cached(repo: str) -> bool:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    name, at = sources.pinned(repo)
+    only: dict[str, Any] = {"local_files_only": True, "allow_patterns": ["*.safetensors"]}
     try:
-        found = snapshot_download(repo, local_files_only=True, allow_patterns=["*.safetensors"])
+        found = snapshot_download(name, revision=at, **only)
     except (LocalEntryNotFoundError, OSError, ValueError):
         return False
     return any(Path(found).glob("*.safetensors"))
@@ -203,7 +207,7 @@ def _known(case: Case) -> dict[str, Any]:
     """What of a run's fingerprint is known without its model, by the names of ``runs.record.fingerprint``."""
     assert case.recipe
     known = {key: value for key, value in case.settings.items() if key not in MAY_CHANGE}
-    known |= {"recipe": sha256(case.recipe), "model.name": case.model}
+    known["recipe"] = sha256(case.recipe)
     known |= {f"data.{split}": rows.sha256 for split, rows in (case.splits or {}).items()}
     if case.template:
         kept = dataclasses.asdict(case.template)

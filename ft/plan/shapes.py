@@ -1,7 +1,6 @@
 """The sizes of every published Gemma's language model: by Hub id, or read from a configuration."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError, nearest
+from ft.files import read_json
 from ft.models import tiny_vision
+from ft.models.sources import check_config
 
 SLIDING, FULL, RECURRENT = "sliding_attention", "full_attention", "recurrent"
 
@@ -208,7 +209,9 @@ def of(name: str) -> Shape:
     folder = Path(name).expanduser()
     if folder.is_dir():
         try:
-            return from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            raw = read_json(folder / "config.json")
+            check_config(raw, folder / "config.json")
+            return from_config(raw)
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

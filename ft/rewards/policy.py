@@ -10,7 +10,7 @@ from ft.errors import UserError
 from ft.models import lora
 from ft.models.load import Base
 from ft.models.load import load as load_base
-from ft.runs.folder import Run, adopt
+from ft.runs.folder import Run, adopted
 from ft.runs.opened import Finished, check_base
 
 START = "start"  # name of the adapter that stays as the run began
@@ -63,11 +63,10 @@ def replace_adapter(model: Any, folder: Path) -> None:
 
 def save(model: Any, tokenizer: Any, run: Run) -> None:
     """Put the adapter that learns, and the tokenizer, into a run's folder, each file at once."""
-    made = run.folder / ".adapter"
-    model.save_pretrained(str(made))
-    tokenizer.save_pretrained(str(made))
-    (made / "README.md").unlink(missing_ok=True)  # PEFT's; the run has a card of its own
-    adopt(run, made)
+    with adopted(run) as made:
+        model.save_pretrained(str(made))
+        tokenizer.save_pretrained(str(made))
+        (made / "README.md").unlink(missing_ok=True)  # PEFT's; the run has a card of its own
 
 
 def _remember(model: Any) -> None:

@@ -97,7 +97,7 @@ def load(folder: str | Path, tokenizer: Any | None = None) -> Reward:
 
     try:
         record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         raise UserError(
             f"{folder} is no reward model, it has no {RECORD}; `ft reward` makes one"
         ) from None

@@ -24,9 +24,9 @@ from ft.text.template import Template
 from ft.text.tokens import Encoded, encode_rows
 
 
-def run_of(name: str) -> Finished:
-    """The run to start from. Raises ``UserError`` for none, and for one that answers about images."""
-    found = opened.finished(name)
+def run_of(name: str, *, any_base: bool = False) -> Finished:
+    """The run to start from, on weights of another base with ``any_base``. Raises ``UserError`` for none, and for one that answers about images."""
+    found = opened.finished(name, any_base=any_base)
     if found.task == "images":
         raise UserError(f"{name} answers about images; what learns here has text alone")
     return found

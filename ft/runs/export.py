@@ -1,12 +1,10 @@
 """A Gemma's Hugging Face folder as one GGUF file, which llama.cpp and all that builds on it load."""
 
 import contextlib
-import json
 import logging
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +54,8 @@ def write(
     kinds = {
         key: kind if len(s) > 1 else gguf.GGMLQuantizationType.F32 for key, s in shapes.items()
     }
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-        file = Path(beside) / out.name
+    with files.beside(out) as hidden:
+        file = hidden / out.name
         with contextlib.closing(gguf.GGUFWriter(file, arch)) as writer:
             _origin(writer, name, base, license, sum(map(math.prod, shapes.values())))
             _settings(writer, text)
@@ -95,10 +93,9 @@ def check(out: Path, outtype: str) -> None:
         raise UserError(f"outtype {outtype!r}: allowed are {allowed}.{nearest(outtype, TYPES)}")
     if out.suffix != ".gguf":
         raise UserError(f"{out}: the name of a GGUF file ends in .gguf")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists: name another file")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out}: {out.parent} is not a folder that can be written to")
+    files.check_new_file(out)
     if not find_spec("gguf"):
         raise UserError('writing GGUF needs the package gguf: pip install "gemma-ft[gguf]"')
 
@@ -148,7 +145,7 @@ def _tensors(folder: Path, arch: str, text: Any) -> dict[str, tuple[bool, Any]]:
     model = gguf.MODEL_ARCH[arch.upper()]
     names = gguf.get_tensor_name_map(model, text.num_hidden_layers)
     found: dict[str, tuple[bool, Any]] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in files.weight_files(folder):
         weights = safe_open(file, framework="pt")
         for key in weights.keys():  # noqa: SIM118  # not a dict
             plain = "model." + re.sub(r"^(model\.|language_model\.)*", "", key)
@@ -275,7 +272,7 @@ def _vocabulary(
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
     special = gguf.SpecialVocab(folder, n_vocab=len(tokens))
     if (generation := folder / "generation_config.json").is_file():
-        ends = json.loads(generation.read_text("utf-8")).get("eos_token_id", [])
+        ends = files.read_json(generation).get("eos_token_id", [])
         # GGUF has room for one control token more that ends an answer, such as <end_of_turn>
         for end in ends if isinstance(ends, list) else [ends]:
             if kinds[end] == gguf_tokenizer.CONTROL and end != special.special_token_ids.get("eos"):

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ft.errors import UserError
-from ft.files import json_lines, settle, sync_dir, write_json, write_text
+from ft.files import finite, json_lines, read_json, settle, sync_dir, write_json, write_text
 from ft.machine import check_launch, is_main, say
 from ft.models.lora import settle_config
 from ft.runs import checkpoints, lock
@@ -146,7 +146,7 @@ class Run:
         """Append a line to ``metrics.jsonl``; after a validation the page is made again."""
         if is_main():
             with open(self.folder / METRICS, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(values) + "\n")
+                stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
             if "eval_loss" in values:
                 self.report()
 
@@ -190,26 +190,34 @@ def go_on(run: Run, resume: str | None, made_with: dict[str, Any]) -> Path | Non
     return place
 
 
-def adopt(run: Run, made: Path) -> None:
-    """Move the files of a finished folder into the run's, each at once."""
-    if is_main():
-        settle_config(made)
-        settle(made)
-        for file in sorted(made.iterdir()):
-            os.replace(file, run.folder / file.name)
-        made.rmdir()
-        sync_dir(run.folder)
+@contextlib.contextmanager
+def adopted(run: Run, name: str = ".adapter") -> Iterator[Path]:
+    """Fill a hidden folder, whose files become the run's, each at once, when the block ends without error.
+
+    After an error nothing of it is left.
+    """
+    made = run.folder / name
+    try:
+        yield made
+        if is_main():
+            settle_config(made)
+            settle(made)
+            for file in sorted(made.iterdir()):
+                os.replace(file, run.folder / file.name)
+            made.rmdir()
+            sync_dir(run.folder)
+    except BaseException:
+        if is_main():
+            shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def read(folder: str | Path) -> dict[str, Any]:
     """The ``run.json`` of a run's folder. Raises ``UserError`` if there is none."""
-    path = Path(folder) / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_json(Path(folder) / RECORD)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not a run's folder, it has no {RECORD}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
-from ft.files import new_dir
+from ft.files import check_new_dir, new_dir
 from ft.runs.card import card, read
 from ft.runs.card_example import HERE
 from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
@@ -97,8 +97,8 @@ def pull(
         _check_whole(Path(name))
         return Path(name)
     check_name(name, "is neither a folder here nor ")
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: name another one")
+    if folder:
+        check_new_dir(folder)
     with hub_errors(name, missing=f"there is no folder {name} here"):
         api = _api(token.strip() if token else None)
         found = Path(api.snapshot_download(name, revision=revision, allow_patterns=[*FILES]))

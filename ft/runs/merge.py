@@ -1,6 +1,5 @@
 """An adapter merged into its base: a plain transformers model that answers as both together do, or nothing."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -59,12 +58,14 @@ class Difference:
         )
 
 
-def merge_run(run: "Finished", out: Path, *, any_base: bool = False) -> Difference:
-    """``merge`` of a run, with its base and its template; a base of other weights is refused, but for
-    ``any_base``. A run of a 4-bit base is compared with that, too."""
+def merge_run(run: "Finished", out: Path) -> Difference:
+    """``merge`` of a run, with its base and its template, where ``opened.check_base`` lets it.
+
+    A run of a 4-bit base is compared with that, too.
+    """
     from ft.runs.opened import check_base
 
-    check_base(run, any_base=any_base)
+    check_base(run)
     pieces = run.template._pieces("prompt")
     fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
     rows = [OPTIONAL | dict.fromkeys(fields, text) for text in TEXTS]
@@ -108,8 +109,7 @@ def merge(
             f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(BOUNDS)}, "
             "never in 4 bits." + nearest(dtype, BOUNDS)
         )
-    if out_folder.exists() and (not out_folder.is_dir() or any(out_folder.iterdir())):
-        raise UserError(f"{out_folder} exists and is not an empty folder: name a new one.")
+    files.check_new_dir(out_folder)
     if not (texts := [prompt for prompt in prompts if prompt.strip()]):
         raise UserError("merging needs at least one prompt to compare the merged model on.")
     base = base or _base_of(adapter_folder)
@@ -119,6 +119,7 @@ def merge(
     loaded = load(base, precision=dtype, backend="transformers", text_only=False)
     ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
     model = lora.load(loaded, adapter_folder)
+    _check_tied(model, adapter_folder)
     expected = logits(model, ids)
     merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     with files.new_dir(out_folder) as new:
@@ -154,18 +155,31 @@ def merge(
     return difference
 
 
+def _check_tied(model: Any, adapter: Path) -> None:
+    """Raise ``UserError`` for an adapter on one of two layers that share a weight: merged, both would change."""
+    names = [name for name, module in model.named_modules() if hasattr(module, "lora_B")]
+    on = [name for name in names if name.rpartition(".")[2] in ("embed_tokens", "lm_head")]
+    if on and model.config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"{adapter} has LoRA on {on[0]}, whose weight is the {'head' if 'embed' in on[0] else 'embedding'}"
+            " too: merged, both would change. Use it unmerged, or train one without that layer."
+        )
+
+
 def _base_of(adapter: Path) -> str:
     """The base that an adapter names. Raises ``UserError`` where it names none."""
     file = adapter / "adapter_config.json"
     if not file.is_file():
         raise UserError(f"{adapter} is not an adapter: it has no adapter_config.json.")
-    base = json.loads(file.read_text()).get("base_model_name_or_path")
+    config = files.read_json(file)
+    base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{file} does not say which base it belongs to: write its Hub id or folder there, "
             "as base_model_name_or_path."
         )
-    return base
+    on_hub = config.get("revision") and not Path(base).is_absolute()
+    return f"{base}@{config['revision']}" if on_hub else base
 
 
 def _learnt(base: str, adapter: Path, precision: str, ids: Sequence[Any]) -> list[Any] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ft import files
 from ft.errors import UserError, hub_errors
+from ft.models import sources
 from ft.runs.record import Task
 from ft.text.template import Template, from_record
 
@@ -25,6 +26,9 @@ class Finished:
     settings: dict[str, Any]  # config.yaml
     template: Template  # the one it was trained with
     named: str = ""  # as the user named it
+    any_base: bool = (
+        False  # whether its adapter may go on other weights than those that it learnt on
+    )
 
     @property
     def name(self) -> str:
@@ -54,8 +58,16 @@ class Finished:
 
     @property
     def base(self) -> str:
-        """The model that it was trained from, as its settings name it."""
-        return self.settings["model_name_or_path"]
+        """The model that it was trained from, as ``models.load`` takes it: on the Hub at the commit of then.
+
+        A folder is where it was then, whatever folder one works in, or else as the settings name it.
+        """
+        model = self.record.get("model", {})
+        name, _ = sources.pinned(str(self.settings["model_name_or_path"]))
+        if model.get("revision") and not self.any_base:
+            return f"{name}@{model['revision']}"
+        then = Path(str(model.get("base_model", "")))
+        return str(then) if then.is_absolute() and then.is_dir() else name
 
 
 @dataclass
@@ -140,10 +152,11 @@ def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, A
     return module, module.resolved(config) if hasattr(module, "resolved") else config
 
 
-def finished(run: str | Path, *, task: Task | None = None) -> Finished:
+def finished(run: str | Path, *, task: Task | None = None, any_base: bool = False) -> Finished:
     """The run in a folder or a Hub repository. Raises ``UserError`` if it is not a whole one.
 
-    Also for one that learnt another ``task`` than the one that is wanted.
+    Also for one that learnt another ``task`` than the one that is wanted. With ``any_base`` its adapter
+    goes on the base that is there, whatever its weights.
     """
     import yaml
 
@@ -157,23 +170,22 @@ def finished(run: str | Path, *, task: Task | None = None) -> Finished:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
-    found = Finished(folder, record, settings, from_record(record["template"]), str(run))
+    found = Finished(folder, record, settings, from_record(record["template"]), str(run), any_base)
     if task and found.task != task:
         raise UserError(f"{run} is a run that learnt {found.task}; give one that learnt {task}")
     return found
 
 
-def find(name: str) -> Finished | None:
+def find(name: str, *, any_base: bool = False) -> Finished | None:
     """The run that a name means: a folder or a Hub repository; none where it names a model.
 
     Raises ``UserError`` for a run that is not whole, and for what is on the Hub and cannot be reached.
     """
-    return finished(name) if is_run(name) else None
+    return finished(name, any_base=any_base) if is_run(name) else None
 
 
 def is_run(name: str) -> bool:
     """Whether a name is that of a run, and not of a model: an adapter, or a folder with a record."""
-    from ft.models import sources
     from ft.runs.folder import RECORD
 
     if name == "embedded":
@@ -181,11 +193,12 @@ def is_run(name: str) -> bool:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return any((folder / file).is_file() for file in (RECORD, "adapter_config.json"))
-    repo = str(sources.resolve(name))
+    repo, at = sources.pinned(str(sources.resolve(name)))
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo, missing=f"there is no folder {name} here"):
-        return (Path(snapshot_download(repo, allow_patterns=[RECORD])) / RECORD).is_file()
+        found = snapshot_download(repo, revision=at, allow_patterns=[RECORD])
+        return (Path(found) / RECORD).is_file()
 
 
 def load(
@@ -226,7 +239,7 @@ def load(
             template = prompts.by_name(template, base.tokenizer)
         return Opened(named, base.model, base.tokenizer, template, see, precision=precision)
     adapted = tuned and not run.whole
-    if adapted:
+    if adapted or not tuned:
         check_base(run)
     see = vision.reader(run.weights) if images else None
     machine.use_all_cores()
@@ -235,21 +248,20 @@ def load(
     return Opened(run.name, model, base.tokenizer, run.template, see, run, precision)
 
 
-def check_base(run: Finished, *, any_base: bool = False) -> None:
+def check_base(run: Finished) -> None:
     """Raise ``UserError`` where a run's base model has other weights than those that it was trained on.
 
-    ``any_base`` insists. `embedded` is made from a pinned package, and is not read for this.
+    ``Finished.any_base`` insists. `embedded` is made from a pinned package, and is not read for this.
     """
     from ft.files import sampled_hash
-    from ft.models import sources
 
     recorded = run.record.get("model", {}).get("sha256")
-    if any_base or run.whole or not recorded or run.base in ("embedded", "tiny-vision"):
+    if run.any_base or not recorded or run.base in ("embedded", "tiny-vision"):
         return
     folder = sources.fetch(run.base)
     if (found := sampled_hash(folder)) != recorded:
         raise UserError(
-            f"{run.folder} is an adapter of another base: the weights in {folder} are not those "
-            f"that it was trained on ({found[:12]}, not {recorded[:12]}). Put those back, or train again; "
-            "`ft merge --any-base` merges it into these all the same."
+            f"{run.folder} is of another base: the weights in {folder} are not those that it was trained "
+            f"on ({found[:12]}, not {recorded[:12]}). Put those back, or train again; --any-base takes "
+            "these all the same."
         )

@@ -22,7 +22,7 @@ from ft.machine import (
     say,
     versions,
 )
-from ft.models import lora
+from ft.models import lora, sources
 from ft.runs import lock
 from ft.runs.folder import Run, Target, claim
 from ft.text import tokens
@@ -34,6 +34,8 @@ Task = Literal["translation", "instructions", "reasoning", "images", "pretrainin
 MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
     *("save_steps", "eval_steps", "keep", "early_stopping_patience", "accept_loss"),
+    # names of what is known by its hash, however it is written and wherever it lies now
+    *("model_name_or_path", "data", "valid_data", "test_data", "run", "any_base"),
 }
 
 
@@ -172,6 +174,7 @@ def describe(
         "name": base.name,
         "base_model": base.model.name_or_path,
         "sha256": sampled_hash(base.path),
+        "revision": sources.commit_of(base.path),
         "precision": base.precision,
         "backend": base.backend,
         "attention": base.attention,
@@ -183,9 +186,7 @@ def fingerprint(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """What must be unchanged for a resumed run to be the same run, flat: ``{"data.train": hash}``."""
     record = run.record
     same = {f"data.{split}": value["sha256"] for split, value in record["data"].items()}
-    same |= {
-        f"model.{key}": record["model"][key] for key in ("name", "sha256", "precision", "backend")
-    }
+    same |= {f"model.{key}": record["model"][key] for key in ("sha256", "precision", "backend")}
     same |= {f"template.{key}": value for key, value in record["template"].items()}
     same |= {key: value for key, value in settings.items() if key not in MAY_CHANGE}
     return same | {"recipe": record["recipe_sha256"]}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError, nearest, one_of
+from ft.files import check_regular
 from ft.text import chat_template, forms, languages
 from ft.text.template import OPTIONAL, Template, from_record
 
@@ -145,6 +146,7 @@ def from_yaml(file: Path) -> Template:
     """A template of the user's own: the fields of ``Template`` as keys; ``name`` defaults to the file's."""
     import yaml
 
+    check_regular(file.expanduser())
     try:
         found = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.machine import own_precision, peak_memory, prepare_sharding, processes, say
-from ft.runs.folder import Run, adopt, go_on, signals
+from ft.runs.folder import Run, adopted, go_on, signals
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import first_batch, graphs
@@ -215,11 +215,10 @@ def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False
 def _save(trainer: Any, run: Run) -> None:
     """Write what was learnt into the run's folder, complete or not at all."""
     trainer.model.config.use_cache = True  # the trainer clears it; a saved model would be slow
-    made = run.folder / ".adapter"
-    trainer.save_model(str(made), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
-    (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-    adopt(run, made)
+    with adopted(run) as made:
+        trainer.save_model(str(made), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
 
 
 def _drops(model: Any) -> bool:

@@ -30,16 +30,14 @@ class Staged:
         self.staging = str(staging)
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
-        except Exception:
+            self.staging = ""
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-            raise
+                # a pickle that no one reads
+                (staging / name / "training_args.bin").unlink(missing_ok=True)
+                also = () if self.best_step is None else (self.best_step,)
+                checkpoints.keep(staging / name, folder / name, self.fingerprint, also)
         finally:
             self.staging = ""
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
-        also = () if self.best_step is None else (self.best_step,)
-        checkpoints.keep(staging / name, folder / name, self.fingerprint, also)
-        staging.rmdir()
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)

@@ -10,6 +10,7 @@ from support import tiny
 from support.tiny_gguf import KINDS, KNOWN, OVERRIDES, SCORES, SIZES, TOKENS, model_folder, read
 
 from ft.errors import UserError
+from ft.files import sampled_hash
 from ft.models import embedded
 from ft.models import gguf as gguf_tokenizer
 from ft.runs import export
@@ -250,7 +251,7 @@ def test_bad_outtype_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "there.gguf").write_text("mine")
     with pytest.raises(UserError, match=r"there\.gguf exists: name another file"):
         export.check(tmp_path / "there.gguf", "f16")
-    with pytest.raises(UserError, match=r"none is not a folder that can be written to"):
+    with pytest.raises(UserError, match=r"there is no folder .*none"):
         export.check(tmp_path / "none" / "a.gguf", "f16")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'pip install "ft\[gguf\]"'):
@@ -276,3 +277,54 @@ def test_embedded_model_goes_back_to_the_file_it_came_from(tmp_path: Path) -> No
     assert ours.keys() - original.keys() == {
         *("gemma3.rope.freq_base_swa", "tokenizer.ggml.eot_token_id", "tokenizer.chat_template")
     }
+
+
+def _in_shards(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+def test_only_what_the_index_names_is_read(tmp_path: Path) -> None:
+    folder, old = (
+        model_folder(tmp_path / name, "gemma3_text", seed=n) for n, name in enumerate("mo")
+    )
+    export.write(folder, tmp_path / "whole.gguf", outtype="f32", name="tiny")
+    _in_shards(folder)
+    before = sampled_hash(folder)
+    (old / "model.safetensors").rename(folder / "model-old.safetensors")
+    export.write(folder, tmp_path / "shards.gguf", outtype="f32", name="tiny")
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "shards.gguf").read_bytes()
+    assert sampled_hash(folder) == before
+    shard = next(folder.glob("model-0*"))
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"lacks {shard.name}, which model.safetensors.index.json"):
+        export.write(folder, tmp_path / "less.gguf", name="tiny")
+    assert not (tmp_path / "less.gguf").exists()
+
+
+@pytest.mark.parametrize("said", [False, True])
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_head_of_its_own_is_kept(said: bool, shards: bool, tmp_path: Path) -> None:
+    """Whether the configuration calls it tied or not: transformers takes what lies in the file."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(tmp_path / "model", "gemma3_text", tie_word_embeddings=False)
+    if shards:
+        _in_shards(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": said}))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    export.write(folder, tmp_path / "tiny.gguf", outtype="f32", name="tiny")
+    _, tensors = read(tmp_path / "tiny.gguf")
+    assert (tensors["output.weight"] == model.lm_head.weight.detach().numpy()).all()
+
+
+def test_a_head_that_llama_cpp_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "gemma2", tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"gemma2 has no place for the tensor lm_head.weight"):
+        export.write(folder, tmp_path / "tiny.gguf", name="tiny")

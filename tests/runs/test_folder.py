@@ -1,5 +1,6 @@
 """The run folder: refused when in use, never half-written, rewound on resume; threads are shared."""
 
+import contextlib
 import os
 
 import pytest
@@ -87,13 +88,15 @@ def test_a_folder_without_a_record_is_named(tmp_path):
 
 def test_adopted_files_replace_and_leave_no_folder(tmp_path):
     r = start(tmp_path / "run")
-    made = tmp_path / "run" / ".made"
-    made.mkdir()
-    (made / "a").write_text("new")
     (tmp_path / "run" / "a").write_text("old")
-    run.adopt(r, made)
-    assert (tmp_path / "run" / "a").read_text() == "new"
-    assert not made.exists()
+    for fault in (OSError("disk full"), None):
+        with contextlib.suppress(OSError), run.adopted(r) as made:
+            made.mkdir()
+            (made / "a").write_text("new")
+            if fault:
+                raise fault
+        assert (tmp_path / "run" / "a").read_text() == ("old" if fault else "new")
+        assert not made.exists()
 
 
 def test_local_processes_share_the_cores(monkeypatch):

@@ -39,6 +39,19 @@ def test_the_fingerprint_leaves_out_what_does_not_decide_what_is_learnt(tmp_path
     json.dumps(found)
 
 
+def test_what_moved_or_is_named_otherwise_is_the_same_where_its_hash_is(tmp_path):
+    r = start(tmp_path)
+    made = {"precision": "fp32", "backend": "transformers", "sha256": "b"}
+    known = {"data": {"train": {"sha256": "a"}}, "template": {"name": "t"}}
+    r.note(**known, model=made | {"name": "base"})
+    before = record.fingerprint(r, {"model_name_or_path": "base", "data": "rows.jsonl", "run": "a"})
+    r.note(model=made | {"name": "/moved/base/"})
+    moved = {"model_name_or_path": "/moved/base/", "data": "/moved/rows.jsonl", "run": "/b/a/"}
+    assert record.fingerprint(r, moved) == before
+    r.note(model=made | {"sha256": "c"})
+    assert record.fingerprint(r, moved) != before
+
+
 def test_what_learns_from_its_own_answers_keeps_no_examples(tmp_path, capsys):
     from dataclasses import dataclass
     from types import SimpleNamespace
