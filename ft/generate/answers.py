@@ -22,6 +22,8 @@ from ft.models.load import context_of
 from ft.text import forms
 from ft.text.template import Template
 
+MOST = 10_000  # answers to a prompt
+
 
 def generate(
     model: Any,
@@ -109,6 +111,8 @@ def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n:
     width = sampler.width if isinstance(sampler, Beam) else 1
     if n < 1 or n > width and isinstance(sampler, Beam | Contrastive | Greedy):
         raise UserError(f"n = {n}: {sampler} has {width} answer{'s' * (width > 1)} to a prompt")
+    if n > MOST:
+        raise UserError(f"n = {n:,}: at most {MOST:,} answers are held at once; ask for fewer")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens = {max_new_tokens}; it must be 1 or more")
     if not all((stop,) if isinstance(stop, str) else stop):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of keys and values that one batch may hold
 BLOCK = 512  # ids whose maximum is taken together
+EVEN = 32  # tokens: a multiple of them keeps each text's place in a processor's vectors
 
 
 class Decoder:
@@ -23,6 +24,10 @@ class Decoder:
     With ``keep_hidden``, ``hidden`` [B, T, D] are the last layer's activations of the tokens that the
     last step computed, as the head sees them. Where at most ``room`` steps are to come, and the model is on
     a GPU (or ``make_graph`` is given, in place of ``CudaGraph``), they are ``static.Steps``.
+
+    In bf16 a sum taken in another order rounds to another number, and soon to another answer. So on a CPU
+    texts are padded to a multiple of ``EVEN``, and a lone one is computed twice: PyTorch multiplies one
+    row in an order of its own. Up to 512 tokens ``logits`` then are the same whatever else is in the batch.
     """
 
     def __init__(
@@ -43,8 +48,11 @@ class Decoder:
 
         self.model, self._keep_hidden, self._prompts = model, keep_hidden, list(prompts)
         self.hidden: Tensor | None = None
-        device = model.get_input_embeddings().weight.device
-        width = max(map(len, prompts))
+        weight = model.get_input_embeddings().weight
+        device, width = weight.device, max(map(len, prompts))
+        self._even = device.type == "cpu" and weight.dtype == torch.bfloat16
+        if self._even:  # at least one: without any gap attention would be another kernel
+            width += EVEN - width % EVEN
         gaps = [width - len(p) for p in prompts]
         rows = [[pad] * gap + list(p) for gap, p in zip(gaps, prompts, strict=True)]
         mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
@@ -66,6 +74,8 @@ class Decoder:
         self._length = width + room
         with contiguous_head(model):
             self.logits = self._forward()
+        if self._even and self._cache is not None and len(prompts) == 1:
+            self._cache.reorder_cache(torch.tensor([0, 0]))
 
     def step(self, ids: "Tensor") -> None:
         """One more id [B] for each text."""
@@ -94,7 +104,8 @@ class Decoder:
         if self._static is not None:
             self._static.select(rows)
         elif self._cache is not None:
-            self._cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]  # selects in every layer
+            twice = self._even and len(rows) == 1
+            self._cache.reorder_cache(rows.repeat(2) if twice else rows)  # selects in every layer
         self._ids, self._positions = self._ids[rows], self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
         self.logits = self.logits[rows]
@@ -122,25 +133,29 @@ class Decoder:
         from ft.kernels import cache
 
         def keep(_: Any, __: Any, output: Any) -> None:
-            self.hidden = output[0]
+            self.hidden = output[0][: len(self._ids)]
 
+        inputs = {
+            "input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions
+        }  # fmt: skip
+        lone, begins = self._even and len(self._ids) == 1, self._ids.shape[1] > 1
+        if lone and not begins:
+            inputs = {name: x if x is None else x.expand(2, -1) for name, x in inputs.items()}
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self._keep_hidden:
                 hook = self.model.get_decoder().register_forward_hook(keep)
                 stack.callback(hook.remove)
             output = self.model(
-                input_ids=self._ids,
-                attention_mask=self._mask,
-                position_ids=self._positions,
+                **inputs,
                 use_cache=self._cache is not None,
-                logits_to_keep=1,
+                logits_to_keep=2 if lone and begins else 1,
                 **{cache.name(): self._cache},
                 **self._images(),
             )
         if self._cache is not None:
             self._prompts = []  # their keys and values are there
-        return output.logits[:, -1]
+        return output.logits[: len(self._ids), -1]
 
 
 def cache_bytes(model: Any) -> int:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "sdpa_by_example"
+LANES = 32  # numbers in bf16 of a processor's vector
 CAPPED = "eager_by_example"  # for scores with a soft cap, which sdpa does not have
 
 
@@ -309,7 +310,11 @@ def _function() -> Any:
 def _one_token(
     query: "Tensor", key: "Tensor", value: "Tensor", mask: Any, scaling: float | None
 ) -> "Tensor":
-    """One query for each row: [B, H, 1, D] with [B, K, S, D] to [B, 1, H, D]; softmax in fp32."""
+    """One query for each row: [B, H, 1, D] with [B, K, S, D] to [B, 1, H, D]; softmax in fp32.
+
+    Sums over S are taken as if it were a multiple of ``LANES``, with nothing in front: a row's then have
+    the same order in every batch, and in bf16 the same result.
+    """
     import torch
 
     batch, heads, _, size = query.shape
@@ -319,5 +324,8 @@ def _one_token(
         scores = scores.masked_fill(~mask[:, :, :, -key.shape[2] :], float("-inf"))
     elif mask is not None:
         scores = scores + mask[:, :, :, -key.shape[2] :]
+    if value.dtype == torch.bfloat16 and (short := -key.shape[2] % LANES):
+        scores = torch.nn.functional.pad(scores, (short, 0), value=float("-inf"))
+        value = torch.nn.functional.pad(value, (0, 0, short, 0))
     weights = scores.softmax(dim=-1).to(value.dtype)
     return (weights @ value).reshape(batch, heads, 1, size).transpose(1, 2)
