@@ -185,6 +185,8 @@ class Journal(TrainerCallback):
         self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
         self.eval_loss = self.validate()
         self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})
+        trainer, told = self.trainer, {"eval_loss": self.eval_loss}
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, told)  # the trackers
 
     def _recall(self, state: Any) -> None:
         """What came before a resume, from metrics.jsonl: validations, the best of them, unreported losses."""

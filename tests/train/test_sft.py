@@ -60,6 +60,20 @@ def test_a_run_whose_time_is_over_ends_with_a_validation(tmp_path):
     assert end != start
 
 
+def test_trackers_get_the_validations_too(tmp_path):
+    from transformers.trainer_callback import TrainerCallback
+
+    class Tracker(TrainerCallback):
+        told = []
+
+        def on_log(self, args, state, control, logs, **_):
+            self.told += [(state.global_step, logs["eval_loss"])] if "eval_loss" in logs else []
+
+    toy.go(tmp_path / "run", epochs=1, callbacks=[Tracker()])
+    assert [loss for _, loss in Tracker.told] == lines(tmp_path / "run", "eval_loss")
+    assert [step for step, _ in Tracker.told] == [0, 4, 6]
+
+
 def test_a_finished_run_leaves_an_adapter_at_its_root_and_no_pickle_of_settings(whole):
     assert (whole / ADAPTER).exists()
     assert (whole / "adapter_config.json").exists()
