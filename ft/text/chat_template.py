@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ft.errors import UserError
-from ft.text import calls
+from ft.text import bounded, calls
 from ft.text.template import Template
 
 MARKS = {"system": " \x02S\x02 ", "instruction": " \x02U\x02 ", "response": " \x02A\x02 "}
@@ -235,12 +235,18 @@ def _render(
     """What the tokenizer's chat template makes of a conversation; nothing where it refuses it."""
     from jinja2 import TemplateError
 
+    bounded.prove(tokenizer)
     try:
         return tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=ask
         )
     except (TemplateError, TypeError, ValueError, KeyError):
         return None
+    except Exception as error:  # it is a program of others
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"the tokenizer's chat template fails: {why}; choose another --template"
+        ) from None
 
 
 def _cut(rendered: str, field: str) -> tuple[str, str]:

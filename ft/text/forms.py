@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ft.errors import UserError
-from ft.text import chat_template
+from ft.text import bounded, chat_template
 from ft.text.messages import THOUGHTS
 from ft.text.template import Template
 
@@ -157,6 +157,7 @@ def render(
     """What a chat template makes of messages; with ``ask`` a prompt. Raises what Jinja raises."""
     shown = [_shown(message) for message in messages]
     options = {"chat_template": jinja} | ({"enable_thinking": True} if thinking else {})
+    bounded.prove(tokenizer)
     return tokenizer.apply_chat_template(
         shown, tools=tools or None, tokenize=False, add_generation_prompt=ask, **options
     )
