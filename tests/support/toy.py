@@ -96,11 +96,12 @@ def go(
     full: bool = False,
     judge: bool = False,
     nf4: str = "",
+    overwrite: bool = False,
     **options,
 ) -> train.Trained:
     """Train, save, and return what it cost."""
     use_all_cores()
-    target = folder.Target(out, resume=resume)
+    target = folder.Target(out, overwrite, resume)
     r = record.begin(target, recipe=__file__, config_yaml="{}\n", seed=0)
     seed_everything(0)
     base = in_4_bits(nf4) if nf4 else tiny.build(kind)

@@ -1,0 +1,128 @@
+"""Killed at any file operation, a run goes on to the same files: nothing lost, nothing stuck, nothing left over."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support import finished_run, kills, learner, tiny_gguf, toy
+from support.recipe_runs import RECIPES, load, train
+
+from ft import config
+from ft.cli import export as export_command
+from ft.errors import UserError
+from ft.runs import merge, opened
+
+# what tells the time, and what hashes it
+TIMES = ("run.json", "README.md", "metrics.jsonl", "ft_state.json", "report.md", "round.json")
+TIMES += ("trainer_state.json", "done.json", "state.json", ".png")
+
+
+def lines(folder: Path) -> list[dict]:
+    """The metrics without times and rates."""
+    kept = ("step", "loss", "eval_loss", "learning_rate", "reward")
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: line[key] for key in kept if key in line} for line in map(json.loads, text)]
+
+
+def go_on(act, folder: Path) -> None:
+    """What a user does next: resume, or start anew where there is nothing to go on from."""
+    for flags in (["--resume", "last"], [], ["--overwrite-output-dir"]):
+        with contextlib.suppress(UserError):
+            return act(*flags)
+    raise AssertionError(f"stuck: {sorted(folder.rglob('*'))}")
+
+
+SHORT = ("--max-steps", "2", "--eval-steps", "1", "--no-gradient-checkpointing")
+REJECT = ("--prompts", "2", "--n", "2", "--rounds", "2", "--per-device-train-batch-size", "2")
+REJECT += ("--eval-limit", "2", "--valid-rows", "2", "--max-new-tokens", "4", "--watch-rows", "2")
+REJECT += ("--precision", "fp32", "--max-kl", "50", "--max-drift", "50", "--min-distinct", "0")
+
+
+def recipe(stem: str, place: Path):
+    """A function that starts a tiny run in a folder, with a recipe's flags."""
+    if stem in ("LoRA", "full"):
+
+        def fit(*flags: str) -> None:
+            options = {"resume": "last"} if "--resume" in flags else {}
+            options |= {"overwrite": True} if "--overwrite-output-dir" in flags else {}
+            toy.go(place / "run", epochs=1, dropout=0.1, full=stem == "full", **options)
+
+        return fit
+    if stem == "mtnt_reject":
+        start = learner.finished(place / "start")
+        module = load(next(path for path in RECIPES if path.stem == stem))
+
+        def reject(*flags: str) -> None:
+            words = ["--run", str(start), "--output-dir", str(place / "run"), *REJECT, *flags]
+            module.main(config.parse(module.Config, words))
+
+        return reject
+    short = () if stem == "minigpt_pretrain" else SHORT
+    return lambda *flags: train(stem, place, *short, *flags)
+
+
+@pytest.mark.parametrize(
+    ("stem", "points"),
+    [
+        *(("LoRA", 24), ("full", 16)),
+        *(("dolly_qlora", 5), ("mtnt_full", 4), ("minigpt_pretrain", 8), ("mtnt_reject", 6)),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("ft.plan.checked", lambda *_, **__: ())  # of which other tests tell
+    monkeypatch.setenv("FT_ACCEPT_LOSS", "1")
+    act, run = recipe(stem, tmp_path), tmp_path / "run"
+    act()  # what comes but once, such as caches
+    shutil.rmtree(run)
+    count = kills.operations(run, act)
+    told = lambda name: name.endswith(TIMES)  # noqa: E731
+    wanted, metrics = kills.content(run, told), lines(run)
+    assert count > 3 * points
+    for at in sorted({1 + round(i * (count - 1) / (points - 1)) for i in range(points)}):
+        shutil.rmtree(run)
+        assert kills.killed(run, at, act)
+        with kills.layer(run):
+            go_on(act, run)
+        assert kills.content(run, told) == wanted, f"killed at {at} of {count}"
+        assert lines(run) == metrics
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> Path:
+    finished_run.write_real(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(f"model_name_or_path: {tmp_path / 'base'}\n")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    (place / "out").mkdir(parents=True) if there else place.mkdir()
+    act = lambda: merge.merge_run(opened.finished(done), place / "out")  # noqa: E731
+    count = kills.operations(place, act)
+    wanted = kills.content(place)
+    for at in range(1, count + 1):
+        shutil.rmtree(place)
+        (place / "out").mkdir(parents=True) if there else place.mkdir()
+        assert kills.killed(place, at, act)
+        with contextlib.suppress(UserError):  # it was done but for its last words
+            act()
+        assert kills.content(place) == wanted, f"killed at {at} of {count}"
+
+
+def test_a_killed_export_is_repeated(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("gguf")
+    model, place = tiny_gguf.model_folder(tmp_path / "m", "gemma3_text"), tmp_path / "place"
+    place.mkdir()
+    act = lambda: export_command.command(str(model), place / "out.gguf", "f16")  # noqa: E731
+    count = kills.operations(place, act)
+    wanted = kills.content(place)
+    for at in range(1, count + 1):
+        shutil.rmtree(place)
+        place.mkdir()
+        assert kills.killed(place, at, act)
+        with contextlib.suppress(UserError):
+            act()
+        assert kills.content(place) == wanted, f"killed at {at} of {count}"
