@@ -312,8 +312,7 @@ def _one_token(
 ) -> "Tensor":
     """One query for each row: [B, H, 1, D] with [B, K, S, D] to [B, 1, H, D]; softmax in fp32.
 
-    Sums over S are taken as if it were a multiple of ``LANES``, with nothing in front: a row's then have
-    the same order in every batch, and in bf16 the same result.
+    In bf16 S is filled up in front to a multiple of ``LANES``: a row's sums have one order in every batch.
     """
     import torch
 

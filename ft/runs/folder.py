@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ft.errors import UserError
-from ft.files import finite, json_lines, read_json, settle, sync_dir, write_json, write_text
+from ft.files import json_lines, read_json, settle, sync_dir, write_json, write_text
 from ft.machine import check_launch, is_main, say
 from ft.models.lora import settle_config
 from ft.runs import checkpoints, lock
@@ -146,7 +146,7 @@ class Run:
         """Append a line to ``metrics.jsonl``; after a validation the page is made again."""
         if is_main():
             with open(self.folder / METRICS, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
+                stream.write(json.dumps(values) + "\n")
             if "eval_loss" in values:
                 self.report()
 

@@ -16,7 +16,7 @@ from ft.runs import merge, opened
 
 # what tells the time, and what hashes it
 TIMES = ("run.json", "README.md", "metrics.jsonl", "ft_state.json", "report.md", "round.json")
-TIMES += ("trainer_state.json", "done.json", "state.json", ".png")
+TIMES += ("report.html", "trainer_state.json", "done.json", "state.json", ".png")
 
 
 def lines(folder: Path) -> list[dict]:
