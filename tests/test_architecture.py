@@ -27,10 +27,10 @@ MAY_IMPORT = {  # each row also its own package
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
     | {"config", "machine"},
     "plan": {"text", "data", "kernels", "models", "runs", "score", "train", "config", "machine"},
-    "chat": {"text", "data", "models", "generate", "runs", "machine"},
+    "chat": {"text", "data", "models", "generate", "runs", "score", "machine"},
 }
 FACES = {  # the public names of each package, for recipes and users
-    "chat": "Chat Conversation Partner Server load",
+    "chat": "Chat Conversation Partner load",
     "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation one_line "
     "open_pairs overlap pairs parallel summary translation_splits",
     "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
@@ -48,9 +48,11 @@ FACES = {  # the public names of each package, for recipes and users
 LONG_FILE, LONG_FUNCTION = 330, 80  # lines
 LONGER = {"ft.train.sft.sft": 125}  # its signature and what the settings mean are half of it
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "huggingface_hub"}
+HEAVY |= {"starlette", "uvicorn", "llguidance"}
 HEAVY |= {"unsloth", "matplotlib", "numpy", "sacrebleu", "rich", "pandas", "pyarrow"}
 # subclasses of TRL's, transformers' and torch's classes, imported where they are needed; all kernels too
 OPEN = {"ft.train.trainer", "ft.train.journal", "ft.rewards.trl_trainers", "ft.minigpt"}
+OPEN |= {"ft.chat.openai_server", "ft.chat.openai_gate"}  # an app of Starlette, for `ft serve`
 
 
 def name_of(path: Path) -> str:

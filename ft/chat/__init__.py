@@ -1,7 +1,6 @@
 """Talk, at a terminal or over HTTP."""
 
 from ft.chat.conversation import Conversation
-from ft.chat.openai_server import Server
 from ft.chat.partner import Partner, load
 from ft.chat.session import Chat
 
@@ -10,5 +9,4 @@ __all__ = [
     "Conversation",
     "load",
     "Partner",
-    "Server",
 ]

@@ -25,6 +25,7 @@ class Conversation:
     template: Template
     messages: tuple[Mapping[str, Any], ...] = ()
     see: "Reader | None" = None
+    tools: tuple[Mapping[str, Any], ...] = ()  # functions that the model may call
 
     def __post_init__(self) -> None:
         fields = self.template.fields
@@ -84,6 +85,8 @@ class Conversation:
             assert self.see is not None
             return self.see.prompt(self.template, row, tokenizer)
         row.pop("images", None)
+        if self.tools:
+            row["tools"] = list(self.tools)
         return tokens.prompt_ids(self.template, row, tokenizer)
 
     def fitted(self, tokenizer: Any, most: int | None) -> tuple["Conversation", int]:

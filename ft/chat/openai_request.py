@@ -2,28 +2,34 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ft.errors import UserError, nearest
 
-PROMPTS, ANSWERS, STOPS = 64, 16, 16  # how many a request may have of each
-HEARD = ("model", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed")
-HEARD += ("n", "stream", "stream_options", "logprobs")
-UNHEARD = ("user", "metadata", "store", "service_tier")  # keys that change nothing about an answer
+PROMPTS, ANSWERS, STOPS, LIKELIEST = 64, 16, 16, 20  # how many a request may have of each
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "logit_bias")
+SAMPLING += ("presence_penalty", "frequency_penalty", "repetition_penalty")
+HEARD = ("model", "max_tokens", "n", "stream", "stream_options", "logprobs", *SAMPLING)
+OF_CHAT = ("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice")
+OF_CHAT += ("response_format", "chat_template_kwargs", "include_reasoning")
+OF_TEXT = ("prompt", "echo")
+# keys that change nothing about an answer
+UNHEARD = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
+UNHEARD += ("prompt_cache_retention", "prediction")
 # keys for what cannot be had, and the values by which a client does not ask for it
 ABSENT: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
+    "parallel_tool_calls": (True,),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
 }
+# of a message: what templates read, and what clients send back of an answer
+MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+MESSAGE += ("reasoning",)
 
 
 class Refused(UserError):
@@ -40,18 +46,30 @@ class Refused(UserError):
 class Request:
     """What a client asks for, checked."""
 
-    messages: tuple[dict[str, str], ...]  # of a chat completion
+    messages: tuple[dict[str, Any], ...]  # of a chat completion
     prompts: tuple[str | tuple[int, ...], ...]  # of a completion
-    model: str
+    model: str  # empty: the one that there is
     temperature: float
     top_p: float
+    top_k: int | None
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
     max_tokens: int | None
     stop: tuple[str, ...]
     seed: int | None
     n: int
     stream: bool
     usage: bool  # whether a stream ends with the counts of tokens
-    logprobs: bool
+    logprobs: int | None  # how many tokens beside the chosen ones are scored; none: not even those
+    echo: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str | None = None  # none, auto, required, or the name of the function to call
+    schema: dict[str, Any] | None = field(default=None)  # of the JSON that the answer must be
+    thinking: bool | None = None  # whether thoughts are asked for; none: as the template has it
+    thoughts: bool = True  # whether they are shown
 
     @property
     def chat(self) -> bool:
@@ -61,6 +79,54 @@ class Request:
 
 def parse(body: bytes, *, chat: bool) -> Request:
     """A request's JSON. Raises ``Refused`` for the first key that is unknown, of the wrong type or out of range."""
+    found = _object(body)
+    known = {*HEARD, *(OF_CHAT if chat else OF_TEXT)}
+    for key, value in found.items():
+        if key not in {*known, *UNHEARD, *ABSENT}:
+            key = key[:80]
+            raise Refused(f"unknown parameter {key!r}.{nearest(key, known)}", key=key)
+        if key in ABSENT and not any(_same(value, allowed) for allowed in ABSENT[key]):
+            raise Refused(f"{key} = {json.dumps(value)[:80]} cannot be had here", key=key)
+    if (subject := "messages" if chat else "prompt") not in found:
+        raise Refused(f"the parameter {subject!r} is missing", key=subject)
+    limit = "max_completion_tokens" if "max_completion_tokens" in found else "max_tokens"
+    stop, echo = found.get("stop", []), _of(found, "echo", bool, False)
+    options = _of(found, "stream_options", dict, {})
+    tools, choice = _tools(found)
+    request = Request(
+        messages=_messages(found["messages"]) if chat else (),
+        prompts=() if chat else _prompts(found["prompt"]),
+        model=_of(found, "model", str, ""),
+        temperature=_number(found, "temperature", 0, 2, 1.0),
+        top_p=_number(found, "top_p", 0, 1, 1.0),
+        top_k=_whole(found, "top_k", -1, 2**31, None),
+        min_p=_number(found, "min_p", 0, 1, 0.0),
+        presence_penalty=_number(found, "presence_penalty", -2, 2, 0.0),
+        frequency_penalty=_number(found, "frequency_penalty", -2, 2, 0.0),
+        repetition_penalty=_number(found, "repetition_penalty", 0.01, 100, 1.0),
+        logit_bias=_bias(_of(found, "logit_bias", dict, {})),
+        max_tokens=_whole(found, limit, 0 if echo else 1, 2**31, None),
+        stop=_strings([stop] if isinstance(stop, str) else stop, "stop", STOPS),
+        seed=_whole(found, "seed", -(2**63), 2**63 - 1, None),
+        n=_whole(found, "n", 1, ANSWERS, 1) or 1,
+        stream=_of(found, "stream", bool, False),
+        usage=_of(options, "include_usage", bool, False),
+        logprobs=_logprobs(found, chat),
+        echo=echo,
+        tools=tools,
+        tool_choice=choice,
+        schema=_schema(_of(found, "response_format", dict, {"type": "text"})),
+        thinking=_thinking(_of(found, "chat_template_kwargs", dict, {})),
+        thoughts=_of(found, "include_reasoning", bool, True),
+    )
+    if other := set(options) - {"include_usage", "include_obfuscation"}:
+        raise Refused(f"unknown parameter {min(other)!r} in stream_options", key="stream_options")
+    _fit(request)
+    return request
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The keys of a request's JSON that are not null."""
 
     def no_number(text: str) -> float:
         raise ValueError(f"{text} is not JSON")
@@ -72,72 +138,46 @@ def parse(body: bytes, *, chat: bool) -> Request:
         raise Refused(f"the body is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise Refused(f"the body is a JSON {type(found).__name__}; expected an object")
-    found = {key: value for key, value in found.items() if value is not None}
-    subject = "messages" if chat else "prompt"
-    for key, value in found.items():
-        if key not in {subject, *HEARD, *UNHEARD, *ABSENT}:
-            key = key[:80]
-            raise Refused(f"unknown parameter {key!r}.{nearest(key, [subject, *HEARD])}", key=key)
-        if key in ABSENT and not any(_same(value, allowed) for allowed in ABSENT[key]):
-            raise Refused(f"{key} = {json.dumps(value)[:80]} cannot be had here", key=key)
-    for key in ("model", subject):
-        if key not in found:
-            raise Refused(f"the parameter {key!r} is missing", key=key)
-    limit = "max_completion_tokens" if "max_completion_tokens" in found else "max_tokens"
-    stop = found.get("stop", [])
-    options = _of(found, "stream_options", dict, {})
-    request = Request(
-        messages=_messages(found["messages"]) if chat else (),
-        prompts=() if chat else _prompts(found["prompt"]),
-        model=_of(found, "model", str, ""),
-        temperature=_number(found, "temperature", 0, 2, 1.0),
-        top_p=_number(found, "top_p", 0, 1, 1.0),
-        max_tokens=_whole(found, limit, 1, 2**31, None),
-        stop=_strings([stop] if isinstance(stop, str) else stop, "stop", STOPS),
-        seed=_whole(found, "seed", -(2**63), 2**63 - 1, None),
-        n=_whole(found, "n", 1, ANSWERS, 1) or 1,
-        stream=_of(found, "stream", bool, False),
-        usage=_of(options, "include_usage", bool, False),
-        logprobs=_logprobs(found, chat),
-    )
-    if other := set(options) - {"include_usage", "include_obfuscation"}:
-        raise Refused(f"unknown parameter {min(other)!r} in stream_options", key="stream_options")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _fit(request: Request) -> None:
+    """Raise ``Refused`` for what is right alone and not together."""
     if request.top_p == 0:
         raise Refused("top_p = 0; it must be above 0", key="top_p")
-    for key, several in (("n", request.n > 1), ("prompt", len(request.prompts) > 1)):
-        if request.stream and several:
-            raise Refused(f"a stream has one answer to one prompt; {key} asks for more", key=key)
-    if request.stream and request.logprobs:
+    if request.stream and request.logprobs is not None:
         raise Refused("logprobs cannot be streamed", key="logprobs")
+    if request.stream and request.echo:
+        raise Refused("a prompt is not echoed in a stream", key="echo")
     if request.n > 1 and request.temperature == 0:
         raise Refused("n asks for several answers; at temperature 0 all are the same", key="n")
-    return request
+    if request.schema is not None and request.tool_choice not in (None, "none", "auto"):
+        raise Refused("an answer cannot be a call and JSON of response_format", key="tool_choice")
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    """Messages with texts as their contents. Raises ``Refused`` for any that is not one."""
-    from ft.text.messages import fault_of
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    """Messages as templates read them. Raises ``Refused`` for any that is not one."""
+    from ft.text import messages
 
-    messages = []
     for message in value if isinstance(value, list) else []:
-        message = dict(message) if isinstance(message, dict) else message
-        if isinstance(message, dict):
-            message = {k: v for k, v in message.items() if v is not None}
-            if message.get("role") == "developer":  # the newer name
-                message["role"] = "system"
-            content = message.get("content")
-            if isinstance(content, list) and content:
-                if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-                    raise Refused("messages: a content may have parts of text only", key="messages")
-                message["content"] = "".join(part["text"] for part in content)
-            if other := message.keys() - {"role", "content", "name"}:
-                raise Refused(f"messages: {min(other)!r} cannot be had here", key="messages")
-        messages.append(message)
-    if fault := fault_of(messages):
+        there = {k: v for k, v in message.items() if v} if isinstance(message, dict) else {}
+        if other := there.keys() - set(MESSAGE):
+            raise Refused(f"messages: {min(other)!r} cannot be had here", key="messages")
+        content = there.get("content", "")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts)
+        if not texts and there.get("role") != "tool":
+            raise Refused("messages: a content is a text, or parts of text", key="messages")
+    try:
+        found = messages.read(value)
+        fault = messages.fault_of(found)
+    except UserError as error:
+        fault, found = str(error), []
+    if fault:
         raise Refused(fault, key="messages")
-    if messages[-1]["role"] != "user":
-        raise Refused("messages: the last message must be the user's", key="messages")
-    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    if found[-1]["role"] not in ("user", "tool"):
+        raise Refused("messages: the last message must be the user's, or a tool's", key="messages")
+    return tuple(found)
 
 
 def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
@@ -156,15 +196,65 @@ def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
     return tuple(found)
 
 
-def _logprobs(found: Mapping[str, Any], chat: bool) -> bool:
-    if chat:
-        return _of(found, "logprobs", bool, False)
-    if (wanted := _whole(found, "logprobs", 0, 100, None)) not in (None, 0):
+def _logprobs(found: Mapping[str, Any], chat: bool) -> int | None:
+    if not chat:
+        return _whole(found, "logprobs", 0, LIKELIEST, None)
+    more = _whole(found, "top_logprobs", 0, LIKELIEST, None)
+    wanted = _of(found, "logprobs", bool, False)
+    if more and not wanted:
+        raise Refused("top_logprobs needs logprobs = true", key="top_logprobs")
+    return more or 0 if wanted else None
+
+
+def _bias(found: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    for key in found:
+        if not (key.isascii() and key.isdigit()) or len(key) > 9:
+            raise Refused(f"logit_bias: {key[:40]!r} is not the id of a token", key="logit_bias")
+    return tuple((int(key), _number(found, key, -100, 100, 0, "logit_bias")) for key in found)
+
+
+def _tools(found: Mapping[str, Any]) -> tuple[tuple[dict[str, Any], ...], str | None]:
+    """The functions that may be called, and which must be."""
+    from ft.text.messages import tools_of
+
+    try:
+        tools = tuple(tools_of(found.get("tools", [])))
+    except (UserError, ValueError) as error:
+        raise Refused(f"tools: {error}", key="tools") from None
+    for tool in tools:
+        if tool.get("type") != "function" or tool["function"].get("strict"):
+            raise Refused(
+                "tools: other than functions, and strict, cannot be had here", key="tools"
+            )
+    names, choice = [tool["function"]["name"] for tool in tools], found.get("tool_choice")
+    if isinstance(choice, dict):
+        choice = choice.get("function")
+        choice = choice.get("name") if isinstance(choice, dict) else choice
+        if choice not in names:
+            raise Refused("tool_choice names a function that tools lacks", key="tool_choice")
+    elif choice not in (None, "none", "auto") and not (choice == "required" and tools):
+        raise _wrong("tool_choice", choice, "none, auto, required, or a function of tools")
+    return (() if choice == "none" else tools), choice
+
+
+def _schema(wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The JSON schema of an answer; none for a text."""
+    match wanted:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+    raise _wrong("response_format", wanted, "text, json_object, or json_schema with its schema")
+
+
+def _thinking(options: dict[str, Any]) -> bool | None:
+    if other := set(options) - {"enable_thinking"}:
         raise Refused(
-            f"logprobs = {wanted}: those of other tokens cannot be had; 0 gives the chosen ones'",
-            key="logprobs",
+            f"chat_template_kwargs: {min(other)!r} cannot be had here", key="chat_template_kwargs"
         )
-    return wanted == 0
+    return _of(options, "enable_thinking", bool, False) if options else None
 
 
 def _of(found: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
@@ -174,10 +264,12 @@ def _of(found: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     return value
 
 
-def _number(found: Mapping[str, Any], key: str, low: float, high: float, default: float) -> float:
+def _number(
+    found: Mapping[str, Any], key: str, low: float, high: float, default: float, at: str = ""
+) -> float:
     value = found.get(key, default)
     if type(value) not in (int, float) or not low <= value <= high:
-        raise _wrong(key, value, f"a number from {low} to {high}")
+        raise _wrong(at or key, value, f"a number from {low} to {high}")
     return float(value)
 
 

@@ -1,39 +1,108 @@
 """Answers and errors in the shape that the clients of OpenAI's completion API read."""
 
+import json
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ft.chat.openai_request import Refused, Request
+from ft.chat.partner import Trim
 from ft.errors import UserError
 from ft.generate.draft import UNFINISHED
+from ft.text import calls, native_calls
 
 if TYPE_CHECKING:
-    from ft.generate.draft import Answer
+    from ft.chat.openai_work import Scored
+    from ft.generate.draft import Answer, Draft
+    from ft.text.forms import Form
 
 
 def completion(
     request: Request,
     prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence["Answer"]],
+    answers: Sequence["Answer | None"],
+    scored: Sequence["Scored | None"],
     tokenizer: Any,
+    form: "Form | None",
 ) -> dict[str, Any]:
-    """The whole response for ``n`` answers to each of the prompts' ids."""
-    flat = [answer for group in answers for answer in group]
+    """The whole response for ``n`` answers to each of the prompts' ids; none where a prompt is only echoed."""
     choices = []
-    for index, answer in enumerate(flat):
-        logprobs = _likelihoods(answer, tokenizer, request.chat) if request.logprobs else None
+    for index, (answer, found) in enumerate(zip(answers, scored, strict=True)):
+        said: dict[str, Any]
         if request.chat:
-            message = {"role": "assistant", "content": answer.text.strip(), "refusal": None}
-            thought = {"reasoning_content": answer.thought} if answer.thought else {}
-            said = {"message": message | thought}
+            assert answer is not None
+            message = _said(request, answer, form)
+            said = {"message": {"role": "assistant"} | message}
         else:
-            said = {"text": answer.text}
-        reason = {"finish_reason": finish_reason(answer)}
+            message, said = {}, {"text": answer.text if answer else ""}
+            if request.echo:
+                prompt = prompts[index // request.n]
+                said["text"] = tokenizer.decode(prompt, skip_special_tokens=True) + said["text"]
+        logprobs = _likelihoods(found, tokenizer, request.chat) if found else None
+        reason = {"finish_reason": _reason(answer, message)}
         choices.append({"index": index, **said, "logprobs": logprobs, **reason})
-    return head(request) | {"choices": choices, "usage": usage(prompts, flat)}
+    written = [answer for answer in answers if answer]
+    return head(request) | {"choices": choices, "usage": usage(prompts, written)}
+
+
+class Stream:
+    """The chunks of a streamed response, from the answers while they grow."""
+
+    def __init__(self, request: Request, form: "Form | None") -> None:
+        self._request, self._form = request, form
+        self._waits = bool(request.tools and not (form and form.call))  # a text may be a call
+        self._head = head(request, streamed=True)
+        self._texts: dict[int, Trim] = defaultdict(Trim)
+        self._thoughts: dict[int, Trim] = defaultdict(Trim)
+        self._begun: set[int] = set()
+
+    def chunks(self, drafts: Mapping[int, "Draft"]) -> Iterator[dict[str, Any]]:
+        """What the last step has added to each answer, and why it ends."""
+        for index, draft in drafts.items():
+            if not self._request.chat:
+                if draft.piece:
+                    yield self._choice(index, {"text": draft.piece})
+                if draft.reason:
+                    yield self._choice(index, {"text": ""}, _reason(draft.answer(), {}))
+                continue
+            thought = self._thoughts[index](draft.thought_piece) if self._request.thoughts else ""
+            text = "" if self._waits else self._texts[index](draft.piece)
+            if thought:
+                yield self._delta(index, {"reasoning_content": thought})
+            if text:
+                yield self._delta(index, {"content": text})
+            if draft.reason:
+                yield from self._ended(index, draft.answer())
+
+    def usage(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence["Answer"]
+    ) -> dict[str, Any]:
+        """The last chunk of a client that asks for counts."""
+        return self._head | {"choices": [], "usage": usage(prompts, answers)}
+
+    def _ended(self, index: int, answer: "Answer") -> Iterator[dict[str, Any]]:
+        said = _said(self._request, answer, self._form)
+        shown = "" if self._waits else answer.text.strip()
+        if unread := (said["content"] or "").removeprefix(shown):  # or a call that says nothing
+            yield self._delta(index, {"content": unread})
+        for number, call in enumerate(said.get("tool_calls", [])):
+            yield self._delta(index, {"tool_calls": [{"index": number} | call]})
+        yield self._delta(index, {}, _reason(answer, said))
+
+    def _delta(self, index: int, said: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        if index not in self._begun:
+            self._begun.add(index)
+            said = {"role": "assistant", "content": ""} | said
+        return self._choice(index, {"delta": said}, reason)
+
+    def _choice(
+        self, index: int, said: dict[str, Any], reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": reason}
+        return self._head | {"choices": [choice]}
 
 
 def head(request: Request, *, streamed: bool = False) -> dict[str, Any]:
@@ -43,25 +112,17 @@ def head(request: Request, *, streamed: bool = False) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": request.model}
 
 
-def chunk(request: Request, text: str, reason: str | None = None, *, first: bool = False) -> dict:
-    """The choices of one chunk of a stream: a piece of text, or why it ends."""
-    if not request.chat:
-        said: dict[str, Any] = {"text": text}
-    else:
-        opening = {"role": "assistant", "content": text} if first else {}
-        said = {"delta": opening or ({"content": text} if text else {})}
-    return {"choices": [{"index": 0, **said, "logprobs": None, "finish_reason": reason}]}
-
-
 def usage(prompts: Sequence[Sequence[int]], answers: Sequence["Answer"]) -> dict[str, int]:
     """Tokens read, written, and both."""
     read, written = sum(map(len, prompts)), sum(len(answer.ids) for answer in answers)
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def finish_reason(answer: "Answer") -> str:
-    """``length`` for an answer that was cut, else ``stop``."""
-    return "length" if answer.reason == "length" else "stop"
+def _reason(answer: "Answer | None", said: Mapping[str, Any]) -> str:
+    """``length`` for an answer that was cut, ``tool_calls`` for one that calls, else ``stop``."""
+    if answer is None or answer.reason == "length":
+        return "length"
+    return "tool_calls" if "tool_calls" in said else "stop"
 
 
 def error(fault: Exception) -> tuple[int, dict[str, Any]]:
@@ -75,29 +136,71 @@ def error(fault: Exception) -> tuple[int, dict[str, Any]]:
     return fault.status, {"error": said}
 
 
-def _likelihoods(answer: "Answer", tokenizer: Any, chat: bool) -> dict[str, Any]:
-    """The tokens of an answer's text with their log-probabilities, and where in the text each begins."""
-    tokens, offsets = [], []
-    known = shown = 0  # ids whose text is counted, and its length
-    for upto, token in enumerate(answer.ids, 1):
-        if shown >= len(answer.text):
-            break
-        tokens.append(tokenizer.decode([token]))
-        offsets.append(shown)
-        text = tokenizer.decode(answer.ids[known:upto], skip_special_tokens=True)
-        if not text.endswith(UNFINISHED):
-            known, shown = upto, shown + len(text)
-    # JSON has no -inf
-    chances = [max(chance, -9999.0) for chance in answer.logprobs[: len(tokens)]]
+def _said(request: Request, answer: "Answer", form: "Form | None") -> dict[str, Any]:
+    """A message's text, thought and calls; a call that cannot be read is part of the text."""
+    content, found = answer.text.strip(), []
+    if request.tools and not (form and form.call):  # they were asked for in words
+        names = {tool["function"]["name"] for tool in request.tools}
+        content, read = calls.read_back(content, names)
+        found = [call["function"] for call in read]
+    for text in answer.calls:
+        try:
+            found.append(native_calls.read(text, form.quote if form else ""))
+        except ValueError:
+            content += text
+    said: dict[str, Any] = {"content": content or (None if found else ""), "refusal": None}
+    if found:
+        said["tool_calls"] = [
+            {
+                "id": f"call_{uuid.uuid4().hex}",
+                "type": "function",
+                "function": {"name": one["name"], "arguments": json.dumps(one["arguments"])},
+            }
+            for one in found
+        ]
+    if answer.thought and request.thoughts:
+        said["reasoning_content"] = answer.thought
+    return said
+
+
+def _likelihoods(scored: "Scored", tokenizer: Any, chat: bool) -> dict[str, Any]:
+    """Tokens with their log-probabilities, and where in the text each begins."""
+    tokens = [tokenizer.decode([token]) for token in scored.ids]
+    chances = [_finite(chance) for chance in scored.chances]
     if not chat:
-        return {"tokens": tokens, "token_logprobs": chances, "text_offset": offsets} | {
-            "top_logprobs": None
+        best = [
+            found and {tokenizer.decode([i]): _finite(c) for i, c in reversed(found)}
+            for found in scored.likeliest
+        ]
+        return {
+            "tokens": tokens,
+            "token_logprobs": chances,
+            "top_logprobs": best if any(best) else None,
+            "text_offset": _offsets(scored.ids, tokenizer),
         }
     content = []
-    for token, number, chance in zip(tokens, answer.ids, chances, strict=False):
-        byte = re.fullmatch(
-            "<0x(..)>", tokenizer.convert_ids_to_tokens(number)
-        )  # a part of a letter
-        spelled = [int(byte[1], 16)] if byte else list(token.encode())
-        content.append({"token": token, "logprob": chance, "bytes": spelled, "top_logprobs": []})
+    for number, chance, best in zip(scored.ids, chances, scored.likeliest, strict=True):
+        likeliest = [_spelled(i, c, tokenizer) for i, c in best or []]
+        content.append(_spelled(number, chance, tokenizer) | {"top_logprobs": likeliest})
     return {"content": content, "refusal": None}
+
+
+def _spelled(number: int, chance: Any, tokenizer: Any) -> dict[str, Any]:
+    token = tokenizer.decode([number])
+    byte = re.fullmatch("<0x(..)>", tokenizer.convert_ids_to_tokens(number))  # part of a letter
+    spelled = [int(byte[1], 16)] if byte else list(token.encode())
+    return {"token": token, "logprob": _finite(chance), "bytes": spelled}
+
+
+def _offsets(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    found, known, shown = [], 0, 0  # ids whose text is counted, and its length
+    for upto in range(1, len(ids) + 1):
+        found.append(shown)
+        text = tokenizer.decode(ids[known:upto], skip_special_tokens=True)
+        if not text.endswith(UNFINISHED):
+            known, shown = upto, shown + len(text)
+    return found
+
+
+def _finite(chance: float | None) -> float | None:
+    return None if chance is None else max(chance, -9999.0)  # JSON has no -inf

@@ -1,254 +1,252 @@
 """OpenAI's completion API over HTTP: several clients, and one answer after the other."""
 
+import asyncio
 import contextlib
+import dataclasses
 import errno
 import ipaddress
 import json
-import os
-import re
-import secrets
-import select
 import socket
-import socketserver
-import sys
-import threading
-import traceback
-from collections.abc import Iterator
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from ft.chat import openai_request, partner
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from ft.chat import openai_request, openai_work
 from ft.chat import openai_response as response
-from ft.chat.conversation import Conversation
-from ft.chat.openai_request import Refused, Request
+from ft.chat.line import Line, unless
+from ft.chat.openai_gate import PATIENCE, Cors, Gate, Options, Protocol, body, refusal, told
+from ft.chat.openai_request import Refused
+from ft.chat.partner import Partner
 from ft.errors import UserError
 
-LARGEST = 2**20  # bytes of a request's body
-PATIENCE = 60.0  # seconds that a client may take to send or to take bytes
-ROUTES = {"/v1/chat/completions": True, "/v1/completions": False}  # whether it is a chat
+PAGE = Path(__file__).with_name("page.html")
+# the page runs its own script and asks its own server, and nobody may frame it
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+POLICY += (
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One client's requests. Whatever goes wrong, the client gets JSON and no traceback."""
+class Completions:
+    """One route: a request's JSON in, its answer or a stream of it out."""
 
-    server: Any  # a ``Server``
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "ft", ""
-    timeout = PATIENCE
-    disable_nagle_algorithm = True
+    def __init__(self, server: "Server", *, chat: bool) -> None:
+        self.server, self.chat = server, chat
 
-    def do_GET(self) -> None:
-        """The model's name."""
-        with self._refusals():
-            path, name = urlsplit(self.path).path, self.server.partner.name
-            model = {"id": name, "object": "model", "created": 0, "owned_by": "ft"}
-            if path == "/v1/models":
-                self._json(200, {"object": "list", "data": [model]})
-            elif path.startswith("/v1/models/"):
-                self._check_model(unquote(path.removeprefix("/v1/models/")))
-                self._json(200, model)
-            else:
-                status = 405 if path in ROUTES else 404
-                raise Refused(f"there is no GET {path} here", status=status)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, unless the client leaves or takes nothing for too long."""
+        begun = False
 
-    def do_POST(self) -> None:
-        """An answer, or a stream of its pieces."""
-        with self._refusals():
-            body, path = self._body(), urlsplit(self.path).path
-            if path not in ROUTES:
-                raise Refused(f"there is no POST {path} here", status=404)
-            request = openai_request.parse(body, chat=ROUTES[path])
-            self._check_model(request.model)
-            with self.server.turn:
-                if self._is_gone():
-                    raise ConnectionAbortedError
-                (self._stream if request.stream else self._whole)(request)
+        async def patient(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            async with asyncio.timeout(PATIENCE):
+                await send(message)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses, such as another method, in JSON."""
-        self.close_connection = True
-        self._json(*response.error(Refused(message or HTTPStatus(code).phrase, status=code)))
-
-    def _whole(self, request: Request) -> None:
-        from ft.generate import answers as generate
-
-        answering = self.server.partner
-        prompts = self._prompts(request)
-        answers = generate.generate(
-            answering.model,
-            answering.tokenizer,
-            prompts,
-            template=answering.template,
-            n=request.n,
-            **self._options(request),
-        )
-        self._json(200, response.completion(request, prompts, answers, answering.tokenizer))
-
-    def _stream(self, request: Request) -> None:
-        (prompt,) = self._prompts(request)
-        pieces = self.server.partner.answer(prompt, **self._options(request))
-        if request.chat:
-            pieces = partner.trimmed(pieces)
-        head = response.head(request, streamed=True)
-        self.close_connection = True  # its end is the response's
-        self._begin(200, {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        with contextlib.closing(pieces):
-            first = True
-            try:
-                while not self.server.stopping:
-                    self._event(head | response.chunk(request, next(pieces), first=first))
-                    first = False
-                raise Refused("the server is stopping", status=503)
-            except StopIteration as ended:
-                answer = ended.value
-            except (ConnectionError, TimeoutError):
-                raise
-            except Exception as error:  # the status is sent already
-                self._event(self._told(error)[1])
-                return
-        self._event(head | response.chunk(request, "", response.finish_reason(answer), first=first))
-        if request.usage:
-            self._event(head | {"choices": [], "usage": response.usage([prompt], [answer])})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _prompts(self, request: Request) -> list[list[int]]:
-        """The ids of each prompt. Raises ``Refused`` for one too long, or that the template cannot say."""
-        answering, key = self.server.partner, "messages" if request.chat else "prompt"
         try:
-            if request.chat:
-                talk = Conversation(answering.template, request.messages)
-                prompts = [talk.ids(answering.tokenizer)]
-            else:
-                prompts = [
-                    answering.ids(p) if isinstance(p, str) else [*p] for p in request.prompts
-                ]
-        except UserError as error:
-            raise Refused(str(error), key=key) from None
-        longest, context = max(map(len, prompts)), answering.context
-        if context and longest >= context:
-            raise Refused(
-                f"{key}: {longest} tokens leave no room for an answer in the context of {context}",
-                key=key,
-                code="context_length_exceeded",
-            )
-        return prompts
-
-    def _options(self, request: Request) -> dict[str, Any]:
-        return {
-            "sampler": partner.sampler(request.temperature, request.top_p),
-            "max_new_tokens": request.max_tokens or self.server.max_new_tokens,
-            "stop": request.stop,
-            "seed": secrets.randbits(63) if request.seed is None else request.seed,
-        }
-
-    def _check_model(self, name: str) -> None:
-        if name != self.server.partner.name:
-            raise Refused(
-                f"there is no model {name[:80]!r} here; there is {self.server.partner.name!r}",
-                key="model",
-                status=404,
-                code="model_not_found",
-            )
-
-    def _body(self) -> bytes:
-        """What the client sent. Raises ``Refused`` for more than ``LARGEST`` bytes, or of unknown length."""
-        length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,12}", length) or "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            raise Refused("the request needs a Content-Length", status=411)
-        if int(length) > LARGEST:
-            self.close_connection = True
-            for _ in range(min(int(length), 32 * LARGEST) // LARGEST):
-                self.rfile.read(LARGEST)  # an answer comes through only to who has sent everything
-            raise Refused(f"the body has {length} bytes; {LARGEST} are allowed", status=413)
-        return self.rfile.read(int(length))
-
-    @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Answer a mistake with its status; our own faults with 500, their traceback to the log."""
-        try:
-            yield
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
+            sent = await body(Request(scope, receive))
+            request = openai_request.parse(sent, chat=self.chat)
+            request = self.server.check_model(request)
+            with self.server.line.place():
+                await unless(receive(), self._answer(request, scope, patient))
+        except (ClientDisconnect, ConnectionError, TimeoutError):
+            return
         except Exception as error:
-            self._json(*self._told(error))
+            refused = refusal(error)
+            if not begun:
+                await refused(scope, receive, send)
 
-    def _told(self, error: Exception) -> tuple[int, dict[str, Any]]:
-        if not isinstance(error, UserError):
-            traceback.print_exception(error)
-        return response.error(error)
+    async def _answer(self, request: openai_request.Request, scope: Scope, send: Send) -> None:
+        line, partner = self.server.line, self.server.partner
+        prompts = await line.do(partial(openai_work.prompts, partner, request))
+        most = request.max_tokens or self.server.options.max_new_tokens
+        work = None
+        if request.max_tokens != 0:  # what cannot be done is known before a stream begins
+            work = await line.do(partial(openai_work.steps, partner, request, prompts, most))
+        if request.stream:
+            events = self._events(request, prompts, work)
+            async with contextlib.aclosing(events):
+                headers = {"Cache-Control": "no-cache"}
+                streaming = StreamingResponse(events, 200, headers, "text/event-stream")
+                await streaming.stream_response(send)
+            return
+        async with line.turn():
+            answers, scored = await self._whole(request, prompts, work)
+        found = response.completion(
+            *(request, prompts, answers, scored, partner.tokenizer, openai_work.form(partner))
+        )
+        await JSONResponse(found)(scope, _nothing, send)
 
-    def _is_gone(self) -> bool:
-        """Whether the client has hung up while it waited."""
-        readable, _, _ = select.select([self.connection], [], [], 0)
-        return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+    async def _whole(
+        self, request: openai_request.Request, prompts: list[list[int]], work: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """All answers, and how likely they were where that is asked."""
+        line = self.server.line
+        answers: list[Any] = [None] * (len(prompts) * request.n)
+        if work is not None:
+            async with contextlib.aclosing(line.steps(work)) as steps:
+                async for _, groups in steps:
+                    answers = [answer for group in groups or [] for answer in group]
+        scored: list[Any] = [None] * len(answers)
+        for at, answer in enumerate(answers if request.logprobs is not None else []):
+            line.check()
+            prompt = prompts[at // request.n]
+            score = partial(openai_work.score, self.server.partner, request, prompt, answer)
+            scored[at] = await line.do(score)
+        return answers, scored
 
-    def _begin(self, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
+    async def _events(
+        self, request: openai_request.Request, prompts: list[list[int]], work: Any
+    ) -> AsyncIterator[str]:
+        """A stream's events; what goes wrong once it has begun is the last one."""
+        line = self.server.line
+        stream = response.Stream(request, openai_work.form(self.server.partner))
+        try:
+            async with line.turn(), contextlib.aclosing(line.steps(work)) as steps:
+                async for drafts, groups in steps:
+                    for chunk in stream.chunks(drafts or {}):
+                        yield _event(chunk)
+                    if groups is not None and request.usage:
+                        yield _event(stream.usage(prompts, [a for g in groups for a in g]))
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield _event(told(error)[1])
 
-    def _json(self, status: int, value: dict[str, Any]) -> None:
-        body = json.dumps(value).encode()
-        length = str(len(body))
-        self._begin(status, {"Content-Type": "application/json", "Content-Length": length})
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
-    def _event(self, value: dict[str, Any]) -> None:
-        self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
+class Server:
+    """Listens at once, and answers with ``partner`` as soon as it has one and ``run`` is called."""
 
+    partner: Partner
 
-class Server(ThreadingHTTPServer):
-    """Answers several clients, one answer after the other: the model works for one at a time."""
-
-    daemon_threads = True
-    partner: partner.Partner
-
-    def __init__(self, host: str, port: int, max_new_tokens: int) -> None:
-        self.max_new_tokens = max_new_tokens
-        self.turn = threading.Lock()
-        self.stopping = False
+    def __init__(self, host: str, port: int, options: Options = Options()) -> None:  # noqa: B008
+        self.options, self.line = options, Line()
+        if not 0 <= port < 2**16:
+            raise UserError(f"cannot listen at {host}, port {port}: ports go from 0 to 65535")
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            self.address_family, _, _, _, address = found[0]
-            super().__init__((str(address[0]), port), Handler)
-        except (OSError, OverflowError, UnicodeError) as error:
+            family, _, _, _, address = found[0]
+            self.socket = socket.create_server((str(address[0]), port), family=family, backlog=512)
+        except (OSError, UnicodeError) as error:
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             why = "it is in use; choose another --port" if taken else str(error)
             raise UserError(f"cannot listen at {host}, port {port}: {why}") from None
+        self.address: tuple[str, int] = self.socket.getsockname()[:2]
+        config = uvicorn.Config(
+            self.app(),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # our own faults are told by `told`
+            access_log=False,
+            server_header=False,
+        )
+        self._uvicorn = _Uvicorn(config, self.line)
+
+    def app(self) -> Starlette:
+        """What answers, without a socket."""
+        middleware = [Middleware(Gate, options=self.options)]
+        if self.options.origins:
+            allowed = {"allow_origins": self.options.origins, "allow_headers": ["*"]}
+            middleware.insert(0, Middleware(Cors, **allowed, allow_methods=["GET", "POST"]))
+        routes = [
+            Route("/", self._page),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
+            Route("/v1/chat/completions", Completions(self, chat=True), methods=["POST"]),
+            Route("/v1/completions", Completions(self, chat=False), methods=["POST"]),
+        ]
+        handlers: Any = {HTTPException: _no_route, Refused: _refused, Exception: _refused}
+        found = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+        found.router.redirect_slashes = False
+        return found
+
+    def run(self) -> None:
+        """Answer until Ctrl-C or ``stop``. What is being answered then ends with an error that says so."""
+        self._uvicorn.run([self.socket])
+
+    def stop(self) -> None:
+        """End ``run``, from another thread."""
+        self.line.stopping = self._uvicorn.should_exit = True
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.socket.close()
 
     @property
     def is_local(self) -> bool:
         """Whether this machine alone can reach it."""
-        return ipaddress.ip_address(str(self.server_address[0])).is_loopback
+        return ipaddress.ip_address(self.address[0]).is_loopback
 
     @property
     def url(self) -> str:
         """Where it is."""
-        host, port = self.server_address[:2]
-        return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def stop(self) -> None:
-        """Close, and wait for the answer in progress; a second Ctrl-C does not."""
-        self.stopping = True
-        self.server_close()
-        try:
-            self.turn.acquire()
-        except KeyboardInterrupt:  # the model's thread would not let Python end
-            sys.stdout.flush()
-            os._exit(130)
+    def check_model(self, request: openai_request.Request) -> openai_request.Request:
+        """The request with its model's name, the first one where it has none. Raises ``Refused`` for another."""
+        known = openai_work.names(self.partner)
+        if request.model and request.model not in known:
+            raise self._unknown(request.model)
+        return request if request.model else dataclasses.replace(request, model=known[0])
 
-    def server_bind(self) -> None:
-        """Without ``HTTPServer``'s look-up of this machine's name, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
+    async def _page(self, _: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing to say of a client that went away."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
+    async def _models(self, _: Request) -> Response:
+        listed = [_listed(name) for name in openai_work.names(self.partner)]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def _model(self, http: Request) -> Response:
+        name = http.path_params["name"]
+        if name not in openai_work.names(self.partner):
+            raise self._unknown(name)
+        return JSONResponse(_listed(name))
+
+    def _unknown(self, name: str) -> Refused:
+        known = " and ".join(map(repr, openai_work.names(self.partner)))
+        said = f"there is no model {name[:80]!r} here; there is {known}"
+        return Refused(said, key="model", status=404, code="model_not_found")
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self.line = line
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.line.stopping = True
+        super().handle_exit(sig, frame)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _no_route(http: Request, fault: Any) -> Response:
+    said = f"there is no {http.method} {http.scope['path'][:80]} here"
+    return refusal(Refused(said, status=fault.status_code), fault.headers)
+
+
+async def _refused(_: Request, fault: Exception) -> Response:
+    return refusal(fault)
+
+
+def _listed(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "ft"}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

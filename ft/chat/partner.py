@@ -12,7 +12,7 @@ from ft.runs.opened import Opened
 from ft.text.template import Template
 
 if TYPE_CHECKING:
-    from ft.generate.draft import Answer
+    from ft.generate.draft import Answer, Draft
     from ft.generate.samplers import Filter
 
 Pieces: TypeAlias = Generator[str, None, "Answer"]
@@ -47,11 +47,8 @@ class Partner(Opened):
         """
         from ft.generate import answers
 
-        model, context = self.model, contextlib.nullcontext()
-        if not tuned:
-            model, context = self.base, self.as_base()
         pieces = answers.stream(
-            model,
+            self.model if tuned else self.base,
             self.tokenizer,
             prompt,
             sampler,
@@ -60,7 +57,21 @@ class Partner(Opened):
             stop=stop,
             seed=seed,
         )
-        return _inside(context, pieces)
+        return _inside(self.of(tuned=tuned), pieces)
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], sampler: "Filter", *, tuned: bool, **options: Any
+    ) -> Generator[dict[int, "Draft"], None, list[list["Answer"]]]:
+        """``answers.steps`` of the tuned model, or of its base."""
+        from ft.generate import answers
+
+        model = self.model if tuned else self.base
+        grown = answers.steps(model, self.tokenizer, prompts, sampler, **options)
+        return _inside(self.of(tuned=tuned), grown)
+
+    def of(self, *, tuned: bool) -> contextlib.AbstractContextManager[Any]:
+        """The tuned model, or its base, while this lasts."""
+        return contextlib.nullcontext(self.model) if tuned else self.as_base()
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text as it is, with one BOS in front."""
@@ -109,22 +120,34 @@ def sampler(temperature: float, top_p: float) -> "Filter":
     return nucleus if temperature else Greedy()
 
 
+class Trim:
+    """Text that comes in pieces, without white space at its ends: each piece as far as it is certain."""
+
+    def __init__(self) -> None:
+        self._held, self._started = "", False
+
+    def __call__(self, piece: str) -> str:
+        held = self._held + piece
+        held = held if self._started else held.lstrip()
+        text = held.rstrip()
+        self._started, self._held = self._started or bool(text), held[len(text) :]
+        return text
+
+
 def trimmed(pieces: Pieces) -> Pieces:
     """The same text without white space at its ends."""
-    held, started = "", False
+    trim = Trim()
     with contextlib.closing(pieces):
         while True:
             try:
-                held += next(pieces)
+                text = trim(next(pieces))
             except StopIteration as ended:
                 return ended.value
-            held = held if started else held.lstrip()
-            if text := held.rstrip():
-                started, held = True, held[len(text) :]
+            if text:
                 yield text
 
 
-def _inside(context: contextlib.AbstractContextManager[Any], pieces: Pieces) -> Pieces:
-    """The same pieces, with ``context`` open while they are written."""
-    with context, contextlib.closing(pieces):
-        return (yield from pieces)
+def _inside(context: contextlib.AbstractContextManager[Any], steps: Any) -> Any:
+    """The same steps, with ``context`` open while they are taken."""
+    with context, contextlib.closing(steps):
+        return (yield from steps)

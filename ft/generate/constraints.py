@@ -39,6 +39,41 @@ class RepetitionPenalty(Filter):
 
 
 @dataclass(frozen=True)
+class Penalty(Filter):
+    """Tokens of the answer so far become less likely, as in OpenAI's completion API.
+
+    Their logits lose ``presence``, and ``frequency`` for each time that they have come.
+    """
+
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def filter(self, logits: "Tensor", prompts: Ids = (), answers: Ids = ()) -> "Tensor":
+        import torch
+
+        logits = logits.clone()
+        for row, answer in zip(logits, answers, strict=True):
+            seen, counts = torch.tensor(answer, dtype=torch.long).unique(return_counts=True)
+            row[seen.to(row.device)] -= (self.presence + self.frequency * counts).to(row)
+        return logits
+
+
+@dataclass(frozen=True)
+class Bias(Filter):
+    """What is added to the logits of some ids."""
+
+    of: tuple[tuple[int, float], ...]
+
+    def filter(self, logits: "Tensor", prompts: Ids = (), answers: Ids = ()) -> "Tensor":
+        import torch
+
+        _check_ids(self, [i for i, _ in self.of], logits.shape[1])
+        ids, values = zip(*self.of, strict=True)
+        index = torch.tensor(ids, device=logits.device)
+        return logits.index_add(1, index, logits.new_tensor([values]).expand(len(logits), -1))
+
+
+@dataclass(frozen=True)
 class Banned(Filter):
     """These ids never come."""
 

@@ -26,8 +26,9 @@ class Answer:
     ``ids`` are all that it wrote, with the one that ended it; ``logprobs`` are their log-probabilities
     by the model itself, whatever the sampler made of them; ``text`` ends before an end token and
     before a stop string; ``thought`` is what it thought before, where the chat template keeps that
-    apart. ``reason``: ``"end"`` for an end token, ``"stop"`` for a stop string,
-    ``"length"`` for as many tokens as were asked for or as the context holds.
+    apart, and ``calls`` are those of tools, where they were to be kept apart too. ``reason``: ``"end"``
+    for an end token, ``"stop"`` for a stop string, ``"length"`` for as many tokens as were asked for or
+    as the context holds.
     """
 
     text: str
@@ -35,6 +36,8 @@ class Answer:
     logprobs: tuple[float, ...]
     reason: Literal["end", "stop", "length"]
     thought: str = ""
+    calls: tuple[str, ...] = ()
+    shown: tuple[int, ...] = ()  # places in ``ids`` of those that ``text`` was read from
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class End:
     thought: tuple[int, int, str] | None = (
         None  # ids around a thought, and the label that it begins with
     )
+    call: tuple[int, int] | None = None  # ids around a call that is kept apart
 
 
 class Draft:
@@ -54,47 +58,44 @@ class Draft:
 
     ``piece`` is the text that became certain with the last id: whole characters, and nothing of a
     stop string. What may be the beginning of one is held back until it is known not to be.
+    ``thought_piece`` is that of the thought before.
     """
 
     def __init__(self, tokenizer: Any, prompt: list[int], end: End, generator: Any = None) -> None:
         self.prompt, self.end, self.generator = prompt, end, generator
         self.ids: list[int] = []
-        self.shown: list[int] = []  # those that are no thought
-        self.thoughts: list[int] = []
-        self._thinks = False
         self.logprobs: list[float] = []
-        self.text = self.piece = ""
+        self.text = self.piece = self.thought = self.thought_piece = ""
         self.reason: Literal["end", "stop", "length"] | None = None
         self._tokenizer = tokenizer
+        self._shown, self._thoughts = _Reader(tokenizer), _Reader(tokenizer)
+        self._places: list[int] = []
+        self._calls: list[list[int]] = []
+        self._within: Literal["text", "thought", "call"] = "text"
         self._held = ""  # text that may be the beginning of a stop string
-        self._known = self._fresh = (
-            0  # the text is known of ids before `_fresh`, in part from `_known`
-        )
+        self._said = ""  # of the thought, with its label
 
     def add(self, token: int, logprob: float = 0.0) -> None:
         """One more id; ``reason`` says whether it was the last one."""
         self.ids.append(token)
         self.logprobs.append(logprob)
-        last = token in self.end.ids or len(self.ids) >= self.end.most
-        if self._keeps(token):
-            self.shown.append(token)
-        upto = len(self.shown) - (self.shown[-1:] == [token] and token in self.end.ids)
-        before = self._decode(self._known, self._fresh)
-        now = self._decode(self._known, upto)
-        text = self._held
-        if last or not now.endswith(UNFINISHED):
-            text += now[len(before) :]
-            self._known, self._fresh = self._fresh, upto
+        ends = token in self.end.ids
+        last = ends or len(self.ids) >= self.end.most
+        within = self._place(token, ends)
+        shown = [token] if within == "text" and not ends else []
+        self._places += [len(self.ids) - 1] * len(shown)
+        text = self._held + self._shown.add(shown, last)
         found = [at for stop in self.end.strings if (at := text.find(stop)) >= 0]
         cut = min(found, default=len(text))
         if not found and not last:
             cut -= max((_overlap(text, stop) for stop in self.end.strings), default=0)
         self.piece, self._held = text[:cut], text[cut:]
         self.text += self.piece
+        self._think([token] if within == "thought" else [], last)
         if found:
             self.reason = "stop"
         elif last:
-            self.reason = "end" if token in self.end.ids else "length"
+            self.reason = "end" if ends else "length"
 
     @property
     def longest(self) -> int:
@@ -105,34 +106,81 @@ class Draft:
         """A copy with one more id."""
         new = copy.copy(self)
         new.ids, new.logprobs = self.ids.copy(), self.logprobs.copy()
-        new.shown, new.thoughts = self.shown.copy(), self.thoughts.copy()
+        new._shown, new._thoughts = self._shown.copy(), self._thoughts.copy()
+        new._places, new._calls = self._places.copy(), [call.copy() for call in self._calls]
         new.add(token, logprob)
         return new
 
     def answer(self) -> Answer:
         """The answer, which must have come to its end."""
         assert self.reason is not None
-        label = self.end.thought[2] if self.end.thought else ""
-        thought = self._tokenizer.decode(self.thoughts, skip_special_tokens=True) if label else ""
-        thought = thought.removeprefix(label).strip()
-        return Answer(self.text, tuple(self.ids), tuple(self.logprobs), self.reason, thought)
+        calls = [self._tokenizer.decode(call, skip_special_tokens=False) for call in self._calls]
+        return Answer(
+            *(self.text, tuple(self.ids), tuple(self.logprobs), self.reason, self.thought.strip()),
+            tuple(calls),
+            tuple(self._places),
+        )
 
-    def _keeps(self, token: int) -> bool:
-        """Whether the next id is part of the answer, and not of a thought, which is kept apart."""
-        if self.end.thought is None:
-            return True
-        opens, closes, _ = self.end.thought
-        if self._thinks or token == opens:
-            self._thinks = token != closes and token not in self.end.ids
-            self.thoughts.append(token)
-            return False
-        return True
+    def _place(self, token: int, ends: bool) -> str:
+        """What the next id is part of; the ids around a thought or a call are of it."""
+        around = {"thought": self.end.thought, "call": self.end.call}
+        within = self._within
+        if within == "text":
+            within = next((name for name, ids in around.items() if ids and token == ids[0]), within)
+            if within == "call":
+                self._calls.append([])
+        elif within == "call" and token != around["call"][1] and not ends:
+            self._calls[-1].append(token)
+        closes = within != "text" and (ends or token == around[within][1])
+        self._within = "text" if closes else within
+        return within
 
-    def _decode(self, start: int, end: int) -> str:
-        if start == end:
+    def _think(self, ids: list[int], last: bool) -> None:
+        """More of a thought, whose label is not part of it."""
+        self.thought_piece = ""
+        if self.end.thought is None or not (ids or last):
+            return
+        self._said += self._thoughts.add(ids, last)
+        label = self.end.thought[2]
+        if last or len(self._said) >= len(label):
+            before, self.thought = self.thought, self._said.removeprefix(label)
+            self.thought_piece = self.thought[len(before) :]
+
+
+class _Reader:
+    """Ids that come one after the other, as text in whole characters."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._known = self._fresh = (
+            0  # the text is known of ids before `_fresh`, in part from `_known`
+        )
+
+    def add(self, ids: list[int], last: bool) -> str:
+        """The text that became certain; with ``last`` all of it."""
+        if not (ids or last):
+            return ""
+        before = self._decode(self._fresh)
+        self._ids += ids
+        now = self._decode(len(self._ids))
+        if not last and now.endswith(UNFINISHED):
+            return ""
+        self._known, self._fresh = self._fresh, len(self._ids)
+        return now[len(before) :]
+
+    def copy(self) -> "_Reader":
+        new = copy.copy(self)
+        new._ids = self._ids.copy()
+        return new
+
+    def _decode(self, end: int) -> str:
+        if self._known == end:
             return ""
         return self._tokenizer.decode(
-            self.shown[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._ids[self._known : end],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
 
 
@@ -143,16 +191,22 @@ def drafts_for(
     stop: Sequence[str],
     max_new_tokens: int,
     seed: int,
+    calls: bool = False,
 ) -> Callable[[list[int], int], Draft]:
     """A function from a prompt's ids and the number of an answer to it to an empty draft.
 
-    Its generator depends on these two and ``seed``.
+    Its generator depends on these two and ``seed``. With ``calls`` those of tools are kept apart from
+    the text.
     """
     import torch
 
     strings = (*stop_strings(template), *((stop,) if isinstance(stop, str) else stop))
-    ends, context = end_ids(model, tokenizer, *strings), context_of(model.config)
+    form = forms.own_form(template, tokenizer)
+    results = form.result[:1] if form and form.result else ()  # a tool's turn to speak
+    ends, context = end_ids(model, tokenizer, *strings, *results), context_of(model.config)
     thought = forms.thought_ids(template, tokenizer)
+    call = form.call if form and calls else None
+    around = tuple(tokenizer.convert_tokens_to_ids(list(call))) if call else None
     device = model.get_input_embeddings().weight.device
     device = "cpu" if device.type == "mps" else device  # Apple's GPU has no 64-bit numbers
 
@@ -160,7 +214,7 @@ def drafts_for(
         most = min(max_new_tokens, context - len(ids)) if context else max_new_tokens
         key = hashlib.sha256(repr((seed, number, ids)).encode()).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
-        return Draft(tokenizer, ids, End(ends, strings, most, thought), generator)
+        return Draft(tokenizer, ids, End(ends, strings, most, thought, around), generator)
 
     return make
 

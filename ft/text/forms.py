@@ -45,6 +45,8 @@ class Form:
     result: tuple[str, str] | None  # control tokens around a tool's result in the model's turn
     thought: tuple[str, str] | None  # around a thought
     label: str = ""  # what stands in it before its text
+    call: tuple[str, str] | None = None  # around a call
+    quote: str = ""  # around a string in it
 
 
 def form_of(tokenizer: Any) -> Form:
@@ -71,13 +73,20 @@ class _Known:
         return isinstance(other, _Known) and self.key == other.key
 
 
-def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, str] | None:
-    """The ids around a thought in what the model writes, and its label; none where it has none."""
+def own_form(template: Template | None, tokenizer: Any) -> Form | None:
+    """The form that a model's answers have by a template; none where that is not its own chat template."""
     own = template is not None and template.name == "chat" and tokenizer.chat_template
     try:
-        form = form_of(tokenizer) if own else None
-    except UserError:  # of a stranger's chat template, in which no thoughts are known
-        form = None
+        return form_of(tokenizer) if own else None
+    except (
+        UserError
+    ):  # of a stranger's chat template, in which neither thoughts nor calls are known
+        return None
+
+
+def thought_ids(template: Template | None, tokenizer: Any) -> tuple[int, int, str] | None:
+    """The ids around a thought in what the model writes, and its label; none where it has none."""
+    form = own_form(template, tokenizer)
     if form is None or form.thought is None:
         return None
     opens, closes = tokenizer.convert_tokens_to_ids(list(form.thought))
@@ -116,6 +125,8 @@ def _form(known: "_Known") -> Form:
         result=_around(called, *inside) or _around(tried(embedded), *inside),
         thought=around[0] or around[1],
         label=_label(tried, talks, around),
+        call=_around(called, _MARK["call"], control, turn, end),
+        quote=next((t for t in known.key[1] if f"{t}{_MARK['call']}{t}" in (called or "")), ""),
     )
 
 

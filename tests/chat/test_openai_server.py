@@ -6,16 +6,18 @@ import http.client
 import json
 import re
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from support import tiny
+from support.serving import JSON, events, post, send, serving, until
 
 from ft import __main__ as cli
-from ft.chat import partner
+from ft.chat import openai_server, partner
 from ft.chat.conversation import Conversation
 from ft.chat.openai_server import Server
 from ft.generate import answers
@@ -26,20 +28,8 @@ TOKENIZER = tiny.tokenizer()
 CHAT = prompts.by_name("chat", TOKENIZER)
 HI = [{"role": "user", "content": "hi"}]
 ASK = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 8}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 TEXT = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 8}
-
-
-@contextlib.contextmanager
-def serving(who: partner.Partner, max_new_tokens: int = 12) -> Iterator[Server]:
-    with Server("127.0.0.1", 0, max_new_tokens) as server:
-        server.partner = who
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +41,6 @@ def model():
 def server(model):
     with serving(partner.Partner("tiny", model, TOKENIZER, CHAT)) as server:
         yield server
-
-
-def send(server: Server, method: str, path: str, body: Any = None, **headers) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)  # pyright: ignore
-    raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    with contextlib.closing(connection):
-        connection.request(method, path, raw, headers)
-        response = connection.getresponse()
-        return response.status, response.read()
-
-
-def post(server: Server, path: str, body: Any) -> dict[str, Any]:
-    status, answer = send(server, "POST", path, body)
-    assert status == 200, answer
-    return json.loads(answer)
-
-
-def events(server: Server, path: str, body: dict) -> list[dict[str, Any]]:
-    status, answer = send(server, "POST", path, body | {"stream": True})
-    assert status == 200, answer
-    lines = answer.decode().split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
 def wanted(model, prompt, sampler=Greedy(), n: int = 1, seed: int = 0, **options):  # noqa: B008
@@ -195,11 +162,13 @@ def test_log_probabilities_are_the_models_own(server, model):
 def test_without_max_tokens_an_answer_has_the_servers(server):
     body = {key: value for key, value in ASK.items() if key != "max_tokens"}
     found = post(server, "/v1/chat/completions", body)
-    assert found["usage"]["completion_tokens"] == server.max_new_tokens == 12
+    assert found["usage"]["completion_tokens"] == server.options.max_new_tokens == 12
 
 
 def test_what_asks_for_nothing_is_allowed(server):
     quiet = {"presence_penalty": 0, "logit_bias": {}, "tools": [], "user": "me", "stop": None}
+    quiet |= {"model": None, "top_k": -1, "min_p": 0, "store": True, "prompt_cache_key": "k"}
+    quiet |= {"parallel_tool_calls": True, "tool_choice": "auto", "safety_identifier": "s"}
     quiet |= {"response_format": {"type": "text"}, "metadata": {"a": "b"}, "top_logprobs": None}
     assert (
         post(server, "/v1/chat/completions", ASK | quiet)["choices"]
@@ -254,6 +223,13 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "key", "message"),
     [
+        ({"messages": [{"role": "user", "content": 5}]}, "messages", "a content is a text"),
+        ({"messages": [{"role": "system", "content": 5}, *HI]}, "messages", "a content is a text"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": "{"}]},
+            "messages",
+            "JSON",
+        ),
         ({"temperatur": 1}, "temperatur", "unknown parameter 'temperatur'.*'temperature'"),
         ({"temperature": "hot"}, "temperature", 'temperature = "hot"; expected a number'),
         ({"temperature": 2.5}, "temperature", "from 0 to 2"),
@@ -264,18 +240,30 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"max_completion_tokens": 1.5}, "max_completion_tokens", "1.5"),
         ({"n": 17}, "n", "n = 17"),
         ({"n": 2}, "n", "at temperature 0 all are the same"),
-        ({"n": 2, "temperature": 1, "stream": True}, "n", "a stream has one answer"),
+        ({"top_k": 1.5}, "top_k", "top_k = 1.5; expected a whole number"),
+        ({"min_p": 2}, "min_p", "from 0 to 1"),
         ({"seed": "x"}, "seed", 'seed = "x"'),
         ({"stop": ""}, "stop", 'stop = \\[""\\]'),
         ({"stop": ["a"] * 17}, "stop", "16 at most"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"chunk": 1}}, "stream_options", "unknown parameter 'chunk'"),
         ({"logprobs": True, "stream": True}, "logprobs", "cannot be streamed"),
-        ({"top_logprobs": 3}, "top_logprobs", "top_logprobs = 3 cannot be had"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "presence_penalty = 0.5"),
-        ({"logit_bias": {"5": 100}}, "logit_bias", "logit_bias"),
+        ({"top_logprobs": 3}, "top_logprobs", "top_logprobs needs logprobs = true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "from -2 to 2"),
+        ({"logit_bias": {"five": 100}}, "logit_bias", "'five' is not the id of a token"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "from -100 to 100"),
+        ({"logit_bias": {"400": 1}}, None, "id 400"),
         ({"tools": [{"type": "function"}]}, "tools", "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
+        ({"tools": [TOOL | {"type": "web_search"}]}, "tools", "other than functions"),
+        ({"tools": [TOOL]}, "messages", "no place for tools"),
+        ({"tool_choice": "required"}, "tool_choice", "a function of tools"),
+        ({"tool_choice": {"function": {"name": "g"}}}, "tool_choice", "that tools lacks"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", "cannot be had"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "cannot be had"),
+        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs", "'x' cannot be had"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "messages", "asks for thoughts"),
+        ({"response_format": {"type": "xml"}}, "response_format", "text, json_object, or"),
         ({"messages": []}, "messages", "messages"),
         ({"messages": "hi"}, "messages", "messages"),
         ({"messages": None}, "messages", "'messages' is missing"),
@@ -284,12 +272,11 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "starts with"),
         ({"messages": [*HI, {"role": "assistant", "content": "a"}]}, "messages", "the user's"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "'tool'"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "follows no call"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "text"),
-        ({"messages": [HI[0] | {"audio": {}}]}, "messages", "'audio'"),
+        ({"messages": [HI[0] | {"audio": {"data": "a"}}]}, "messages", "'audio'"),
         ({"messages": [{"role": "user", "content": "a<eos>"}]}, "messages", "<eos>"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "context of 512"),
-        ({"model": None}, "model", "'model' is missing"),
         ({"model": 5}, "model", "a text"),
         ({"prompt": "x"}, "prompt", "unknown parameter 'prompt'"),
     ],
@@ -309,11 +296,12 @@ def test_a_mistake_in_a_chat_names_its_key(change, key, message, server):
         ({"prompt": [1, "a"]}, "prompt", "expected a text"),
         ({"prompt": [True]}, "prompt", "expected a text"),
         ({"prompt": ["a"] * 65}, "prompt", "64 are allowed"),
-        ({"prompt": ["a", "b"], "stream": True}, "prompt", "one prompt"),
+        ({"echo": True, "stream": True}, "echo", "not echoed in a stream"),
+        ({"max_tokens": 0}, "max_tokens", "from 1"),
         ({"prompt": [2] * 512}, "prompt", "512 tokens leave no room"),
         ({"prompt": [2, 400]}, None, "id 400; the model's go from 0 to 399"),
-        ({"logprobs": 3}, "logprobs", "logprobs = 3"),
-        ({"echo": True}, "echo", "echo = true"),
+        ({"logprobs": 21}, "logprobs", "from 0 to 20"),
+        ({"echo": "yes"}, "echo", "true or false"),
         ({"suffix": "x"}, "suffix", "suffix"),
         ({"best_of": 2}, "best_of", "best_of = 2"),
     ],
@@ -334,9 +322,10 @@ def test_another_model_is_not_found(server):
     ("method", "path", "body", "status", "message"),
     [
         ("POST", "/v1/embeddings", b"{}", 404, "there is no POST /v1/embeddings"),
-        ("GET", "/", None, 404, "there is no GET /"),
+        ("GET", "/nothing", None, 404, "there is no GET /nothing"),
+        ("POST", "/", b"{}", 405, "there is no POST /"),
         ("GET", "/v1/completions", None, 405, "there is no GET /v1/completions"),
-        ("DELETE", "/v1/models", None, 501, "DELETE"),
+        ("DELETE", "/v1/models", None, 405, "DELETE"),
         ("POST", "/v1/completions", b"{", 400, "not valid JSON"),
         ("POST", "/v1/completions", b"\xff\xfe", 400, "not valid JSON"),
         ("POST", "/v1/completions", b'{"temperature": NaN}', 400, "NaN is not JSON"),
@@ -344,7 +333,7 @@ def test_another_model_is_not_found(server):
         ("POST", "/v1/completions", b'{"seed": ' + b"9" * 5000 + b"}", 400, "not valid JSON"),
         ("POST", "/v1/completions", b'{"prompt": "a\\ud83d"}', 400, "not valid JSON"),
         ("POST", "/v1/completions", b"[1]", 400, "a JSON list; expected an object"),
-        ("POST", "/v1/completions", b" " * (2**20 + 1), 413, "1048577 bytes; 1048576 are"),
+        ("POST", "/v1/completions", b" " * (2**20 + 1), 413, "more than the 1048576 bytes"),
     ],
 )
 def test_what_is_no_request_of_ours(method, path, body, status, message, server):
@@ -353,46 +342,29 @@ def test_what_is_no_request_of_ours(method, path, body, status, message, server)
     assert message in json.loads(answer)["error"]["message"]
 
 
-def raw(server: Server, text: bytes) -> bytes:
-    with socket.create_connection(server.server_address[:2], timeout=60) as connection:  # pyright: ignore
-        connection.sendall(text)
-        connection.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-@pytest.mark.parametrize(
-    "header",
-    ["", "Content-Length: -5\r\n", "Content-Length: x\r\n", "Transfer-Encoding: chunked\r\n"],
-)
-def test_a_body_of_unknown_length_is_refused(header, server):
-    answer = raw(server, f"POST /v1/completions HTTP/1.1\r\n{header}\r\n".encode())
-    assert b" 411 " in answer.split(b"\r\n")[0]
-    assert b'"param": null' in answer
-
-
-def test_what_is_not_http_gets_an_error_and_no_traceback(server, capfd):
-    assert b"Bad request version" in raw(server, b"\x16\x03\x01 hello there\r\n\r\n")
-    assert post(server, "/v1/completions", TEXT)["choices"]
-    assert "Traceback" not in capfd.readouterr().err
-
-
 def test_our_own_fault_is_a_500_without_its_traceback(server, monkeypatch, capfd):
     def broken(*_, **__):
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(answers, "generate", broken)
+    monkeypatch.setattr(answers, "steps", broken)
     status, error = refused(server, "/v1/completions", TEXT)
     assert (status, error["type"]) == (500, "server_error")
     assert "secret" not in error["message"]
     assert "RuntimeError: secret path" in capfd.readouterr().err
 
 
+class Piece:
+    """As much of a draft as a stream reads."""
+
+    piece, thought_piece, reason = "a" * 10_000, "", None
+
+
 def test_a_fault_in_a_stream_ends_it_with_an_error(server, monkeypatch, capfd):
     def broken(*_, **__):
-        yield "a"
+        yield {0: Piece}
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(answers, "stream", broken)
+    monkeypatch.setattr(answers, "steps", broken)
     _, answer = send(server, "POST", "/v1/completions", TEXT | {"stream": True})
     *_, last, end = answer.decode().split("\n\n")
     assert end == ""
@@ -402,77 +374,129 @@ def test_a_fault_in_a_stream_ends_it_with_an_error(server, monkeypatch, capfd):
     assert "secret path" in capfd.readouterr().err
 
 
-def test_a_client_that_goes_away_leaves_the_model_to_the_next(server, monkeypatch):
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_leaves_the_model_to_the_next(stream, server, monkeypatch, capfd):
+    started, closed = threading.Event(), threading.Event()
+
+    def endless(*_, **__):
+        try:
+            while True:
+                yield {0: Piece}
+                started.set()
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(answers, "steps", endless)
+    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(TEXT | {"stream": stream}), JSON)
+    if stream:
+        response = connection.getresponse()
+        assert response.read(100)
+        response.close()
+    assert started.wait(60)
+    connection.close()
+    assert closed.wait(60)
+    monkeypatch.undo()
+    assert post(server, "/v1/completions", TEXT)["choices"]
+    until(lambda: server.line.there == 0)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_takes_nothing_is_given_up(server, monkeypatch):
     closed = threading.Event()
 
     def endless(*_, **__):
         try:
             while True:
-                yield "a" * 10_000
+                yield {0: Piece}
         finally:
             closed.set()
 
-    monkeypatch.setattr(answers, "stream", endless)
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(TEXT | {"stream": True}))
-    response = connection.getresponse()
-    assert response.read(100)
-    response.close()
-    connection.close()
-    assert closed.wait(60)
+    monkeypatch.setattr(openai_server, "PATIENCE", 0.2)
+    monkeypatch.setattr(answers, "steps", endless)
+    with socket.create_connection(server.address, timeout=60) as connection:
+        body = json.dumps(TEXT | {"stream": True}).encode()
+        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+        assert closed.wait(60)
     monkeypatch.undo()
     assert post(server, "/v1/completions", TEXT)["choices"]
 
 
+def held(server: Server) -> threading.Event:
+    """Hold the model's thread until the event that is returned."""
+    free = threading.Event()
+    server.line._thread.submit(free.wait, 60)
+    return free
+
+
 def test_clients_at_once_get_one_answer_after_the_other(server, monkeypatch):
-    at_work, most, plain = [], [], answers.generate
+    at_work, most, plain = [], [], answers.steps
 
     def watched(*args, **options):
-        at_work.append(1)
-        most.append(len(at_work))
-        time.sleep(0.05)
-        at_work.pop()
-        return plain(*args, **options)
+        def steps():
+            at_work.append(1)
+            most.append(len(at_work))
+            found = yield from grown
+            at_work.pop()
+            return found
 
-    monkeypatch.setattr(answers, "generate", watched)
-    found: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(post(server, "/v1/completions", TEXT)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    assert send(server, "GET", "/v1/models")[0] == 200  # without waiting for a turn
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
+        grown = plain(*args, **options)
+        return steps()
+
+    monkeypatch.setattr(answers, "steps", watched)
+    with ThreadPoolExecutor(50) as clients:
+        found = [clients.submit(post, server, "/v1/completions", TEXT) for _ in range(50)]
+        assert send(server, "GET", "/v1/models")[0] == 200  # without waiting for a turn
+        texts = {each.result()["choices"][0]["text"] for each in found}
+    assert len(texts) == 1
     assert set(most) == {1}
+    assert len(most) == 50
+
+
+def test_the_line_of_waiting_requests_has_an_end(server, monkeypatch):
+    monkeypatch.setattr(server.line, "most", 2)
+    free = held(server)
+    with ThreadPoolExecutor(2) as clients:
+        found = [clients.submit(post, server, "/v1/completions", TEXT) for _ in range(2)]
+        until(lambda: server.line.there == 2)
+        connection = http.client.HTTPConnection(*server.address, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(TEXT), JSON)
+        refused = connection.getresponse()
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        assert json.loads(refused.read())["error"]["type"] == "server_error"
+        connection.close()
+        free.set()
+        assert all(each.result()["choices"] for each in found)
+    assert post(server, "/v1/completions", TEXT)["choices"]
 
 
 def test_a_client_that_hung_up_while_it_waited_costs_no_answer(server, monkeypatch, capfd):
-    answered, plain = [], answers.generate
+    answered, plain = [], answers._grow
 
-    def watched(model, tokenizer, prompts, **options):
-        answered.append(prompts)
-        return plain(model, tokenizer, prompts, **options)
+    def watched(model, tokenizer, drafts, *args, **options):
+        answered.append([draft.prompt for draft in drafts])
+        return plain(model, tokenizer, drafts, *args, **options)
 
-    monkeypatch.setattr(answers, "generate", watched)
-    with server.turn:
-        connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
-        connection.request("POST", "/v1/completions", json.dumps(TEXT))
-        time.sleep(0.1)  # it waits for its turn now
-        connection.close()
-    time.sleep(0.1)
+    monkeypatch.setattr(answers, "_grow", watched)
+    free = held(server)
+    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(TEXT), JSON)
+    until(lambda: server.line.there == 1)
+    connection.close()
+    until(lambda: server.line.there == 0)
+    free.set()
     assert post(server, "/v1/completions", TEXT | {"prompt": [2, 70]})["choices"]
     assert answered == [[[2, 70]]]
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_connection_serves_several_requests(server):
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=60)
     with contextlib.closing(connection):
         for _ in range(2):
-            connection.request("POST", "/v1/completions", json.dumps(TEXT))
+            connection.request("POST", "/v1/completions", json.dumps(TEXT), JSON)
             assert json.loads(connection.getresponse().read())["choices"]
 
 
@@ -483,11 +507,11 @@ def test_ctrl_c_ends_a_stream_and_waits_for_it(model):
         def endless(*_, **__):
             while True:
                 started.set()
-                yield "a"
+                yield {0: Piece}
 
         found = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(answers, "stream", endless)
+            patch.setattr(answers, "steps", endless)
             body = TEXT | {"stream": True}
             thread = threading.Thread(
                 target=lambda: found.append(send(server, "POST", "/v1/completions", body)[1])
@@ -500,11 +524,11 @@ def test_ctrl_c_ends_a_stream_and_waits_for_it(model):
 
 
 def test_this_machine_alone_by_default():
-    with Server("localhost", 0, 8) as server:
-        assert server.is_local
-        assert server.url.startswith(("http://127.0.0.1:", "http://[::1]:"))
-    with Server("0.0.0.0", 0, 8) as server:
-        assert not server.is_local
+    for host, local in (("localhost", True), ("0.0.0.0", False)):
+        server = Server(host, 0)
+        assert server.is_local == local
+        assert server.url.startswith("http://")
+        server.close()
 
 
 @pytest.mark.parametrize(
@@ -518,7 +542,7 @@ def test_this_machine_alone_by_default():
     ],
 )
 def test_a_place_where_it_cannot_listen(host, port, message, server, capfd):
-    port = server.server_address[1] if port is None else port
+    port = server.address[1] if port is None else port
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "nothing", "--host", host, "--port", str(port)])
     assert ended.value.code == 2
@@ -529,15 +553,22 @@ def test_the_command_says_where_it_is_and_stops_with_ctrl_c(model, monkeypatch, 
     who = partner.Partner("tiny", model, TOKENIZER, CHAT, note="a note")
     monkeypatch.setattr(partner, "load", lambda name, **_: who)
 
-    def interrupted(self, *_):
+    def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Server, "serve_forever", interrupted)
-    cli.main(["serve", "tiny", "--port", "0", "--host", "0.0.0.0"])
+    monkeypatch.setattr(Server, "run", interrupted)
+    cli.main(["serve", "tiny", "--port", "0", "--host", "0.0.0.0", "--served-model-name", "mine"])
     out, _ = capfd.readouterr()
-    assert "a note\ntiny at http://0.0.0.0:" in out
-    assert "no password" in out
-    assert "stopping" in out
+    assert "a note\nmine at http://0.0.0.0:" in out
+    assert "no --api-key" in out
+    assert "stopped" in out
+
+
+def test_without_its_packages_the_command_names_the_extra(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "ft.chat.openai_server", None)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "tiny"])
+    assert "[serve]" in capfd.readouterr().err
 
 
 def test_a_server_without_a_model_to_serve(capfd):
