@@ -142,19 +142,6 @@ def batches(case: Case) -> Seen:
     )
 
 
-def rewards(case: Case) -> Seen | None:
-    """What stops a run that learns from rewards when it goes bad."""
-    given = case.settings
-    if "max_kl" not in given:
-        return None
-    return Seen(
-        "ok",
-        "rewards",
-        f"stops beyond {given['max_kl']:g} nats a token from its start, or where answers repeat, grow or "
-        f"shrink too far; looked at every {given.get('watch_steps', 'round')} steps, on fresh answers",
-    )
-
-
 def lora(case: Case) -> Seen | None:
     """The layers that the adapter goes on, and that none of them is of a tower."""
     if "lora_r" not in case.settings or case.shape is None:

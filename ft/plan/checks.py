@@ -12,7 +12,7 @@ from ft.data.rows import Rows, summary
 from ft.errors import UserError
 from ft.machine import is_main, say
 from ft.plan import check_environment as around
-from ft.plan import check_model, check_text
+from ft.plan import check_model, check_rewards, check_text
 from ft.plan.case import Case, Seen, no_network
 from ft.runs.folder import Target, check_folder
 from ft.text import tokens
@@ -34,7 +34,7 @@ CHECKS: tuple[tuple[str, Callable[[Case], Seen | None], tuple[str, ...]], ...] =
     ("stop", check_text.stop, ("template",)),
     ("lora", check_model.lora, ("shape",)),
     ("batches", check_model.batches, ("template",)),
-    ("rewards", check_model.rewards, ()),
+    ("rewards", check_rewards.rewards, ()),
     ("memory", check_model.memory, ("shape",)),
     ("disk", around.disk, ()),
     ("resume", around.resume, ("splits",)),

@@ -10,11 +10,11 @@ from ft.data.rows import Row
 from ft.errors import UserError
 from ft.files import new_dir, write_json
 from ft.models import parameters, sources
-from ft.rewards import drawn, learning, own
-from ft.score.rewards import Reward, chrf_of, number_of
+from ft.rewards import drawn, learning
+from ft.score import own
+from ft.score.own import RECORD
+from ft.score.rewards import Reward
 from ft.text.template import Template, from_record, to_record
-
-RECORD = "reward.json"
 
 
 def train(
@@ -106,11 +106,12 @@ def load(folder: str | Path, tokenizer: Any | None = None) -> Reward:
             f"the reward model {folder} (of {record['base']}) has another tokenizer than the model "
             "that it should judge: train one on the same base with `ft reward`"
         )
-    own = load_tokenizer(record["base"])
-    model = PeftModel.from_pretrained(_classifier(record["base"], own), str(folder)).eval()
+    tokenizer = load_tokenizer(record["base"])
+    model = PeftModel.from_pretrained(_classifier(record["base"], tokenizer), str(folder)).eval()
     template = from_record(record["template"])
     return Reward(
-        f"model {Path(folder).name}", lambda text, row: _score(model, own, template, text, row)
+        f"model {Path(folder).name}",
+        lambda text, row: _score(model, tokenizer, template, text, row),
     )
 
 
@@ -118,25 +119,7 @@ def named(name: str, tokenizer: Any) -> Reward:
     """``chrf`` against the row's reference, ``number`` (the same final number), a reward model's folder, or
     a function of the user's own, ``module:function``.
     """
-    if name in ("chrf", "number"):
-        return of_reference(name)
-    if (Path(name) / RECORD).is_file():
-        return load(name, tokenizer)
-    if own.is_named(name):
-        return own.load(name)
-    raise UserError(
-        f"reward {name!r} is neither `chrf` nor a reward model's folder; `ft reward` makes one. "
-        "Other rewards are `number`, and a function of your own: FILE.py:function"
-    )
-
-
-def of_reference(name: str) -> Reward:
-    """``chrf`` or ``number`` against a row's ``target``, or its ``response`` where it has none."""
-    of_field = {"chrf": chrf_of, "number": number_of}[name]
-    return Reward(
-        name,
-        lambda text, row: of_field("target" if "response" not in row else "response")(text, row),
-    )
+    return own.without_model(name) or load(name, tokenizer)
 
 
 def accuracy(reward: Reward, rows: Sequence[Row]) -> float:

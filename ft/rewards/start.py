@@ -14,11 +14,11 @@ from ft.data.translation import translation_splits
 from ft.errors import UserError
 from ft.files import sha256
 from ft.models.load import Base
-from ft.rewards import own
 from ft.rewards.judges import Judge, judge_of
 from ft.runs import opened
 from ft.runs.folder import ADAPTER, Run
 from ft.runs.opened import Finished
+from ft.score import own
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import Encoded, encode_rows

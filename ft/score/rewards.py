@@ -94,6 +94,15 @@ def number_of(field: str = "answer") -> Reward:
     return Reward("number", lambda text, row: same_number(text, _field(row, field)))
 
 
+def of_reference(name: str) -> Reward:
+    """``chrf`` or ``number`` against a row's ``target``, or its ``response`` where it has none."""
+    of_field = {"chrf": chrf_of, "number": number_of}[name]
+    return Reward(
+        name,
+        lambda text, row: of_field("target" if "response" not in row else "response")(text, row),
+    )
+
+
 def weighted(parts: Mapping[Reward, float]) -> Reward:
     """The sum of rewards, each times its weight; every weight must be finite and some not 0."""
     if not any(parts.values()) or not all(map(math.isfinite, parts.values())):

@@ -11,12 +11,14 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from support import faults, tiny
+from support import faults, finished_run, tiny
 from support.faults import chats, instructions
 
 from ft import __main__ as cli
 from ft.kernels import cache
 from ft.runs import checkpoints
+from ft.text import prompts
+from ft.text.template import to_record
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -387,9 +389,58 @@ def test_24_images_and_their_marks(check, bench, tmp_path):
     assert status == 2
 
 
-def test_25_guards_of_rewards_are_told(check, bench, tmp_path):
+PAID = """
+def zero(completions, **_): return [0.0] * len(completions)
+def brackets(completions, **_): return [float(c.startswith("[")) for c in completions]
+def longest(completions, **_): return [len(c) for c in completions]
+def column(completions, answer, **_): return [0.0 for _ in completions]
+def broken(completions, **_): return [1 / 0 for _ in completions]
+def nan(completions, **_): return [float("nan") for _ in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def begun(bench):
+    """A finished run, prompts for what goes on from it, and rewards in a file."""
+    folder = finished_run.write_real(bench.place / "begun")
+    faults.edit(
+        folder / "run.json",
+        template=to_record(prompts.INSTRUCTION["dolly"]),
+        task="instructions",
+    )
+    base = bench.place / "base"
+    (folder / "config.yaml").write_text(f"model_name_or_path: {base}\n")
+    rewards = bench.place / "paid.py"
+    rewards.write_text(PAID)
+    rows = [{"prompt": f"Say {i}.", "response": f"It is {i}" + "!" * i} for i in range(20)]
+    return ["--run", folder, "--data", bench.data(rows, "asked.jsonl"), "--eval-limit", 4], rewards
+
+
+@pytest.mark.parametrize(
+    ("reward", "line"),
+    [
+        ("chrf", r"ok chrf is 0(\.\d+)? to 1 for 24 answers tried; stops beyond 0\.5 nats"),
+        ("{}:longest", r"ok .*:longest is 1 to \d+ for 24 answers tried; stops beyond"),
+        ("{}:zero", "WARN .*:zero is 0 for all 24 answers tried, .* nothing is learnt"),
+        ("{}:brackets", "WARN .*:brackets is 0 for all 24 answers tried"),
+        ("{}:column", "ERROR reward .*:column' asks for 'answer'; there are prompts, completions"),
+        ("{}:broken", "ERROR reward .*:broken' raised ZeroDivisionError: division by zero; it was"),
+        ("{}:nan", "ERROR reward .*:nan' is nan for the answer 'It is"),
+        ("{}:non", "ERROR reward .*has no function 'non'.*nan"),
+        ("number", "WARN number is 0 for all 24 answers tried, references among them"),
+        ("chrff", "ERROR reward 'chrff' is neither `chrf` nor a reward model's folder"),
+    ],
+)
+def test_25_a_reward_that_teaches_nothing_is_seen_before(check, begun, reward, line):
+    flags, file = begun
+    seen, status, _ = check(*flags, "--reward", reward.format(file), recipe="mtnt_grpo")
+    names(seen["rewards"], line)
+    assert status == (2 if seen["rewards"].startswith("ERROR") else 0)
+
+
+def test_25_a_run_to_start_from_is_there(check, tmp_path):
     run = tmp_path / "start"
-    seen, status, said = check("--run", run, recipe="mtnt_grpo")
+    _, status, said = check("--run", run, recipe="mtnt_grpo")
     assert status == 2
     assert f"there is no folder {run} here" in said or "neither a folder" in said
 

@@ -4,7 +4,7 @@ import pytest
 
 from ft.errors import UserError
 from ft.files import sha256
-from ft.rewards import own
+from ft.score import own
 
 SOURCE = """
 import torch

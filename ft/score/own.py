@@ -1,4 +1,4 @@
-"""A reward of the user's own: `module:function`, or `FILE.py:function`, with the signature of TRL's reward functions."""
+"""Rewards by name, those of the user's own among them: `FILE.py:function`, with the signature of TRL's reward functions."""
 
 import contextlib
 import importlib
@@ -16,8 +16,9 @@ from typing import Any
 from ft.data.doubles import asked
 from ft.errors import UserError, nearest
 from ft.files import sha256
-from ft.score.rewards import Reward
+from ft.score.rewards import Reward, of_reference
 
+RECORD = "reward.json"  # in the folder of a reward model
 HOW = "write it as `def NAME(prompts, completions, **columns): return [one number for each completion]`"
 
 
@@ -96,9 +97,20 @@ class Own(Reward):
         )
 
 
-def is_named(name: str) -> bool:
-    """Whether a reward's name means a function of the user's: ``module:function``."""
-    return ":" in name
+def without_model(name: str) -> Reward | None:
+    """``chrf`` against the row's reference, ``number`` (the same final number), or a function of the user's own,
+    ``module:function``; none for the folder of a reward model. Raises ``UserError`` for any other name.
+    """
+    if name in ("chrf", "number"):
+        return of_reference(name)
+    if (Path(name) / RECORD).is_file():
+        return None
+    if ":" in name:
+        return load(name)
+    raise UserError(
+        f"reward {name!r} is neither `chrf` nor a reward model's folder; `ft reward` makes one. "
+        "Other rewards are `number`, and a function of your own: FILE.py:function"
+    )
 
 
 def load(name: str) -> Own:
