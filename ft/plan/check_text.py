@@ -11,7 +11,7 @@ from ft.data.doubles import doubles
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some
-from ft.text import chat_template, control, native, tokens
+from ft.text import chat_template, control, documents, native, tokens
 from ft.text.prompts import INSTRUCTION
 from ft.text.template import OPTIONAL, Template
 from ft.text.tokens import IGNORE
@@ -160,7 +160,7 @@ def encoded(case: Case) -> Seen | None:
     if "train_vision" in case.settings:
         return Seen("--", "tokens", "images are counted with the model's own processor: `ft show`")
     row = case.sample["train"][0]
-    lacking = set() if "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
+    lacking = set() if case.encode or "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
     if lacking:
         return Seen("--", "tokens", f"not looked at: rows have no {', '.join(sorted(lacking))} yet")
     parity = case.settings.get("second_bos", False)
@@ -169,8 +169,8 @@ def encoded(case: Case) -> Seen | None:
             split: case.encode(rows, case.template, case.tokenizer, max_length=case.length)
             for split, rows in case.sample.items()
         }
-        count = sum(len(found.examples) for found in case.encoded.values())
-        return Seen("ok", "tokens", f"{count:,} windows of the sample's documents")
+        said = [f"{split}: {found.summary(case.length)}" for split, found in case.encoded.items()]
+        return Seen("ok", "tokens", "; of the sample ".join(["as the recipe encodes them", *said]))
     options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
     options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
     case.encoded = {
@@ -214,7 +214,7 @@ def lengths(case: Case) -> Seen:
     text = f"p50 {p50:,}, p95 {p95:,}, longest {found[-1]:,}"
     limit = case.length
     over = sum(n > limit for n in found) if limit else 0
-    if case.encode and over:
+    if case.encode is documents.encode and over:
         text = f"{text}; longer ones are read in windows of {limit:,}"
         return Seen("ok", "length", text)
     if not limit or not over:
@@ -240,8 +240,8 @@ def supervised(case: Case) -> Seen:
     assert case.sample
     assert case.template
     train = case.encoded["train"]
-    total = sum(len(e["input_ids"]) for e in train.examples)
-    part = share(train.supervised, total)
+    labels = [label for example in train.examples for label in example["labels"]]
+    part = share(sum(label != IGNORE for label in labels), len(labels))
     rows = case.sample["train"]
     empty = [
         rows.place(i)
@@ -274,6 +274,9 @@ def _answers(row: Mapping[str, Any], template: Template) -> Iterator[str]:
         for m in row["messages"]:
             if m["role"] == "assistant":
                 yield str(m.get("content") or m.get("tool_calls") or "")
+        return
+    if given := [row[name] for name in ("chosen", "rejected", "completion") if name in row]:
+        yield from map(str, given)  # of preferences and images
         return
     yield "".join(str(row.get(field, "")) for field in sorted(_fields(template)))
 
