@@ -82,17 +82,13 @@ class Tokenizer:
     ) -> str:
         """A conversation as the chat template renders it, in the sandbox that transformers uses."""
         assert not tokenize
-        return (
-            _jinja()
-            .from_string(chat_template or self.chat_template or "")
-            .render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=tools,
-                documents=None,
-                **{name: getattr(self, name) for name in NAMES},
-                **more,
-            )
+        return _compiled(chat_template or self.chat_template or "").render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=None,
+            **{name: getattr(self, name) for name in NAMES},
+            **more,
         )
 
     def _id(self, token: str | None) -> int | None:
@@ -147,6 +143,11 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     if isinstance(found, list):
         found = {each["name"]: each["template"] for each in found}.get("default")
     return found
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(chat_template: str) -> Any:
+    return _jinja().from_string(chat_template)
 
 
 @functools.cache

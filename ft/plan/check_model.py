@@ -128,7 +128,9 @@ def numbers(case: Case) -> Seen:
 
 def batches(case: Case) -> Seen:
     """How examples share rows, and what a step's loss is the mean of; ``--weights`` measures both."""
-    packs = "train_vision" not in case.settings and case.settings.get("backend") != "unsloth"
+    by_trl = "max_kl" in case.settings and "rounds" not in case.settings
+    packs = not by_trl and "train_vision" not in case.settings
+    packs = packs and case.settings.get("backend") != "unsloth"
     laid = (
         "packed, each example apart from the others"
         if packs
@@ -137,8 +139,9 @@ def batches(case: Case) -> Seen:
     return Seen(
         "ok",
         "batches",
-        f"{laid}, no token_type_ids needed; the loss is the mean over a step's supervised "
-        "tokens, whatever the accumulation",
+        f"{laid}, no token_type_ids needed; "
+        + ("the loss is TRL's, of whole answers" if by_trl else "the loss is the mean over ")
+        + ("" if by_trl else "a step's supervised tokens, whatever the accumulation"),
     )
 
 

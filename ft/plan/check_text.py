@@ -67,6 +67,8 @@ def template(case: Case) -> Seen | None:
         same, refused = _compare(case.template, talks, case.tokenizer)
         texts[0] = (
             f"the model's own turns; equals apply_chat_template on {same:,} rows, also to generate"
+            if talks
+            else "the model's own turns, tools and thoughts as apply_chat_template has them"
         )
         if refused:
             texts.append(
@@ -160,7 +162,9 @@ def encoded(case: Case) -> Seen | None:
     if "train_vision" in case.settings:
         return Seen("--", "tokens", "images are counted with the model's own processor: `ft show`")
     row = case.sample["train"][0]
-    lacking = set() if case.encode or "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
+    lacking = (
+        set() if case.encode or "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
+    )
     if lacking:
         return Seen("--", "tokens", f"not looked at: rows have no {', '.join(sorted(lacking))} yet")
     parity = case.settings.get("second_bos", False)
