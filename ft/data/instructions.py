@@ -32,7 +32,9 @@ _WEIGHTS = ("weight", "loss", "train")
 # A column that changes what should be learnt is used or refused by name; any other is ignored and listed.
 _MEANING = {*_TURNS, *_TOOLS, *_WEIGHTS, *IMAGES, *conversation.THOUGHTS, "system", "history"}
 _MEANING |= {column for columns in _PAIRS for column in columns if column}
-_MEANING |= {"system_prompt", "tool_calls", "function_call", "documents", "chosen", "rejected"}
+_MEANING |= {"system_prompt", "system_message", "tool_calls", "function_call", "documents"}
+_MEANING |= {"chosen", "rejected", "conversation", "dialog", "dialogue"}
+_ALIKE = {name.replace("_", "") for name in _MEANING}  # whatever their case: systemPrompt
 
 
 def dolly(
@@ -129,7 +131,7 @@ def _row(record: dict[str, Any], ignored: dict[str, None]) -> Row | Faulty | str
             if there[column] == 1:
                 continue
             return f"{column} is {there[column]!r} for the whole row; leave such a row out, or make it 1"
-        if column in _MEANING and not copied:
+        if column.lower().replace("_", "") in _ALIKE and not copied:
             what = f"with {turns or ' and '.join(filter(None, pair or ()))}"
             return f"the column {column!r} would change what is learnt, and is not used {what}; remove it"
     for column in record:

@@ -130,6 +130,12 @@ def _read(
         seen.update(dict.fromkeys(record))
         if bad := [name for name in _REFUSED if record.get(name)]:
             return f"the column {bad[0]!r} has no place in preferences and prompts; remove it"
+        if used and (
+            bad := [name for name in conversation.WEIGHTS if record.get(name, 1) not in (1, "1")]
+        ):
+            return (
+                f"{bad[0]} is {record[bad[0]]!r}: preferences have no weights; leave such a row out"
+            )
         return read(record)
 
     found = checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=row_of)

@@ -20,14 +20,14 @@ def texts(
 ) -> Rows:
     """Documents ``{"text"}`` of all sources, mixed as ``mixture.mixed`` has it.
 
-    A source is a table (json, csv, tsv, parquet) with the column ``text_field``, or what ``shards.find``
-    takes: .txt and .md (one document each), .jsonl, .lines, each also as .gz, a folder or glob of such
-    files, ``hub:owner/name``, ``builtin``. Raises ``UserError`` for bad rows unless ``on_bad_row="skip"``.
+    A source is a table (jsonl, json, csv, tsv, parquet) with the column ``text_field``, or what ``shards.find``
+    takes: .txt and .md (one document each), .lines, each also as .gz, a folder or glob of such
+    files, jsonl among them, ``hub:owner/name``, ``builtin``. Raises ``UserError`` for bad rows unless ``on_bad_row="skip"``.
     """
 
     def one(place: str, split: str) -> Rows:
         file = Path(place).expanduser()
-        if file.is_file() and suffix_of(file) in set(FORMATS) - {".jsonl"}:
+        if file.is_file() and suffix_of(file) in FORMATS:
             return _table(file, text_field, on_bad_row)
         return _documents(f"{place}:{split}" if split != "train" else place, text_field, on_bad_row)
 

@@ -185,7 +185,10 @@ def tools_of(value: Any) -> list[dict[str, Any]]:
         raise UserError(f"tools is not a list but {type(value).__name__}")
     found = []
     for number, tool in enumerate(value, 1):
-        tool = without_nulls(json.loads(tool) if isinstance(tool, str) else tool)
+        try:
+            tool = without_nulls(json.loads(tool) if isinstance(tool, str) else tool)
+        except ValueError:
+            raise UserError(f"tool {number} is no JSON: {tool[:60]!r}") from None
         if isinstance(tool, dict) and "function" not in tool and "name" in tool:
             tool = {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
         inner = tool.get("function") if isinstance(tool, dict) else None

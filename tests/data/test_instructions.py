@@ -227,3 +227,19 @@ def test_chat_has_the_ids_of_apply_chat_template_on_dolly(shared):
         talk += [{"role": "assistant", "content": row["response"]}]
         ids = tokenizer.apply_chat_template(talk)["input_ids"]
         assert example["input_ids"] == ids
+
+
+@pytest.mark.parametrize("name", ["systemPrompt", "System", "system_message", "chosen", "Thinking"])
+def test_a_column_of_meaning_is_refused_whatever_its_spelling(tmp_path, name):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"instruction": "q", "response": "a", name: "x"}))
+    with pytest.raises(UserError, match=f"the column '{name}' would change what is learnt"):
+        instructions(file)
+
+
+def test_tools_that_are_no_json_are_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    file.write_text(json.dumps({"messages": talk, "tools": ["{x"]}))
+    with pytest.raises(UserError, match=r"a\.jsonl:1: tool 1 is no JSON: '{x'"):
+        instructions(file)

@@ -107,6 +107,7 @@ PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
         (PAIR | {"prompt": None}, "no prompt: give it as a column prompt"),
         (PAIR | {"images": ["a.png"]}, "the column 'images' has no place"),
         (PAIR | {"tools": [{"name": "f"}]}, "the column 'tools' has no place"),
+        (PAIR | {"weight": 0.5}, "weight is 0.5: preferences have no weights"),
         (PAIR | {"instruction": "Sing."}, "here is 'prompt' and 'instruction'"),
         (
             {"prompt": "Sing.", "chosen": ASKED + BLUE, "rejected": ASKED + SEVEN},

@@ -58,7 +58,8 @@ def test_held_out_documents_are_drawn_or_given(tmp_path, jsonl):
 def test_bad_rows_are_named_or_skipped(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "good"}\n{"text": 3}\n{"body": "x"}\n')
-    with pytest.raises(UserError, match=r"a.jsonl:2: the text is not a string but int"):
+    with pytest.raises(UserError, match=r"a.jsonl:2: text is not a string but int"):
         texts.texts(str(file))
     rows = texts.texts(str(file), on_bad_row="skip")
     assert (len(rows), rows.skipped) == (1, 2)
+    assert rows.ignored == ("body",)
