@@ -186,7 +186,7 @@ class Tower:
 
 def tower_of(name: str, shape: Shape) -> Tower | None:
     """The tower of a Gemma 3 by Hub id or local folder; none where its sizes are not known (Gemma 3n and 4)."""
-    if re.fullmatch(r"google/gemma-3-(4b|12b|27b)-(it|pt)", name):
+    if re.fullmatch(r"google/gemma-3-(4b|12b|27b)-(it|pt)(@.*)?", name):
         return Tower(27, 1152, 4304, 64 * 64, 14, shape.hidden_size)
     file = Path(name).expanduser() / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -10,7 +10,7 @@ from typing import Any
 from ft.errors import UserError, nearest
 from ft.files import read_json
 from ft.models import tiny_vision
-from ft.models.sources import check_config
+from ft.models.sources import check_config, pinned
 
 SLIDING, FULL, RECURRENT = "sliding_attention", "full_attention", "recurrent"
 
@@ -218,6 +218,7 @@ def of(name: str) -> Shape:
             raise UserError(
                 f"{name}: no readable config.json, so its shape is not known."
             ) from None
+    name, _ = pinned(name)
     key = re.sub(r"-(it|pt)$", "", name.removeprefix("google/"))
     for prefix, same in _SAME.items():
         key = re.sub(f"^{re.escape(prefix)}", same, key)

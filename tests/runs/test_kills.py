@@ -72,7 +72,6 @@ def recipe(stem: str, place: Path):
 )
 def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("ft.plan.checked", lambda *_, **__: ())  # of which other tests tell
-    monkeypatch.setenv("FT_ACCEPT_LOSS", "1")
     act, run = recipe(stem, tmp_path), tmp_path / "run"
     act()  # what comes but once, such as caches
     shutil.rmtree(run)
