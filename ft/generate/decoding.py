@@ -50,7 +50,8 @@ class Decoder:
         self.hidden: Tensor | None = None
         weight = model.get_input_embeddings().weight
         device, width = weight.device, max(map(len, prompts))
-        self._even = device.type == "cpu" and weight.dtype == torch.bfloat16
+        on_cpu = device.type == "cpu" and make_graph is None
+        self._even = on_cpu and weight.dtype == torch.bfloat16
         if self._even:  # at least one: without any gap attention would be another kernel
             width += EVEN - width % EVEN
         gaps = [width - len(p) for p in prompts]

@@ -62,7 +62,7 @@ def contrastive(
 
     decoder = Decoder(model, [draft.prompt], 0, use_cache=use_cache, keep_hidden=True)
     assert decoder.hidden is not None
-    seen = _unit(decoder.hidden[0])  # [T, D]
+    seen = _unit(decoder.hidden[0, -len(draft.prompt) :])  # [T, D], without padding
     while not draft.reason:
         check_finite(decoder.logits)
         chances = decoder.logits[0].float().log_softmax(-1)

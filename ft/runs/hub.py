@@ -9,6 +9,7 @@ from typing import Any
 
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import check_new_dir, new_dir
+from ft.models.sources import pinned
 from ft.runs.card import card, read
 from ft.runs.card_example import HERE
 from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
@@ -96,12 +97,13 @@ def pull(
     if Path(name).is_dir():
         _check_whole(Path(name))
         return Path(name)
+    name, at = pinned(name)
     check_name(name, "is neither a folder here nor ")
     if folder:
         check_new_dir(folder)
     with hub_errors(name, missing=f"there is no folder {name} here"):
         api = _api(token.strip() if token else None)
-        found = Path(api.snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
+        found = Path(api.snapshot_download(name, revision=revision or at, allow_patterns=[*FILES]))
     _check_whole(found, name)
     if folder is None:
         return found
