@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
-from ft.files import write_json
+from ft.files import read_json, write_json
 from ft.models import parameters, unsloth_backend
 from ft.models.parameters import count
 from ft.models.sources import commit_of, in_16_bits
@@ -120,6 +119,7 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
+    _check_kind(needed[0])
     config = LoraConfig.from_pretrained(str(folder))
     recorded, given = in_16_bits(config.base_model_name_or_path or ""), base.model.name_or_path
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
@@ -139,6 +139,8 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
             model = PeftModel.from_pretrained(
                 base.model, str(folder), is_trainable=trainable, config=config
             )
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(f"{needed[1]} is damaged: {error}.") from None
     except (RuntimeError, ValueError) as error:
@@ -155,14 +157,25 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     stored = set(meant.values())
     # a copy of one of the base's own tensors, which PEFT has read into its place
     strange = sorted(stored - expected - set(model.state_dict()))
-    if missing := sorted(expected - stored) or strange:
+    missing = sorted(expected - stored)
+    if missing or strange:
         raise UserError(
-            f"{wrong}: {len(expected - stored)} of its tensors are missing and "
-            f"{len(strange)} fit nothing, such as {', '.join((missing + strange)[:3])}."
+            f"{wrong}: {len(missing)} of its tensors are missing and {len(strange)} fit nothing, such as "
+            f"{', '.join((missing + strange)[:3])}."
         )
     if trainable and hasattr(base, "path"):
         model.active_peft_config.revision = commit_of(base.path)
     return _ready(model)
+
+
+def _check_kind(file: Path) -> None:
+    """Raise ``UserError`` for the configuration of another adapter than LoRA, and for one without a scale."""
+    values = read_json(file)
+    if (kind := values.get("peft_type", "LORA")) != "LORA":
+        raise UserError(f"{file} is of a {kind} adapter; only LoRA is put on a base here")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(value := values.get(key, 1), int | float) or not value > 0:
+            raise UserError(f"{file}: {key} is {value!r}; expected a number above 0")
 
 
 def _plain(name: str) -> str:
@@ -192,7 +205,7 @@ def settle_config(folder: Path) -> None:
     """Have a saved adapter's configuration list names in one order: PEFT keeps them in sets."""
     file = folder / "adapter_config.json"
     if file.exists():
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
         names = ("target_modules", "exclude_modules", "modules_to_save")
         values |= {n: sorted(values[n]) for n in names if isinstance(values.get(n), list)}
         write_json(file, values)

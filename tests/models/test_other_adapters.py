@@ -83,6 +83,19 @@ def test_what_does_not_fit_is_named(base: Path, tmp_path: Path) -> None:
         lora.load(models.load(str(base), precision="fp32"), tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("peft_type", "IA3"), ("lora_alpha", None), ("r", 0), ("r", "four")]
+)
+def test_configurations_that_are_no_lora(
+    key: str, value: object, base: Path, tmp_path: Path
+) -> None:
+    adapter(base, tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"adapter_config\.json.*{value}"):
+        lora.load(models.load(str(base), precision="fp32"), tmp_path / "a")
+
+
 def test_a_resized_vocabulary_is_the_reason(base: Path, tmp_path: Path) -> None:
     adapter(base, tmp_path / "a", grow=4)
     with pytest.raises(
