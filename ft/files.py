@@ -51,6 +51,7 @@ def read_bytes(path: Path) -> bytes:
 
 def check_new_file(path: Path) -> None:
     """Raise ``UserError`` where no file could be written at ``path``. Changes nothing."""
+    _check_name(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     if not path.parent.is_dir():
@@ -61,6 +62,7 @@ def check_new_file(path: Path) -> None:
 
 def check_new_dir(path: Path) -> None:
     """Raise ``UserError`` where ``new_dir`` could not make the folder ``path``. Changes nothing."""
+    _check_name(path)
     if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty folder: name a new one")
     if os.path.ismount(path):
@@ -68,6 +70,16 @@ def check_new_dir(path: Path) -> None:
     parent = next(p for p in path.resolve().parents if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"{path}: {parent} cannot be written to; name another place")
+
+
+def _check_name(path: Path) -> None:
+    """Raise ``UserError`` for a name that is too long, or leads in a circle or through a file."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def read_json(path: Path) -> Any:

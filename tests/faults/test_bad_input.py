@@ -1,6 +1,7 @@
 """Paths, numbers and configurations that no one means: one line that names them, before any work."""
 
 import errno
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_model(monkeypatch):
-    monkeypatch.setattr("ft.models.load.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    module = importlib.import_module("ft.models.load")  # the package's face has the function
+    monkeypatch.setattr(module, "load", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 @pytest.mark.parametrize(

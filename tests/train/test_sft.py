@@ -16,7 +16,7 @@ from support import tiny, toy
 
 from ft import train
 from ft.errors import UserError
-from ft.runs import checkpoints
+from ft.runs import checkpoints, lock
 from ft.runs import folder as run
 
 ADAPTER = "adapter_model.safetensors"
@@ -58,6 +58,22 @@ def test_a_run_whose_time_is_over_ends_with_a_validation(tmp_path):
     start, end = lines(tmp_path / "run", "eval_loss")
     assert (start, end) == (trained.start_loss, trained.eval_loss)
     assert end != start
+
+
+@pytest.mark.parametrize(
+    "what", ["torch.save", "ft.runs.checkpoints.settle", "ft.runs.folder.settle"]
+)
+def test_a_full_disk_leaves_nothing_half_written(what, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed")
+
+    monkeypatch.setattr(what, full)
+    with pytest.raises(RuntimeError, match="failed"):
+        toy.go(tmp_path / "run", epochs=1)
+    lock.release()
+    hidden = {path.name for path in (tmp_path / "run").glob(".*")}
+    assert not hidden
+    assert not list((tmp_path / "run").glob(ADAPTER))
 
 
 def test_trackers_get_the_validations_too(tmp_path):
