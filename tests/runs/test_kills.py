@@ -16,7 +16,7 @@ from ft.runs import merge, opened
 
 # what tells the time, and what hashes it
 TIMES = ("run.json", "README.md", "metrics.jsonl", "ft_state.json", "report.md", "round.json")
-TIMES += ("report.html", "trainer_state.json", "done.json", "state.json", ".png")
+TIMES += ("report.html", "rng_state.pth", "trainer_state.json", "done.json", "state.json", ".png")
 
 
 def lines(folder: Path) -> list[dict]:
@@ -24,6 +24,11 @@ def lines(folder: Path) -> list[dict]:
     kept = ("step", "loss", "eval_loss", "learning_rate", "reward")
     text = (folder / "metrics.jsonl").read_text().splitlines()
     return [{key: line[key] for key in kept if key in line} for line in map(json.loads, text)]
+
+
+def spread(points: int, count: int) -> list[int]:
+    """So many of the operations 1 to ``count``, the first and the last among them."""
+    return sorted({1 + round(i * (count - 1) / (points - 1)) for i in range(points)})
 
 
 def go_on(act, folder: Path) -> None:
@@ -79,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path, monkeypatch) -
     told = lambda name: name.endswith(TIMES)  # noqa: E731
     wanted, metrics = kills.content(run, told), lines(run)
     assert count > 3 * points
-    for at in sorted({1 + round(i * (count - 1) / (points - 1)) for i in range(points)}):
+    for at in spread(points, count):
         shutil.rmtree(run)
         assert kills.killed(run, at, act)
         with kills.layer(run):
@@ -102,7 +107,7 @@ def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
     act = lambda: merge.merge_run(opened.finished(done), place / "out")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in range(1, count + 1):
+    for at in spread(14, count):
         shutil.rmtree(place)
         (place / "out").mkdir(parents=True) if there else place.mkdir()
         assert kills.killed(place, at, act)
@@ -118,7 +123,7 @@ def test_a_killed_export_is_repeated(tmp_path: Path, monkeypatch) -> None:
     act = lambda: export_command.command(str(model), place / "out.gguf", "f16")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in range(1, count + 1):
+    for at in spread(14, count):
         shutil.rmtree(place)
         place.mkdir()
         assert kills.killed(place, at, act)
