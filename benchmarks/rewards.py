@@ -49,7 +49,8 @@ def main(c: Config) -> None:
         systems[name] = translation.translate(model, base.tokenizer, start.template, list(rows))
     result = translation.scores(systems, [row["target"] for row in rows])
     print(
-        "| | BLEU | chrF | p of BLEU | p of chrF | characters a line |\n|---|---|---|---|---|---|"
+        "| | BLEU | chrF | p of BLEU | p of chrF | loops | characters a line |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for name in systems:
         cells = [
@@ -58,6 +59,7 @@ def main(c: Config) -> None:
         ]
         p = result["p_value"].get(name)  # the start has none
         cells += [f"{p[key]:.3f}" if p else "" for key in ("bleu", "chrf")]
+        cells.append(f"{result[name]['loops']}")
         cells.append(f"{sum(map(len, systems[name])) / len(rows):.0f}")
         print(f"| {Path(name).name} | {' | '.join(cells)} |")
     print(result["signatures"])

@@ -83,9 +83,9 @@ def _tested(
     else:
         return []
     # sacreBLEU's test gives equal answers the smallest p that there is
-    p_values = (
-        dict.fromkeys(found["a"], 1.0) if systems["a"] == systems["b"] else found["p_value"]["b"]
-    )
+    p_values = found["p_value"]["b"]
+    if systems["a"] == systems["b"]:
+        p_values = dict.fromkeys(p_values, 1.0)
     return [
         (METRICS[key][0], found["a"][key]["score"], found["b"][key]["score"], p)
         for key, p in p_values.items()

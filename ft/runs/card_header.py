@@ -15,6 +15,7 @@ METRICS = {
     "bits_per_byte": ("bits per byte", "bits_per_byte"),
     "bleu": ("BLEU", "bleu"),
     "chrf": ("chrF", "chrf"),
+    "loops": ("answers that loop", None),
     "rouge_l": ("ROUGE-L", "rouge"),
     "reward": ("reward", None),
     "preference": ("held-out preferences that the implicit reward has right (%)", "accuracy"),

@@ -13,6 +13,7 @@ from ft.generate.answers import greedy
 from ft.score import comparison, likelihood
 from ft.score.comparison import RESAMPLES, SEED, Comparison
 from ft.text import languages
+from ft.text.noise import loops
 from ft.text.prompts import Template
 from ft.text.tokens import Example
 
@@ -135,8 +136,9 @@ def compare(
 
 def _table(result: dict[str, Any], split: str) -> str:
     lines = [f"\n{split}, {result['n']:,} lines   {'base':>20}   {'tuned':>20}   p"]
-    losses = [f"{result[name]['loss']:.3f}" for name in ("base", "tuned")]
-    lines.append(comparison.row("loss", losses))
+    for key, form in (("loss", ".3f"), ("loops", ",")):
+        cells = [format(result[name][key], form) for name in ("base", "tuned")]
+        lines.append(comparison.row(key, cells))
     lines += comparison.scored(result, LABELS)
     samples = comparison.listed(result["samples"][:10])
     return "\n".join([*lines, comparison.asked(result), samples])
@@ -185,9 +187,10 @@ def scores(
     """Corpus BLEU and chrF of several systems' translations of the same lines.
 
     Returns for each system ``{"bleu": {"score", "low", "high"}, "chrf": …}`` with 95% bootstrap
-    intervals, ``"p_value"`` of every later system against the first by paired bootstrap resampling
-    (Koehn 2004, as sacreBLEU computes it), and ``"signatures"``, without which a score says nothing.
-    ``tokenizer`` is sacreBLEU's, that BLEU counts words by.
+    intervals and the number of lines that ``loops`` finds, ``"p_value"`` of every later system
+    against the first by paired bootstrap resampling (Koehn 2004, as sacreBLEU computes it), and
+    ``"signatures"``, without which a score says nothing. ``tokenizer`` is sacreBLEU's, that BLEU
+    counts words by.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -208,7 +211,9 @@ def scores(
     test = PairedTest(named, metrics, references=None, test_type="bs", n_samples=RESAMPLES)
     signatures, found_by_metric = test()
     table: Any = found_by_metric
-    result: dict[str, Any] = {name: {} for name in systems}
+    result: dict[str, Any] = {
+        name: {"loops": sum(map(loops, lines))} for name, lines in systems.items()
+    }
     result["p_value"] = {}
     result["signatures"] = {}
     for metric, key in (("BLEU", "bleu"), ("chrF2", "chrf")):

@@ -34,7 +34,11 @@ def kinds(text: str) -> set[str]:
 
 
 def loops(text: str, n: int = 4, times: int = 4) -> bool:
-    """Whether some ``n`` words in a row come ``times`` or more: a model that did not find its end."""
+    """Whether some ``n`` words in a row come ``times`` or more: a model that did not find its end.
+
+    Of a text without spaces, 2 ``n`` characters in a row.
+    """
     words = text.split()
-    grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    parts, n = (words, n) if len(words) > 1 else (text.strip(), 2 * n)
+    grams = Counter(zip(*(parts[i:] for i in range(n)), strict=False))
     return max(grams.values(), default=0) >= times

@@ -1,5 +1,7 @@
 """Scores equal sacreBLEU's own, bad input is named, and base stands beside tuned."""
 
+import re
+
 import pytest
 import torch
 from support import tiny, toy
@@ -40,6 +42,12 @@ def test_two_systems_that_are_as_good_do_not_differ():
     assert found["p_value"]["tuned"]["chrf"] > 0.05
 
 
+def test_answers_that_loop_are_counted():
+    looping = ["bon, " * 7, *TUNED[1:]]
+    found = translation.scores({"base": looping, "tuned": TUNED}, REFERENCES)
+    assert (found["base"]["loops"], found["tuned"]["loops"]) == (1, 0)
+
+
 def test_translations_and_references_must_be_as_many():
     with pytest.raises(UserError, match="'tuned': 39, 'references': 40"):
         translation.scores({"tuned": TUNED[1:]}, REFERENCES)
@@ -76,6 +84,8 @@ def test_before_after_switches_the_adapter_off_for_the_base(model):
     shown = found.table
     assert "test, 2 lines" in shown
     assert result["signatures"]["chrf"] in shown
+    counts = re.search(r"^loops +(\d+) +(\d+)$", shown, re.MULTILINE)
+    assert counts.groups() == tuple(str(result[name]["loops"]) for name in ("base", "tuned"))
 
 
 def test_words_are_told_apart_by_the_target(monkeypatch, tmp_path):

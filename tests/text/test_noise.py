@@ -32,4 +32,7 @@ def test_a_loop_is_four_words_that_come_four_times():
     assert loops("je ne sais pas " * 4)
     assert not loops("je ne sais pas " * 3)
     assert not loops("")
+    assert loops("私は猫です。" * 5)
+    assert not loops("私は猫です。" * 4)  # three times eight characters, each one on
+    assert not loops("Noooooooon")
     assert not loops("a sentence that says something once, and then stops")
