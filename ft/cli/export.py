@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from ft import files
 from ft.cli import console
-from ft.files import beside
+from ft.errors import UserError
 from ft.models.sources import license_of
 from ft.runs import export, merge, opened
 from ft.runs.card_header import hub_name, title
+from ft.text.modelfile import modelfile
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +20,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT.gguf", type=Path, help="the file to write")
     parser.add_argument(
+        "--type",
         "--outtype",
+        dest="outtype",
         default="f16",
-        help="of the weights: f16, bf16, f32, or q8_0, half the size of f16 (default f16)",
+        help="of the weights: f16, bf16, f32, q8_0, q6_k, q5_k_m, q4_k_m or q4_0 (default f16)",
     )
     console.any_base_option(parser)
 
@@ -30,7 +34,6 @@ def command(name: str, out: Path, outtype: str, any_base: bool = False) -> None:
     from ft.models import sources
 
     export.check(out, outtype)
-    stop: tuple[str, ...] = ()
     if run := opened.find(name, any_base=any_base):
         origin = sources.fetch(run.base, weights=False)
         export.architecture(origin)  # before the work of merging
@@ -40,8 +43,7 @@ def command(name: str, out: Path, outtype: str, any_base: bool = False) -> None:
             "base": base,
             "license": license_of(base)[0],
         }
-        stop = run.template.stop
-        with beside(out.with_suffix("")) as hidden:
+        with files.beside(out.with_suffix("")) as hidden:
             folder = run.folder
             if not run.whole:
                 folder = hidden / "merged"
@@ -58,7 +60,23 @@ def command(name: str, out: Path, outtype: str, any_base: bool = False) -> None:
             license=license_of(known)[0],
         )
     print(f"{out}: {tensors} tensors, {outtype}, {out.stat().st_size / 1e6:,.0f} MB")
-    if stop:
+    if run:
+        _for_ollama(out, run)
+
+
+def _for_ollama(out: Path, run: opened.Finished) -> None:
+    """Write the template beside the file, which has no room for it, and say what else it cannot hold."""
+    from ft.models.load import load_tokenizer
+
+    if stop := run.template.stop:
         print(
             f"GGUF has no room for stop strings; give your program these: {', '.join(map(repr, stop))}"
         )
+    file = out.with_suffix(".Modelfile")
+    end, greedy = load_tokenizer(run.base).eos_token, run.task == "translation"
+    try:
+        files.write_text(file, modelfile(out.name, run.template, end=end, greedy=greedy))
+    except UserError as error:
+        print(f"Ollama: no Modelfile, as {error}")
+        return
+    print(f"Ollama: ollama create {out.stem} -f {file}")

@@ -15,7 +15,8 @@ from ft.models import gguf as gguf_tokenizer
 from ft.models.parameters import in_language_model
 
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
-TYPES = ("f16", "bf16", "f32", "q8_0")  # of matrices; norms are always f32
+KQUANTS = ("q6_k", "q5_k_m", "q4_k_m")  # mixtures, which llama.cpp itself makes of a bf16 file
+TYPES = ("f16", "bf16", "f32", "q8_0", *KQUANTS, "q4_0")  # of matrices; norms are always f32
 # llama.cpp knows these by itself, so a model that differs cannot be said in a file:
 FULL_ATTENTION = {"gemma2": 2, "gemma3": 6}  # which layers look at everything: each 2nd, each 6th
 WIDE = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose queries are scaled by another rule
@@ -34,7 +35,8 @@ def write(
 ) -> int:
     """Write the model in ``folder`` as the new file ``out``; returns its number of tensors.
 
-    ``outtype`` is that of the matrices: f16 (keeps a bf16 weight's bits), bf16, f32 or q8_0.
+    ``outtype`` is that of the matrices, one of ``TYPES``: f16 keeps a bf16 weight's bits; with q4_0 the
+    embedding, which is the head too, is q8_0.
     ``name`` is the model's, ``base`` the Hub's name of what it was tuned from, ``license`` the Hub's
     id, ``pieces`` the folder with ``tokenizer.model`` (by default ``folder``). Names, values and
     tokens are those that llama.cpp's own converter (``convert_hf_to_gguf.py``) gives. Raises
@@ -49,11 +51,14 @@ def write(
     import numpy as np
     from tqdm import tqdm
 
+    asked, outtype = outtype, "bf16" if outtype in KQUANTS else outtype
     kind = gguf.GGMLQuantizationType[outtype.upper()]
     shapes = {key: tensor.get_shape() for key, (_, tensor) in tensors.items()}
     kinds = {
         key: kind if len(s) > 1 else gguf.GGMLQuantizationType.F32 for key, s in shapes.items()
     }
+    if outtype == "q4_0":
+        kinds["token_embd.weight"] = gguf.GGMLQuantizationType.Q8_0
     with files.beside(out) as hidden:
         file = hidden / out.name
         with contextlib.closing(gguf.GGUFWriter(file, arch)) as writer:
@@ -77,6 +82,8 @@ def write(
             writer.write_ti_data_to_file()
             for key in tqdm(shapes, desc=f"{name} to {outtype}", unit="tensor", leave=False):
                 writer.write_tensor_data(_stored(key, *tensors[key], kinds[key]))
+        if asked in KQUANTS:
+            file = _quantised(file, asked)
         with open(file, "rb+") as stream:  # Windows syncs only what may be written
             os.fsync(stream.fileno())
         os.replace(file, out)
@@ -98,6 +105,28 @@ def check(out: Path, outtype: str) -> None:
     files.check_new_file(out)
     if not find_spec("gguf"):
         raise UserError('writing GGUF needs the package gguf: pip install "gemma-ft[gguf]"')
+    if outtype in KQUANTS and not find_spec("llama_cpp"):
+        raise UserError(
+            f"{outtype} is made by llama.cpp: pip install llama-cpp-python, which compiles it; without it "
+            "there are q8_0 and q4_0"
+        )
+
+
+def _quantised(whole: Path, outtype: str) -> Path:
+    """The file beside ``whole`` that llama.cpp makes of it."""
+    import ctypes
+
+    import llama_cpp  # pyright: ignore[reportMissingImports]
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{outtype.upper()}")
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    out = whole.with_name(f"{outtype}.gguf")
+    paths = (os.fsencode(whole), os.fsencode(out))
+    if llama_cpp.llama_model_quantize(*paths, ctypes.byref(settings)):
+        raise UserError(f"llama.cpp could not make {outtype} of this model")
+    return out
 
 
 def architecture(folder: Path) -> tuple[str, Any]:

@@ -51,8 +51,18 @@ def test_a_run_becomes_its_merged_model(
     assert r"no room for stop strings; give your program these: '\n', 'a b'" in said
     assert f"{tmp_path / 'out.gguf'}: 80 tensors, f32, " in said
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("base", "run", "merged", "out.gguf", "wanted.gguf", "base.gguf")
+        *("base", "run", "merged", "out.gguf", "out.Modelfile", "wanted.gguf", "base.gguf")
     }
+    assert f"ollama create out -f {tmp_path / 'out.Modelfile'}" in said
+    assert (tmp_path / "out.Modelfile").read_text().splitlines() == [
+        "FROM ./out.gguf",
+        'TEMPLATE """{{ .Prompt }}',
+        '{{ .Response }}"""',
+        r'PARAMETER stop "\n"',
+        'PARAMETER stop "a b"',
+        'PARAMETER stop "<eos>"',
+        "PARAMETER temperature 0",
+    ]
 
 
 def test_a_run_that_trained_everything_takes_its_pieces_from_the_base(
@@ -79,7 +89,7 @@ def test_a_model_is_written_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("name", "out", "outtype", "said"),
     [
         ("run", "taken.gguf", "f16", "taken.gguf exists: name another file"),
-        ("run", "out.gguf", "q4_k_m", "outtype 'q4_k_m': allowed are f16, bf16, f32, q8_0"),
+        ("run", "out.gguf", "q3_k", "outtype 'q3_k': allowed are f16, bf16, f32, q8_0"),
         ("recurrent", "out.gguf", "f16", "is a recurrent_gemma model; ft writes GGUF for"),
         ("nowhere", "out.gguf", "f16", "nowhere' is neither a folder here, nor"),
     ],

@@ -115,7 +115,7 @@ def test_linear_rope_scaling_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("outtype", "number", "error"),
-    [("f32", 0, 0), ("f16", 1, 2**-11), ("bf16", 32, 2**-8), ("q8_0", 7, 2**-6)],
+    [("f32", 0, 0), ("f16", 1, 2**-11), ("bf16", 32, 2**-8), ("q8_0", 7, 2**-6), ("q4_0", 2, 0.15)],
 )
 def test_each_type_keeps_what_it_can(
     outtype: str, number: int, error: float, tmp_path: Path
@@ -136,6 +136,33 @@ def test_each_type_keeps_what_it_can(
             largest = np.abs(values).max(-1, keepdims=True)
             assert (np.abs(small[name] - values) <= error * largest).all(), name
             assert np.array_equal(small[name], values) == (outtype == "f32")
+
+
+def test_the_embedding_of_q4_0_has_eight_bits(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", "gemma")
+    for kind in ("q4_0", "q8_0"):
+        export.write(folder, tmp_path / f"{kind}.gguf", outtype=kind, name="tiny")
+    (_, four), (_, eight) = (read(tmp_path / f"{kind}.gguf") for kind in ("q4_0", "q8_0"))
+    same = {name for name in four if (four[name] == eight[name]).all()}
+    assert same == {name for name in four if four[name].ndim == 1} | {"token_embd.weight"}
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q6_k"])
+def test_llama_cpp_makes_k_quants_of_the_same_file(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    import numpy as np
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    folder = model_folder(tmp_path / "model", "gemma", **sizes)
+    for each in ("f32", kind):
+        export.write(folder, tmp_path / f"{each}.gguf", outtype=each, name="tiny")
+    (_, whole), (_, small) = (read(tmp_path / f"{each}.gguf") for each in ("f32", kind))
+    assert whole.keys() == small.keys()
+    for name, values in whole.items():
+        apart = np.abs(small[name] - values).max() / np.abs(values).max()
+        assert (apart == 0) == (values.ndim == 1), name
+        assert apart < 0.1, name
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "f32.gguf", f"{kind}.gguf"}
 
 
 def test_same_file_from_bf16_weights_and_in_pieces(
@@ -253,8 +280,13 @@ def test_bad_outtype_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         export.check(tmp_path / "there.gguf", "f16")
     with pytest.raises(UserError, match=r"there is no folder .*none"):
         export.check(tmp_path / "none" / "a.gguf", "f16")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "llama_cpp" or None)
+    with pytest.raises(
+        UserError, match=r"q4_k_m is made by llama\.cpp: pip install llama-cpp-python"
+    ):
+        export.check(tmp_path / "a.gguf", "q4_k_m")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r'pip install "ft\[gguf\]"'):
+    with pytest.raises(UserError, match=r'pip install "gemma-ft\[gguf\]"'):
         export.check(tmp_path / "a.gguf", "f16")
 
 
