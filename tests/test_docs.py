@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.recipe_runs import RECIPES, load
 
-from ft import config
+from ft import __version__, config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -133,3 +133,7 @@ def test_a_public_name_tells_what_it_is(face):
     for name in package.__all__:
         found = getattr(package, name)
         assert not callable(found) or (found.__doc__ or "").strip(), name
+
+
+def test_the_citation_has_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
