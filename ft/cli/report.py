@@ -20,35 +20,58 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"where to (default: report.html in the folder of one run, {COMPARED} here of several)",
+        help=f"where to (default: report.html in the folder of one run, here of one on the Hub; {COMPARED} here of several)",
     )
 
 
 def command(runs: list[str], output: Path | None) -> None:
     """Write the page and say where it lies. Raises ``UserError`` for what is not a run."""
     from ft.files import write_text
-    from ft.runs import hub, report
+    from ft.runs import report
 
-    folders = [Path(run) if Path(run).expanduser().is_dir() else hub.pull(run) for run in runs]
-    folders = [folder.expanduser() for folder in folders]
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("a run is named twice: there is nothing to compare it with")
-    alone = len(folders) == 1
-    place = output or (folders[0] / report.REPORT if alone else Path(COMPARED))
+    folders = named(runs)
+    alone, local = len(folders) == 1, Path(runs[0]).expanduser()
+    usual = (local if local.is_dir() else Path()) / report.REPORT if alone else Path(COMPARED)
+    place = output or usual
     if place.is_dir() or not place.parent.is_dir():
         raise UserError(f"--output {place}: name a file in a folder that exists")
-    page = report.page(folders[0]) if alone else report.compared(folders, paired(folders))
+    if alone:
+        ((name, folder),) = folders.items()
+        page = report.page(folder, name)
+    else:
+        page = report.compared(folders, paired(folders))
     write_text(place, page)
     print(place)
 
 
-def paired(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def named(runs: Sequence[str]) -> dict[str, Path]:
+    """The runs' folders by names that tell them apart: as much of a folder as that takes, or the Hub's.
+
+    Raises ``UserError`` for what is not a run, and for one that is named twice.
+    """
+    from ft.runs import hub
+
+    local = [Path(run).expanduser() for run in runs]
+    folders = [
+        path if path.is_dir() else hub.pull(run) for path, run in zip(local, runs, strict=True)
+    ]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice: there is nothing to compare it with")
+    parts = [p.resolve().parts if p.is_dir() else (r,) for p, r in zip(local, runs, strict=True)]
+    names = [each[-1] for each in parts]
+    count = 1
+    while len(set(names)) < len(names):
+        count += 1
+        names = ["/".join(each[-count:]) for each in parts]
+    return dict(zip(names, folders, strict=True))
+
+
+def paired(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """The test of every two runs on each score of a split whose rows are the same in both."""
     from ft.runs.folder import read
-    from ft.runs.report import names_of
 
     found = []
-    records = zip(names_of(folders), map(read, folders), strict=True)
+    records = ((name, read(folder)) for name, folder in folders.items())
     for (first, one), (second, two) in itertools.combinations(records, 2):
         for split, left in one.get("evaluation", {}).items():
             right = two.get("evaluation", {}).get(split, {})

@@ -45,6 +45,15 @@ def check(folder: Path) -> None:
         raise _in_use(folder) from None
 
 
+def held(folder: Path) -> bool:
+    """Whether this process or another writes in a folder."""
+    try:
+        check(folder)
+    except UserError:
+        return True
+    return folder.resolve() in _held
+
+
 def release(folder: Path | None = None) -> None:
     """Let go of a folder, or of all that this process holds."""
     for place in [folder.resolve()] if folder else list(_held):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.files import json_lines, write_text
-from ft.runs import curves, report_facts, report_rows
+from ft.runs import curves, lock, report_facts, report_rows
 from ft.runs.card_header import hub_name
 from ft.runs.published import without_paths
 from ft.runs.shown import duration, score
@@ -29,34 +29,34 @@ BULKY = (
 
 
 def write(folder: Path) -> Path:
-    """Make ``report.html`` of a run's folder from its other files, complete or not at all."""
+    """Make ``report.html`` of a run's folder from its other files, the whole of it or nothing."""
     write_text(folder / REPORT, page(folder))
     return folder / REPORT
 
 
-def page(folder: Path) -> str:
+def page(folder: Path, name: str | None = None) -> str:
     """The page of a run that goes on or has ended: what its files do not say is left out.
 
-    It has no path of this machine, needs nothing but itself, and no script to be read. Raises
+    ``name`` is what it is called, by default its folder. It has no path of this machine, needs nothing but itself, and no script to be read. Raises
     ``UserError`` for files that do not parse.
     """
-    run = _read(folder)
+    run, name = _read(folder), name or folder.resolve().name
     record, lines, settings = run["record"], run["lines"], run["settings"]
     seen = report_facts.validations(record, lines)
     best = (seen.get("kept") or seen["best"][0] or None) if seen else None
     found = next(iter(record.get("evaluation", {}).values()), {})
     saved = next((p.stat().st_size for w in WEIGHTS if (p := folder / w).is_file()), None)
-    ended = "finished" in record
+    live = "finished" not in record and lock.held(folder)
     rows = report_rows.rows(found.get("samples", []))
     return _render(
         "run.html",
-        title=run["name"],
-        live=None if ended else LIVE,
+        title=name,
+        live=LIVE if live else None,
         record=record,
         base=hub_name(record.get("model", {})) or record.get("model", {}).get("name", ""),
-        verdict=report_facts.verdict(record, settings, lines),
+        verdict=report_facts.verdict(record, settings, lines, live=live),
         tiles=report_facts.tiles(record, lines, saved),
-        curve=curves.svg({run["name"]: lines}, {run["name"]: best}),
+        curve=curves.svg({name: lines}, {name: best}),
         scores=report_facts.scores(record),
         memory=report_facts.memory(record),
         time=report_facts.time(record),
@@ -72,14 +72,13 @@ def page(folder: Path) -> str:
     )
 
 
-def compared(folders: Sequence[Path], tests: Sequence[Mapping[str, Any]]) -> str:
-    """One page of several runs: their curves, figures, the settings that differ, and paired tests.
+def compared(folders: Mapping[str, Path], tests: Sequence[Mapping[str, Any]]) -> str:
+    """One page of several runs by name: their curves, figures, the settings that differ, and paired tests.
 
     ``tests`` are dictionaries of ``split``, ``metric``, ``first`` and ``second`` (names of runs), the scores
     ``a`` and ``b``, and ``p``.
     """
-    runs = [_read(folder) for folder in folders]
-    names = names_of(folders)
+    names, runs = list(folders), [_read(folder) for folder in folders.values()]
     seen = [report_facts.validations(run["record"], run["lines"]) for run in runs]
     steps = [(s.get("kept") or s["best"][0]) if s else None for s in seen]
     table = [_column(run["record"], s) for run, s in zip(runs, seen, strict=True)]
@@ -138,7 +137,7 @@ def _of_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """A run's name and files, without the paths of this machine."""
+    """A run's files, without the paths of this machine."""
     import yaml
 
     text = {name: _text(folder / name) for name in ("run.json", "config.yaml", "metrics.jsonl")}
@@ -151,22 +150,11 @@ def _read(folder: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: {error}") from None
     lines = json_lines(text["metrics.jsonl"])
-    name = folder.resolve().name
-    return {"record": record, "config": config, "settings": settings, "lines": lines, "name": name}
+    return {"record": record, "config": config, "settings": settings, "lines": lines}
 
 
 def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """Names that tell runs apart, with as much of their folders as that takes."""
-    parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts))):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
 
 
 def _json(value: Any) -> str:

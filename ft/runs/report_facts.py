@@ -47,8 +47,10 @@ def progress(settings: Mapping[str, Any], lines: Lines) -> tuple[int, int | None
     return last, max(last, round(step * epochs / epoch))
 
 
-def verdict(record: Record, settings: Mapping[str, Any], lines: Lines) -> str:
-    """The run in one sentence."""
+def verdict(
+    record: Record, settings: Mapping[str, Any], lines: Lines, *, live: bool = False
+) -> str:
+    """The run in one sentence; ``live``: one that has not ended goes on."""
     seen = validations(record, lines)
     losses = ""
     if seen and seen["best"][0]:
@@ -57,7 +59,9 @@ def verdict(record: Record, settings: Mapping[str, Any], lines: Lines) -> str:
         step, all_of_them = progress(settings, lines)
         where = f"step {step:,}" + (f" of {all_of_them:,}" if all_of_them else "")
         best = f", the best at step {seen['best'][0]:,}" if losses and seen["n"] > 2 else ""
-        return f"Under way: {where}" + (f"; {losses}{best}." if losses else ".")
+        return f"{'Under way' if live else 'Stopped'}: {where}" + (
+            f"; {losses}{best}." if losses else "."
+        )
     kept = _kept(seen, record.get("training", {}).get("steps"))
     for split, found in record.get("evaluation", {}).items():
         if judged := _judged(found, split):

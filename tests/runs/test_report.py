@@ -10,7 +10,7 @@ from support.reported_run import ATTACK, METRICS, RUN, SAMPLES, made
 
 from ft.cli import report as command
 from ft.errors import UserError
-from ft.runs import curves, report, report_facts, report_rows
+from ft.runs import curves, lock, report, report_facts, report_rows
 from ft.runs.folder import Run
 
 
@@ -96,6 +96,7 @@ def test_a_file_that_does_not_parse_is_named(folder: Path, file: str, text: str)
 def test_the_page_is_live_until_the_run_has_ended(tmp_path: Path) -> None:
     run = Run(tmp_path, {"recipe": "mtnt_lora"}, "max_steps: 8\n")
     run.begin()
+    lock.take(tmp_path)
     page = tmp_path / report.REPORT
     for step, loss in ((0, 3.0), (2, 2.5)):
         run.log({"step": step, "loss": 3.0})
@@ -103,6 +104,8 @@ def test_the_page_is_live_until_the_run_has_ended(tmp_path: Path) -> None:
         run.log({"step": step, "eval_loss": loss})
         assert 'http-equiv="refresh"' in page.read_text()
     assert "Under way: step 2 of 8; validation loss 3.000 → 2.500" in text_of(page.read_text())
+    lock.release(tmp_path)
+    assert "Stopped: step 2 of 8; validation loss" in text_of(report.page(tmp_path))
     run.note(finished="2030-01-02T03:14:05+00:00")
     run.report()
     assert 'http-equiv="refresh"' not in page.read_text()
@@ -180,14 +183,20 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     page = text_of(out.read_text())
     assert "learning_rate 0.0005 0.5" in page
     assert "language_pair" not in page
-    tests = {(t["metric"], t["p"] < 0.05, t["a"] > t["b"]) for t in command.paired([one, two])}
+    tests = {
+        (t["metric"], t["p"] < 0.05, t["a"] > t["b"])
+        for t in command.paired({"one": one, "two": two})
+    }
     assert tests == {("BLEU", True, True), ("chrF", True, True)}
     same = shutil.copytree(one, tmp_path / "same")
-    assert {t["p"] for t in command.paired([one, same])} == {1.0}
+    assert {t["p"] for t in command.paired({"one": one, "same": same})} == {1.0}
     with pytest.raises(UserError, match="named twice"):
         command.command([str(one), str(one)], out)
 
 
-def test_names_of_runs_tell_them_apart() -> None:
-    assert report.names_of([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
-    assert report.names_of([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
+def test_names_of_runs_tell_them_apart(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("x/run", "y/run", "z")]
+    for place in places:
+        place.mkdir(parents=True)
+    assert list(command.named([str(p) for p in places])) == ["x/run", "y/run", f"{tmp_path.name}/z"]
+    assert list(command.named([str(p) for p in places[1:]])) == ["run", "z"]
