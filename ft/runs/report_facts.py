@@ -1,6 +1,7 @@
 """What a run's page says in figures: the verdict, tiles, scores as bars, memory and time; all from its record."""
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def validations(record: Record, lines: Lines) -> dict[str, Any]:
 
     The start counts as best only where nothing else is. Empty without validations.
     """
-    found = points(lines, "eval_loss")
+    found = [point for point in points(lines, "eval_loss") if math.isfinite(point[1])]
     if not found:
         return {}
     best = min(found[1:] or found, key=lambda point: point[1])

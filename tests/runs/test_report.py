@@ -1,5 +1,6 @@
 """A run's page: what it says, that it is whole in itself, and that what a row says stays text."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_a_page_that_cannot_be_made_ends_no_training(tmp_path: Path, capsys: Any
     run.log({"step": 0, "eval_loss": 1.0})
     assert "report.html was not written: " in capsys.readouterr().out
     assert run.metrics() == [{"step": 0, "eval_loss": 1.0}]
+
+
+def test_a_loss_that_is_no_number_is_neither_best_nor_last() -> None:
+    lines = [{"step": step, "eval_loss": loss} for step, loss in enumerate((3.0, 2.0, math.nan))]
+    seen = report_facts.validations({}, lines)
+    assert seen["best"] == seen["last"] == (1, 2.0)
+    assert "<svg" in curves.svg({"run": lines}, {"run": 1})
 
 
 def test_a_verdict_follows_the_figures() -> None:
