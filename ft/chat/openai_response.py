@@ -146,7 +146,7 @@ def _said(request: Request, answer: "Answer", form: "Form | None") -> dict[str, 
     for text in answer.calls:
         try:
             found.append(native_calls.read(text, form.quote if form else ""))
-        except ValueError:
+        except native_calls.NoCall:
             content += text
     said: dict[str, Any] = {"content": content or (None if found else ""), "refusal": None}
     if found:

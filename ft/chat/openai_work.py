@@ -60,7 +60,7 @@ def prompts(answering: Partner, request: Request) -> list[list[int]]:
 def steps(
     answering: Partner, request: Request, prompts: list[list[int]], max_new_tokens: int
 ) -> Generator[dict[int, "Draft"], None, list[list["Answer"]]]:
-    """The answers while they grow, as ``answers.steps`` gives them. Raises ``Refused`` as ``sampler`` does."""
+    """The answers while they grow, as ``growing.steps`` gives them. Raises ``Refused`` as ``sampler`` does."""
     return answering.steps(
         prompts,
         sampler(answering, request),

@@ -45,9 +45,9 @@ class Partner(Opened):
         Without ``tuned`` it is the base model's. What cannot be answered raises ``UserError`` here
         and not at the first piece.
         """
-        from ft.generate import answers
+        from ft.generate import growing
 
-        pieces = answers.stream(
+        pieces = growing.stream(
             self.model if tuned else self.base,
             self.tokenizer,
             prompt,
@@ -62,11 +62,11 @@ class Partner(Opened):
     def steps(
         self, prompts: Sequence[Sequence[int]], sampler: "Filter", *, tuned: bool, **options: Any
     ) -> Generator[dict[int, "Draft"], None, list[list["Answer"]]]:
-        """``answers.steps`` of the tuned model, or of its base."""
-        from ft.generate import answers
+        """``growing.steps`` of the tuned model, or of its base."""
+        from ft.generate import growing
 
         model = self.model if tuned else self.base
-        grown = answers.steps(model, self.tokenizer, prompts, sampler, **options)
+        grown = growing.steps(model, self.tokenizer, prompts, sampler, **options)
         return _inside(self.of(tuned=tuned), grown)
 
     def of(self, *, tuned: bool) -> contextlib.AbstractContextManager[Any]:

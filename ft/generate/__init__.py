@@ -1,8 +1,9 @@
 """Answers of a model."""
 
-from ft.generate.answers import generate, greedy, stream, write
+from ft.generate.answers import generate, greedy, write
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.draft import Answer, Prompt
+from ft.generate.growing import stream
 from ft.generate.samplers import Beam, Chain, Contrastive, Filter, Greedy, MinP, Sample, TopK, TopP
 
 __all__ = [

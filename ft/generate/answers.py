@@ -1,7 +1,7 @@
 """Answers to prompts or rows by any sampler, in batches or as a stream, stopped where the template ends."""
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ft.errors import UserError
@@ -52,111 +52,19 @@ def generate(
     Raises ``UserError`` for a prompt that is empty or fills the context, an empty stop string, more
     answers than the sampler has, and logits that are not finite.
     """
-    growing = steps(
-        *(model, tokenizer, prompts, sampler),
-        max_new_tokens=max_new_tokens,
-        template=template,
-        stop=stop,
-        seed=seed,
-        n=n,
-        use_cache=use_cache,
-        progress=progress,
-    )
-    while True:
-        try:
-            next(growing)
-        except StopIteration as ended:
-            return ended.value
-
-
-def steps(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    sampler: Sampler = Greedy(),  # noqa: B008
-    *,
-    max_new_tokens: int = 256,
-    template: Template | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    n: int = 1,
-    calls: bool = False,
-    use_cache: bool = True,
-    progress: bool = False,
-) -> Generator[dict[int, Draft], None, list[list[Answer]]]:
-    """``generate`` in steps that one may stop between; returns its answers.
-
-    Yields the answers that have just grown by an id, by their number (``n`` to the first prompt, then
-    those to the second), and nothing of ``Beam``'s before the end. With ``calls`` those of tools are
-    kept apart from the text. The arguments are checked before the first step is asked for.
-    """
     check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
-    encoded = encode(model, tokenizer, prompts)
-    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed, calls)
-    counts: dict[tuple[int, ...], int] = {}
-    groups: list[list[Draft]] = []
-    for ids in encoded:
-        first = counts.get(tuple(ids), 0)
-        counts[tuple(ids)] = first + n
-        groups.append([draft(ids, number) for number in range(first, first + n)])
-    numbers = {id(d): i for i, d in enumerate(d for group in groups for d in group)}
-
-    def grown() -> Generator[dict[int, Draft], None, list[list[Answer]]]:
-        with _evaluating(model):
-            if isinstance(sampler, Beam):
-                for at, group in enumerate(_bar(groups, progress)):
-                    groups[at] = search.search(model, group[0], sampler, use_cache=use_cache)[:n]
-                    yield {}
-            else:
-                for drafts in _bar(_shares(groups, room_for(model)), progress):
-                    growing = {numbers[id(d)]: d for d in drafts}
-                    for _ in _grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
-                        yield growing
-                        growing = {i: d for i, d in growing.items() if not d.reason}
-        return [[draft.answer() for draft in group] for group in groups]
-
-    return grown()
-
-
-def stream(
-    model: Any,
-    tokenizer: Any,
-    prompt: Prompt,
-    sampler: Sampler = Greedy(),  # noqa: B008
-    *,
-    max_new_tokens: int = 256,
-    template: Template | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-) -> Generator[str, None, Answer]:
-    """The text of ``generate``'s one answer in pieces, each as soon as it is certain; returns the answer.
-
-    Pieces are whole characters, with nothing of a stop string or after it. The arguments are checked
-    before the first piece is asked for. Raises ``UserError`` as ``generate`` does, and for ``Beam``.
-    """
-    check(sampler, max_new_tokens=max_new_tokens, stop=stop)
-    if isinstance(sampler, Beam):
-        raise UserError(f"{sampler} knows its answer only at the end: it cannot be streamed")
-    growing = steps(
-        *(model, tokenizer, [prompt], sampler),
-        max_new_tokens=max_new_tokens,
-        template=template,
-        stop=stop,
-        seed=seed,
-    )
-
-    def pieces() -> Generator[str, None, Answer]:
-        with contextlib.closing(growing):
-            while True:
-                try:
-                    (draft,) = next(growing).values()
-                except StopIteration as ended:
-                    ((answer,),) = ended.value
-                    return answer
-                if draft.piece:
-                    yield draft.piece
-
-    return pieces()
+    groups = begun(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n)
+    with _evaluating(model):
+        if isinstance(sampler, Beam):
+            groups = [
+                search.search(model, group[0], sampler, use_cache=use_cache)[:n]
+                for group in _bar(groups, progress)
+            ]
+        else:
+            for drafts in _bar(_shares(groups, room_for(model)), progress):
+                for _ in _grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
+                    pass
+    return [[draft.answer() for draft in group] for group in groups]
 
 
 def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n: int = 1) -> None:
@@ -170,6 +78,29 @@ def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n:
         raise UserError(f"max_new_tokens = {max_new_tokens}; it must be 1 or more")
     if not all((stop,) if isinstance(stop, str) else stop):
         raise UserError("a stop string is empty: every text holds it; leave it out")
+
+
+def begun(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    template: Template | None,
+    stop: Sequence[str],
+    max_new_tokens: int,
+    seed: int,
+    n: int = 1,
+    *,
+    calls: bool = False,
+) -> list[list[Draft]]:
+    """``n`` empty drafts of answers to each prompt, which ``generate`` lets grow. Raises as it does."""
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed, calls)
+    counts: dict[tuple[int, ...], int] = {}
+    groups: list[list[Draft]] = []
+    for ids in encode(model, tokenizer, prompts):
+        first = counts.get(tuple(ids), 0)
+        counts[tuple(ids)] = first + n
+        groups.append([draft(ids, number) for number in range(first, first + n)])
+    return groups
 
 
 def greedy(

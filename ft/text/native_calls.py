@@ -1,4 +1,4 @@
-"""The calls of tools that a model writes, read back as a function's name and its arguments."""
+"""The calls of tools in the notation of Gemma's chat templates, read back as a name and arguments."""
 
 import json
 import re
@@ -10,25 +10,32 @@ _WORDS |= {"True": True, "False": False}
 _DEEPEST = 32  # lists and objects inside each other
 
 
+class NoCall(ValueError):
+    """A text is not the call that it should be."""
+
+
 def read(text: str, quote: str) -> dict[str, Any]:
     """``{"name", "arguments"}`` of ``call:NAME{key:value,…}`` or of a JSON object with these keys.
 
-    ``quote`` is the control token around strings. Raises ``ValueError`` for a text that is neither.
+    ``quote`` is the control token around strings. Raises ``NoCall`` for a text that is neither.
     """
     text = text.strip()
     if text.startswith("{"):
-        found = json.loads(text)
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise NoCall(f"the call is no JSON: {error}") from None
         arguments = found.get("arguments", found.get("parameters"))
         if not isinstance(found.get("name"), str) or not isinstance(arguments, dict):
-            raise ValueError("a call has a name and arguments")
+            raise NoCall("a call has a name and arguments")
         return {"name": found["name"], "arguments": arguments}
     head = re.match(r"(?:call:)?\s*([\w.-]+)\s*(?=\{)", text)
     if head is None:
-        raise ValueError("a call begins with call:NAME{")
+        raise NoCall("a call begins with call:NAME{")
     reader = _Reader(text, head.end(), quote or '"')
     arguments = reader.value()
     if text[reader.at :].strip():
-        raise ValueError("text stands behind the call")
+        raise NoCall("text stands behind the call")
     return {"name": head[1], "arguments": arguments}
 
 
@@ -56,7 +63,7 @@ class _Reader:
         self.at += 1
         self.depth += 1
         if self.depth > _DEEPEST:
-            raise ValueError("the call is too deep")
+            raise NoCall("the call is too deep")
         self._space()
         while not self._take(closing):
             if found:
@@ -80,7 +87,7 @@ class _Reader:
         start = self.at + len(self.quote)
         end = self.text.find(self.quote, start)
         if end < 0:
-            raise ValueError("a string has no end")
+            raise NoCall("a string has no end")
         self.at = end + len(self.quote)
         return self.text[start:end]
 
@@ -102,4 +109,4 @@ class _Reader:
     def _expect(self, mark: str) -> None:
         self._space()
         if not self._take(mark):
-            raise ValueError(f"{mark!r} is missing at {self.at}")
+            raise NoCall(f"{mark!r} is missing at {self.at}")

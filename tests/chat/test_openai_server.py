@@ -20,7 +20,7 @@ from ft import __main__ as cli
 from ft.chat import openai_server, partner
 from ft.chat.conversation import Conversation
 from ft.chat.openai_server import Server
-from ft.generate import answers
+from ft.generate import answers, growing
 from ft.generate.samplers import Greedy, TopP
 from ft.text import prompts
 
@@ -256,7 +256,6 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"logit_bias": {"400": 1}}, None, "id 400"),
         ({"tools": [{"type": "function"}]}, "tools", "tools"),
         ({"tools": [TOOL | {"type": "web_search"}]}, "tools", "other than functions"),
-        ({"tools": [TOOL]}, "messages", "no place for tools"),
         ({"tool_choice": "required"}, "tool_choice", "a function of tools"),
         ({"tool_choice": {"function": {"name": "g"}}}, "tool_choice", "that tools lacks"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls", "cannot be had"),
@@ -346,7 +345,7 @@ def test_our_own_fault_is_a_500_without_its_traceback(server, monkeypatch, capfd
     def broken(*_, **__):
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(answers, "steps", broken)
+    monkeypatch.setattr(growing, "steps", broken)
     status, error = refused(server, "/v1/completions", TEXT)
     assert (status, error["type"]) == (500, "server_error")
     assert "secret" not in error["message"]
@@ -364,7 +363,7 @@ def test_a_fault_in_a_stream_ends_it_with_an_error(server, monkeypatch, capfd):
         yield {0: Piece}
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(answers, "steps", broken)
+    monkeypatch.setattr(growing, "steps", broken)
     _, answer = send(server, "POST", "/v1/completions", TEXT | {"stream": True})
     *_, last, end = answer.decode().split("\n\n")
     assert end == ""
@@ -386,7 +385,7 @@ def test_a_client_that_goes_away_leaves_the_model_to_the_next(stream, server, mo
         finally:
             closed.set()
 
-    monkeypatch.setattr(answers, "steps", endless)
+    monkeypatch.setattr(growing, "steps", endless)
     connection = http.client.HTTPConnection(*server.address, timeout=60)
     connection.request("POST", "/v1/completions", json.dumps(TEXT | {"stream": stream}), JSON)
     if stream:
@@ -413,7 +412,7 @@ def test_a_client_that_takes_nothing_is_given_up(server, monkeypatch):
             closed.set()
 
     monkeypatch.setattr(openai_server, "PATIENCE", 0.2)
-    monkeypatch.setattr(answers, "steps", endless)
+    monkeypatch.setattr(growing, "steps", endless)
     with socket.create_connection(server.address, timeout=60) as connection:
         body = json.dumps(TEXT | {"stream": True}).encode()
         head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -431,7 +430,7 @@ def held(server: Server) -> threading.Event:
 
 
 def test_clients_at_once_get_one_answer_after_the_other(server, monkeypatch):
-    at_work, most, plain = [], [], answers.steps
+    at_work, most, plain = [], [], growing.steps
 
     def watched(*args, **options):
         def steps():
@@ -444,7 +443,7 @@ def test_clients_at_once_get_one_answer_after_the_other(server, monkeypatch):
         grown = plain(*args, **options)
         return steps()
 
-    monkeypatch.setattr(answers, "steps", watched)
+    monkeypatch.setattr(growing, "steps", watched)
     with ThreadPoolExecutor(50) as clients:
         found = [clients.submit(post, server, "/v1/completions", TEXT) for _ in range(50)]
         assert send(server, "GET", "/v1/models")[0] == 200  # without waiting for a turn
@@ -511,7 +510,7 @@ def test_ctrl_c_ends_a_stream_and_waits_for_it(model):
 
         found = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(answers, "steps", endless)
+            patch.setattr(growing, "steps", endless)
             body = TEXT | {"stream": True}
             thread = threading.Thread(
                 target=lambda: found.append(send(server, "POST", "/v1/completions", body)[1])

@@ -123,7 +123,7 @@ def test_an_adapter_of_another_base(tmp_path, place):
     partner.load(str(weights / "run"), precision="fp32")
     shutil.rmtree(weights / "base")
     tiny.folder("gemma3_text", weights / "base", seed=9)
-    with pytest.raises(UserError, match="run is an adapter of another base: the weights in"):
+    with pytest.raises(UserError, match="run is of another base: the weights in"):
         partner.load(str(weights / "run"), precision="fp32")
 
 
@@ -164,7 +164,7 @@ def test_base_models_are_known_by_googles_names(name, base):
 
 @pytest.mark.parametrize(("files", "run"), [(["run.json"], True), ([], False)])
 def test_a_name_on_the_hub_is_a_run_if_it_has_a_record(files, run, tmp_path, monkeypatch):
-    def download(repo, allow_patterns):
+    def download(repo, allow_patterns, revision=None):
         for name in set(files) & set(allow_patterns):
             (tmp_path / name).write_text("{}")
         return str(tmp_path)

@@ -9,7 +9,7 @@ from support import finished_run, tiny
 
 from ft import __main__ as cli
 from ft import machine, models
-from ft.generate import answers, samplers
+from ft.generate import answers, growing, samplers
 from ft.generate.decoding import Decoder
 from ft.runs import opened
 from ft.score import translation
@@ -38,7 +38,7 @@ def check(base, new: int) -> None:
     together = answers.generate(base.model, base.tokenizer, prompts, max_new_tokens=new)
     for prompt, found in zip(prompts, together, strict=True):
         assert answers.generate(base.model, base.tokenizer, [prompt], max_new_tokens=new) == [found]
-    streamed = answers.stream(base.model, base.tokenizer, prompts[0], max_new_tokens=new)
+    streamed = growing.stream(base.model, base.tokenizer, prompts[0], max_new_tokens=new)
     assert "".join(streamed) == together[0][0].text
     drawn = samplers.Sample()
     several = answers.generate(

@@ -9,6 +9,7 @@ from support import tiny
 from ft import models
 from ft.errors import UserError
 from ft.generate import answers as generate
+from ft.generate import growing
 from ft.generate import decoding
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.samplers import Beam, Chain, Contrastive, Greedy, Sample, TopK, TopP
@@ -270,7 +271,7 @@ def test_a_stream_gives_the_text_of_the_first_answer(sampler):
     model, tokenizer = tiny.build("gemma3_text"), tiny.tokenizer()
     for stop in ([], ["e"], ["t t"]):
         ((answer,),) = written(model, PROMPTS[:1], sampler, stop=stop, max_new_tokens=40)
-        pieces = generate.stream(
+        pieces = growing.stream(
             model, tokenizer, PROMPTS[0], sampler, max_new_tokens=40, stop=stop
         )
         assert "".join(pieces) == answer.text
@@ -280,7 +281,7 @@ def test_a_stream_is_written_as_it_is_read_and_leaves_the_model_as_it_was():
     model, tokenizer = tiny.build("gemma3_text").train(), tiny.tokenizer()
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    pieces = generate.stream(model, tokenizer, "a b", max_new_tokens=30)
+    pieces = growing.stream(model, tokenizer, "a b", max_new_tokens=30)
     assert not calls
     next(pieces)
     assert len(calls) < 8
@@ -379,9 +380,9 @@ def test_what_cannot_be_answered_is_one_error(prompts, options, message):
 def test_a_stream_refuses_at_once():
     model, tokenizer = tiny.build("gemma"), tiny.tokenizer()
     with pytest.raises(UserError, match="Beam.*cannot be streamed"):
-        generate.stream(model, tokenizer, "a", Beam(2))
+        growing.stream(model, tokenizer, "a", Beam(2))
     with pytest.raises(UserError, match="prompt 1 is empty"):
-        generate.stream(model, tokenizer, "")
+        growing.stream(model, tokenizer, "")
 
 
 @pytest.mark.parametrize("sampler", [Greedy(), TopK(3), Beam(2), Contrastive(3, 0.5)])

@@ -1,0 +1,80 @@
+"""Answers while they grow: in steps that one may stop between, or as a stream of text."""
+
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from ft.errors import UserError
+from ft.generate import answers
+from ft.generate.decoding import room_for
+from ft.generate.draft import Answer, Draft, Prompt
+from ft.generate.samplers import Beam, Greedy, Sampler
+from ft.text.template import Template
+
+
+def steps(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampler: Sampler = Greedy(),  # noqa: B008
+    *,
+    max_new_tokens: int = 256,
+    template: Template | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    n: int = 1,
+    calls: bool = False,
+) -> Generator[dict[int, Draft], None, list[list[Answer]]]:
+    """``answers.generate`` in steps that one may stop between; returns its answers.
+
+    Yields the answers that have just grown by an id, by their number (``n`` to the first prompt, then
+    those to the second). With ``calls`` those of tools are kept apart from the text. The arguments are
+    checked before the first step is asked for. Raises ``UserError`` as ``generate`` does, and for
+    ``Beam``.
+    """
+    answers.check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
+    if isinstance(sampler, Beam):
+        raise UserError(f"{sampler} knows its answer only at the end: it cannot be streamed")
+    groups = answers.begun(
+        *(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n), calls=calls
+    )
+    numbers = {id(draft): i for i, draft in enumerate(d for group in groups for d in group)}
+
+    def grown() -> Generator[dict[int, Draft], None, list[list[Answer]]]:
+        with answers._evaluating(model):
+            for drafts in answers._shares(groups, room_for(model)):
+                growing = {numbers[id(draft)]: draft for draft in drafts}
+                for _ in answers._grow(model, tokenizer, drafts, sampler):
+                    yield growing
+                    growing = {i: draft for i, draft in growing.items() if not draft.reason}
+        return [[draft.answer() for draft in group] for group in groups]
+
+    return grown()
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    sampler: Sampler = Greedy(),  # noqa: B008
+    **options: Any,
+) -> Generator[str, None, Answer]:
+    """The text of one answer in pieces, each as soon as it is certain; returns the answer.
+
+    Pieces are whole characters, with nothing of a stop string or after it. The options and errors are
+    those of ``steps``.
+    """
+    growing = steps(model, tokenizer, [prompt], sampler, **options)
+
+    def pieces() -> Generator[str, None, Answer]:
+        with contextlib.closing(growing):
+            while True:
+                try:
+                    (draft,) = next(growing).values()
+                except StopIteration as ended:
+                    ((answer,),) = ended.value
+                    return answer
+                if draft.piece:
+                    yield draft.piece
+
+    return pieces()
