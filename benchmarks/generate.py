@@ -225,7 +225,7 @@ def translate(base: models.Base, c: Config) -> dict[str, float]:
 
     fast = whole(
         lambda: batched.extend(
-            answers.greedy(base.model, base.tokenizer, template, rows, max_new_tokens=most)
+            answers.of_rows(base.model, base.tokenizer, template, rows, max_new_tokens=most)
         )
     )
     slow = whole(one_at_a_time)

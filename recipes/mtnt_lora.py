@@ -64,6 +64,9 @@ class Config:
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
 
+    # Answers
+    decoding: Literal["auto", "greedy", "beam"] = "auto"  # auto: what has the best chrF on valid
+
     # Run
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
@@ -137,8 +140,14 @@ def main(c: Config) -> None:
         **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))
+    ways = score.decoding.WAYS[c.decoding]
+    chosen = score.decoding.choose(model, base.tokenizer, t, splits["valid"], ways=ways)
+    say(chosen.line)
+    r.note(decoding=chosen.record)
     result = score.translation.before_after(
-        model, base.tokenizer, t, splits["test"], encoded["test"].examples, **asked(c)
+        *(model, base.tokenizer, t, splits["test"], encoded["test"].examples),
+        sampler=chosen.sampler,
+        **asked(c),
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')

@@ -166,7 +166,7 @@ def main(c: Config) -> None:
     watched = encoded["valid"].examples[: c.valid_rows]
 
     def answer() -> str:
-        return answers.greedy(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
+        return answers.of_rows(model, base.tokenizer, t, [ASK], max_new_tokens=64)[0]
 
     before = answer()
     trained = train.sft(

@@ -34,14 +34,14 @@ FACES = {  # the public names of each package, for recipes and users
     "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation one_line "
     "open_pairs overlap pairs parallel summary translation_splits",
     "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
-    "RepetitionPenalty Sample TopK TopP generate greedy stream write",
+    "RepetitionPenalty Sample TopK TopP generate of_rows stream write",
     "models": "Base attach_lora load load_config load_lora load_tokenizer summary train_all",
     "plan": "Plan check_memory checked of_run plan_of",
     "rewards": "Guards Reward Vitals Watch chrf_of language length matches no_repetition number_of "
     "weighted",
     "runs": "Finished Opened Run Target check_folder find finish finished load pull push recipe "
     "start",
-    "score": "Comparison documents following images instructions loss reasoning score top translation",
+    "score": "Comparison decoding documents following images instructions loss reasoning score top translation",
     "text": "Encoded Template encode_rows encode_splits",
     "train": "Trained deadline sft",
 }

@@ -156,7 +156,7 @@ def _split(
     scored = rows if run.task == "translation" else [rows[i] for i in encoded.rows]
     if run.task == "translation":
         judge, common["ask"] = translation, {"source": "Hello, my name is Morgane."}
-        common["pair"] = run.settings["language_pair"]
+        common |= {"pair": run.settings["language_pair"], "sampler": run.sampler}
     elif run.task == "reasoning":
         judge = reasoning
         common |= {key: run.asked[key] for key in ("temperature", "seed")}

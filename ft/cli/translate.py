@@ -18,6 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
     add("text", nargs="*", help="texts; without any, standard input is read")
     add("--file", type=Path, help="translate each line of this file")
+    add("--num-beams", type=int, help="answers looked at together (default: as the run's scores)")
+    add("--mbr", type=int, metavar="N", help="of N answers drawn, the one most like the others")
     add("--base", action="store_true", help="the base model's answer instead")
     console.any_base_option(parser)
 
@@ -30,15 +32,22 @@ def command(
     file: Path | None,
     base: bool,
     any_base: bool = False,
+    num_beams: int | None = None,
+    mbr: int | None = None,
 ) -> None:
     """Texts in, texts out, in the run's direction; of a file and of standard input a line for each line."""
-    from ft.generate.answers import greedy
+    from ft.generate.samplers import Beam, Greedy
     from ft.models.load import load_tokenizer
     from ft.runs import opened
-    from ft.score.translation import RATIO
+    from ft.score import decoding, translation
 
     if text and file:
         raise UserError("give texts or --file, not both")
+    if num_beams is not None and mbr is not None:
+        raise UserError("give --num-beams or --mbr, not both")
+    if mbr is not None and mbr < 2:
+        raise UserError(f"--mbr {mbr}: it must be 2 or more: answers are compared")
+    sampler = None if num_beams is None else Beam(num_beams) if num_beams != 1 else Greedy()
     lines, where = (text, "text ") if text else _lines(file)
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
@@ -50,15 +59,13 @@ def command(
         )
     _refuse_control_tokens(lines, where, load_tokenizer(run.weights))
     o = opened.load(run, precision, tuned=not base)
-    found = greedy(
-        o.model,
-        o.tokenizer,
-        run.template,
-        [{"source": lines[i]} for i in wanted],
-        max_new_tokens=max_new_tokens,
-        max_ratio=RATIO,  # as the run's own were
-        progress=len(wanted) > 8,
-    )
+    rows = [{"source": lines[i]} for i in wanted]
+    asked: Any = (o.model, o.tokenizer, run.template, rows)
+    if mbr:
+        found = decoding.minimum_risk(*asked, mbr, max_new_tokens=max_new_tokens)
+    else:
+        how = sampler or run.sampler
+        found = translation.translate(*asked, how, max_new_tokens=max_new_tokens)
     if not text:  # line n of what comes out translates line n of what came in
         broken = sum("\n" in answer for answer in found)
         found = [" ".join(answer.split("\n")) for answer in found]

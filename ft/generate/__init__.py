@@ -1,6 +1,6 @@
 """Answers of a model."""
 
-from ft.generate.answers import generate, greedy, write
+from ft.generate.answers import generate, of_rows, write
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.draft import Answer, Prompt
 from ft.generate.growing import stream
@@ -16,7 +16,7 @@ __all__ = [
     "Forced",
     "generate",
     "Greedy",
-    "greedy",
+    "of_rows",
     "MinP",
     "Prompt",
     "RepetitionPenalty",

@@ -56,10 +56,12 @@ def generate(
     groups = begun(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n)
     with _evaluating(model):
         if isinstance(sampler, Beam):
-            groups = [
-                search.search(model, group[0], sampler, use_cache=use_cache)[:n]
-                for group in _bar(groups, progress)
-            ]
+            firsts = [group[0] for group in groups]
+            for batch in _bar(_fitting(model, firsts, sampler), progress):
+                chosen = [firsts[i] for i in batch]
+                found = _beams(model, tokenizer, chosen, sampler, use_cache)
+                for i, best in zip(batch, found, strict=True):
+                    groups[i] = best[:n]
         else:
             for drafts in _bar(_shares(groups, room_for(model)), progress):
                 for _ in _grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
@@ -103,17 +105,18 @@ def begun(
     return groups
 
 
-def greedy(
+def of_rows(
     model: Any,
     tokenizer: Any,
     template: Template,
     rows: Sequence[dict[str, str]],
+    sampler: Greedy | Beam = Greedy(),  # noqa: B008
     *,
     max_new_tokens: int,
     max_ratio: float | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """The model's most likely answer to each row's prompt, in the order of ``rows``.
+    """The likeliest answer to each row's prompt that ``sampler`` finds, in the order of ``rows``.
 
     With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more: a
     model that repeats itself would otherwise take most of an evaluation's time. Prompts of like
@@ -145,15 +148,19 @@ def greedy(
         Draft(tokenizer, prompt, End(ends, strings, limit, forms.thought_ids(template, tokenizer)))
         for prompt, limit in zip(ids, most, strict=True)
     ]
-    shares = batches([draft.longest for draft in drafts], room_for(model))
+    shares = _fitting(model, drafts, sampler)
     state, apart = _processes()
     if apart:
         shares = shares[state.process_index :: state.num_processes]
     with _evaluating(model):
         for batch in _bar(shares, progress and state.is_main_process):
             chosen = [drafts[i] for i in batch]
-            for _ in _grow(model, tokenizer, chosen, Greedy(), scored=False):
-                pass
+            if isinstance(sampler, Beam):
+                for i, best in zip(batch, _beams(model, tokenizer, chosen, sampler), strict=True):
+                    drafts[i] = best[0]
+            else:
+                for _ in _grow(model, tokenizer, chosen, sampler, scored=False):
+                    pass
     mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
     answers = dict(gather_object(mine) if apart else mine)
     return [answers[i] for i in range(len(rows))]
@@ -244,6 +251,19 @@ def _grow(
         decoder.step(chosen)
 
 
+def _fitting(model: Any, drafts: Sequence[Draft], sampler: Greedy | Beam) -> list[list[int]]:
+    """Indices of ``drafts`` in batches that there is room for."""
+    width = sampler.width if isinstance(sampler, Beam) else 1
+    return batches([width * draft.longest for draft in drafts], room_for(model))
+
+
+def _beams(
+    model: Any, tokenizer: Any, drafts: Sequence[Draft], beam: Beam, use_cache: bool = True
+) -> list[list[Draft]]:
+    pad = tokenizer.pad_token_id or 0
+    return search.search(model, drafts, beam, pad=pad, use_cache=use_cache)
+
+
 def _shares(groups: Sequence[Sequence[Draft]], room: int) -> list[list[Draft]]:
     """The answers to each prompt, as many as there is room for, with those of prompts of like length."""
     units = []
@@ -257,7 +277,8 @@ def _shares(groups: Sequence[Sequence[Draft]], room: int) -> list[list[Draft]]:
 def _bar(shares: Sequence[Any], progress: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(shares, desc="generate", unit="batch", disable=not progress, leave=False)
+    hidden = not progress or len(shares) < 2
+    return tqdm(shares, desc="generate", unit="batch", disable=hidden, leave=False)
 
 
 @contextlib.contextmanager

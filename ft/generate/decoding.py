@@ -241,6 +241,32 @@ def logprobs(logits: "Tensor", ids: "Tensor") -> list[float]:
     return (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
 
 
+def likeliest(
+    logits: "Tensor", k: int, banned: Sequence[Sequence[int]] = ()
+) -> tuple["Tensor", "Tensor"]:
+    """The log-probabilities and ids [B, K] of the ``k`` likeliest next tokens, those ``banned`` in each row last.
+
+    They are looked for in the K blocks with the highest maxima, which hold them all.
+    """
+    import torch
+
+    total = logits.float().logsumexp(-1, keepdim=True)
+    if any(banned):
+        logits = logits.clone()
+        for row, ids in zip(logits, banned, strict=True):
+            row[list(ids)] = -torch.inf
+    rows, size = logits.shape
+    if size % BLOCK or size <= k * BLOCK:
+        best = logits.topk(min(k, size))
+        return best.values.float() - total, best.indices
+    blocks = logits.reshape(rows, -1, BLOCK)
+    where = blocks.amax(-1).topk(k).indices  # [B, K]
+    among = blocks.gather(1, where[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    best = among.topk(k)
+    ids = where.gather(1, best.indices // BLOCK) * BLOCK + best.indices % BLOCK
+    return best.values.float() - total, ids
+
+
 def argmax(logits: "Tensor") -> "Tensor":
     """The first id of the highest logit, [B, V] to [B]: by blocks, a tenth of ``argmax``'s time in bf16."""
     import torch

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from ft.errors import UserError
 from ft.generate import answers
 from ft.generate.decoding import room_for
 from ft.generate.draft import Answer, Draft, Prompt
@@ -28,13 +27,10 @@ def steps(
     """``answers.generate`` in steps that one may stop between; returns its answers.
 
     Yields the answers that have just grown by an id, by their number (``n`` to the first prompt, then
-    those to the second). With ``calls`` those of tools are kept apart from the text. The arguments are
-    checked before the first step is asked for. Raises ``UserError`` as ``generate`` does, and for
-    ``Beam``.
+    those to the second), and of ``Beam``, which knows its answers only at the end, none. With ``calls`` those of tools are kept apart from the text. The arguments are
+    checked before the first step is asked for. Raises ``UserError`` as ``generate`` does.
     """
     answers.check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
-    if isinstance(sampler, Beam):
-        raise UserError(f"{sampler} knows its answer only at the end: it cannot be streamed")
     groups = answers.begun(
         *(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n), calls=calls
     )
@@ -42,6 +38,12 @@ def steps(
 
     def grown() -> Generator[dict[int, Draft], None, list[list[Answer]]]:
         with answers._evaluating(model):
+            if isinstance(sampler, Beam):
+                for at, (draft, *_) in enumerate(groups):
+                    yield {}
+                    (found,) = answers._beams(model, tokenizer, [draft], sampler)
+                    groups[at] = found[:n]
+                return [[draft.answer() for draft in group] for group in groups]
             for drafts in answers._shares(groups, room_for(model)):
                 growing = {numbers[id(draft)]: draft for draft in drafts}
                 for _ in answers._grow(model, tokenizer, drafts, sampler):
@@ -70,11 +72,14 @@ def stream(
         with contextlib.closing(growing):
             while True:
                 try:
-                    (draft,) = next(growing).values()
+                    grown = next(growing)
                 except StopIteration as ended:
                     ((answer,),) = ended.value
+                    if isinstance(sampler, Beam) and answer.text:
+                        yield answer.text
                     return answer
-                if draft.piece:
-                    yield draft.piece
+                for draft in grown.values():
+                    if draft.piece:
+                        yield draft.piece
 
     return pieces()

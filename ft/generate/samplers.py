@@ -1,7 +1,7 @@
 """How the next token is chosen from its logits: frozen values that compose."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,16 +137,20 @@ class Chain(Filter):
 class Beam:
     """The most likely answers that a search of ``width`` at a time finds, as ``transformers`` finds them.
 
-    An answer's score is its log-probability over its length to the power of ``length_penalty``.
+    An answer's score is its log-probability over its length to the power of ``length_penalty``. With
+    ``no_repeat_ngram_size``, no n-gram of tokens comes twice in an answer (there, also none of the prompt).
     """
 
     width: int
     length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
         _check_count(self, "width")
         if not math.isfinite(self.length_penalty):
             raise UserError(f"Beam: length_penalty = {self.length_penalty}; it must be finite")
+        if self.no_repeat_ngram_size:
+            _check_count(self, "no_repeat_ngram_size")
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,24 @@ class Contrastive:
 
 
 Sampler = Filter | Beam | Contrastive | Callable[["Tensor", "Generator"], "Tensor"]
+
+
+def to_generation_config(sampler: Greedy | Beam) -> dict[str, Any]:
+    """transformers' names of a search for the likeliest answer, as a run's record keeps them."""
+    if isinstance(sampler, Greedy):
+        return {"num_beams": 1}
+    return {
+        "num_beams": sampler.width,
+        "length_penalty": sampler.length_penalty,
+        "no_repeat_ngram_size": sampler.no_repeat_ngram_size,
+    }
+
+
+def from_generation_config(values: Mapping[str, Any]) -> Greedy | Beam:
+    """The search that ``to_generation_config`` described; greedy where nothing says otherwise."""
+    if values.get("num_beams", 1) == 1:
+        return Greedy()
+    return Beam(values["num_beams"], values["length_penalty"], values["no_repeat_ngram_size"])
 
 
 def choose(

@@ -1,53 +1,94 @@
 """Searches that look at several continuations at once: beam search, and contrastive search."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ft.generate.decoding import Decoder, check_finite
+from ft.generate.decoding import Decoder, check_finite, likeliest
 from ft.generate.draft import Draft
 from ft.generate.samplers import Beam, Contrastive
 
 
-def search(model: Any, draft: Draft, beam: Beam, *, use_cache: bool = True) -> list[Draft]:
-    """The ``beam.width`` best answers, best first: what ``transformers`` finds with ``num_beams``.
+def search(
+    model: Any, drafts: Sequence[Draft], beam: Beam, *, pad: int = 0, use_cache: bool = True
+) -> list[list[Draft]]:
+    """Each prompt's ``beam.width`` best answers, best first: what ``transformers`` finds with ``num_beams``.
 
-    They compete by the sum of their log-probabilities over length ** ``length_penalty``. The search
-    ends when the best one still growing could not, at its present length, enter a full list. Each
-    step looks at more continuations than ``width``, so that those which end leave enough.
+    They compete by the sum of their log-probabilities over length ** ``length_penalty``. A prompt's
+    search ends, and leaves the batch, when the best answer still growing could not, at its present
+    length, enter a full list. Each step looks at more continuations than ``width``, so that those
+    which end leave enough.
     """
     import torch
 
-    decoder = Decoder(model, [draft.prompt], 0, use_cache=use_cache)
-    growing, done = [draft], []
-    sums = torch.zeros(1, device=decoder.logits.device)  # of the log-probabilities of each one
-    many = (1 + max(1, len(draft.end.ids))) * beam.width
-    while growing:
+    room = max(draft.end.most for draft in drafts)
+    decoder = Decoder(model, [d.prompt for d in drafts], pad, use_cache=use_cache, room=room)
+    beams = [_Beam(draft, beam) for draft in drafts]
+    while True:
         check_finite(decoder.logits)
-        chances = decoder.logits.float().log_softmax(-1)  # [W, V]
-        totals = (chances + sums[:, None]).flatten()
-        best = totals.topk(min(many, len(totals)))
-        tokens = best.indices % chances.shape[1]
-        rows = best.indices // chances.shape[1]  # the text that each one continues
-        before, growing, kept = growing, [], []
-        logprobs = chances[rows, tokens].tolist()
-        for rank, (row, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
-            new = before[row].extended(token, logprobs[rank])
-            score = float(best.values[rank]) / len(new.ids) ** beam.length_penalty
-            if new.reason and rank < beam.width:
-                done.append((score, new))
-            elif not new.reason and len(growing) < beam.width:
-                growing.append(new)
-                kept.append(rank)
-        done = sorted(done, key=lambda found: -found[0])[: beam.width]
-        if growing and len(done) == beam.width:
-            possible = float(best.values[kept[0]]) / len(growing[0].ids) ** beam.length_penalty
-            if possible <= done[-1][0]:
+        going = [each for each in beams if each.growing]
+        banned = [each.banned(draft) for each in going for _, draft in each.growing]
+        values, ids = likeliest(decoder.logits, max(each.many for each in going), banned)
+        found = list(zip(values.tolist(), ids.tolist(), strict=True))
+        rows, tokens, at = [], [], 0
+        for each in going:
+            many = len(each.growing)
+            for row, token in each.step(found[at : at + many]):
+                rows.append(at + row)
+                tokens.append(token)
+            at += many
+        if not rows:
+            return [[draft for _, draft in each.done] for each in beams]
+        device = decoder.logits.device
+        decoder.select(torch.tensor(rows, device=device))
+        decoder.step(torch.tensor(tokens, device=device))
+
+
+class _Beam:
+    """One prompt's search: the answers that grow, and those that ended, with their scores, best first."""
+
+    def __init__(self, draft: Draft, beam: Beam) -> None:
+        self.growing, self._beam = [(0.0, draft)], beam
+        self.done: list[tuple[float, Draft]] = []
+        self.many = (1 + max(1, len(draft.end.ids))) * beam.width
+
+    def step(self, likeliest: Sequence[tuple[list[float], list[int]]]) -> list[tuple[int, int]]:
+        """Go on from the likeliest next ids of each growing answer, with their log-probabilities.
+
+        Returns which answer each new one continues, and by which id.
+        """
+        width, penalty = self._beam.width, self._beam.length_penalty
+        options = [
+            (total + logprob, row, token, logprob)
+            for row, ((total, _), best) in enumerate(zip(self.growing, likeliest, strict=True))
+            for logprob, token in zip(*best, strict=True)
+        ]
+        options = sorted(options, key=lambda option: -option[0])[: self.many]
+        growing: list[tuple[float, Draft]] = []
+        chosen = []
+        for rank, (total, row, token, logprob) in enumerate(options):
+            if rank >= width and len(growing) == width:
                 break
-        if growing:
-            sums = best.values[kept]
-            decoder.select(rows[kept])
-            decoder.step(tokens[kept])
-    return [found for _, found in done]
+            new = self.growing[row][1].extended(token, logprob)
+            if new.reason and rank < width:
+                self.done.append((total / len(new.ids) ** penalty, new))
+            elif not new.reason and len(growing) < width:
+                growing.append((total, new))
+                chosen.append((row, token))
+        self.done = sorted(self.done, key=lambda found: -found[0])[:width]
+        if growing and len(self.done) == width:
+            total, best = growing[0]
+            if total / len(best.ids) ** penalty <= self.done[-1][0]:
+                growing, chosen = [], []
+        self.growing = growing
+        return chosen
+
+    def banned(self, draft: Draft) -> list[int]:
+        """The ids that would make an n-gram of the answer come again."""
+        n, ids = self._beam.no_repeat_ngram_size, draft.ids
+        if not n or len(ids) < n:
+            return []
+        last = ids[len(ids) - n + 1 :]
+        return [ids[i + n - 1] for i in range(len(ids) - n + 1) if ids[i : i + n - 1] == last]
 
 
 def contrastive(

@@ -127,7 +127,10 @@ def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, st
     if not base or "prompt" not in template:
         return ""
     sample = typical(samples) if samples else {}
-    return _fence(example(template, base, sample, whole=trained_whole(run)), "python")
+    shown = example(
+        template, base, sample, whole=trained_whole(run), decoding=run.get("decoding", {})
+    )
+    return _fence(shown, "python")
 
 
 def _template(template: dict[str, Any]) -> str:

@@ -38,6 +38,9 @@ answer = tokenizer.decode(new_ids, skip_special_tokens=True)
 """
 END = """
     eos_token_id=tokenizer.convert_tokens_to_ids([tokenizer.eos_token, {end!r}]),"""
+BEAMS = """
+    num_beams={num_beams},
+    length_penalty={length_penalty},"""
 STOP = """
     stop_strings={stop!r},
     tokenizer=tokenizer,"""
@@ -53,17 +56,27 @@ def typical(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return sorted(longer, key=lambda sample: len(asked(sample)))[len(longer) // 2]
 
 
-def example(kept: Mapping[str, Any], base: str, sample: Mapping[str, Any], *, whole: bool) -> str:
+def example(
+    kept: Mapping[str, Any],
+    base: str,
+    sample: Mapping[str, Any],
+    *,
+    whole: bool,
+    decoding: Mapping[str, Any],
+) -> str:
     """The example for a run with the template of its record, which asks for ``sample``'s fields.
 
-    ``whole``: the folder is a model, and not an adapter of ``base``.
+    ``whole``: the folder is a model, and not an adapter of ``base``. ``decoding``: as its scores were made.
     """
     template = from_record(kept)
     pieces = list(template._pieces("prompt"))
     fields = dict.fromkeys(name for _, *names, _ in pieces for name in names if name)
     row = {name: str(sample.get(name, ASKED.get(name, OPTIONAL.get(name, "…")))) for name in fields}
     stop = list(template.stop)
-    stopping = END.format(end=template.end) if template.end else ""  # else as its base names it
+    searched = BEAMS.format(**decoding) if decoding.get("num_beams", 1) > 1 else ""
+    stopping = (
+        searched + END.format(end=template.end) if template.end else ""
+    )  # else as its base names it
     stopping += STOP.format(stop=stop) if stop else ""
     lines = [
         (LOAD_MODEL if whole else LOAD_ADAPTER).format(here=HERE, base=base),

@@ -14,6 +14,7 @@ from ft.runs.record import Task
 from ft.text.template import Template, from_record
 
 if TYPE_CHECKING:
+    from ft.generate.samplers import Beam, Greedy
     from ft.models.vision import Reader
 
 
@@ -45,6 +46,13 @@ class Finished:
     def asked(self) -> dict[str, Any]:
         """The settings that say which data it is judged by: its own, or those of the run that it started from."""
         return self.record.get("start", {}).get("settings", self.settings)
+
+    @property
+    def sampler(self) -> "Greedy | Beam":
+        """How it looks for the likeliest answer: as its scores were made."""
+        from ft.generate.samplers import from_generation_config
+
+        return from_generation_config(self.record.get("decoding", {}))
 
     @property
     def whole(self) -> bool:

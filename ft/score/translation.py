@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
-from ft.generate.answers import greedy
+from ft.generate.answers import of_rows
+from ft.generate.samplers import Beam, Greedy
 from ft.score import comparison, likelihood
 from ft.score.comparison import RESAMPLES, SEED, Comparison
 from ft.text import languages
@@ -49,6 +50,7 @@ def before_after(
     pair: str = "en-fr",
     base: Any | None = None,
     max_new_tokens: int = 256,
+    sampler: Greedy | Beam = Greedy(),  # noqa: B008  # a frozen value
     split: str = "test",
 ) -> Comparison:
     """The base (by default the model with its adapter switched off) against the tuned model.
@@ -60,9 +62,8 @@ def before_after(
     start = time.perf_counter()
 
     def judged(each: Any) -> Judged:
-        return judge(
-            each, tokenizer, template, rows, examples, ask=ask, max_new_tokens=max_new_tokens
-        )
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler}
+        return judge(each, tokenizer, template, rows, examples, ask=ask, **options)
 
     found = comparison.both(judged, model, base)
     made = compare(found["base"], found["tuned"], template, rows, ask=ask, pair=pair, split=split)
@@ -79,11 +80,12 @@ def judge(
     *,
     ask: dict[str, str],
     max_new_tokens: int = 256,
+    sampler: Greedy | Beam = Greedy(),  # noqa: B008
 ) -> Judged:
-    """The loss on ``examples``, and the likeliest answer to each of ``rows`` and to ``ask``."""
+    """The loss on ``examples``, and the likeliest answer that ``sampler`` finds to each of ``rows`` and to ``ask``."""
     value = likelihood.loss(model, examples, progress=True)
     *texts, answer = translate(
-        model, tokenizer, template, [*rows, ask], max_new_tokens=max_new_tokens
+        model, tokenizer, template, [*rows, ask], sampler, max_new_tokens=max_new_tokens
     )
     return Judged(value, texts, answer)
 
@@ -93,15 +95,17 @@ def translate(
     tokenizer: Any,
     template: Template,
     rows: Sequence[dict[str, str]],
+    sampler: Greedy | Beam = Greedy(),  # noqa: B008
     *,
     max_new_tokens: int = 256,
 ) -> list[str]:
     """The likeliest answer to each of ``rows``, no longer than one that is scored may be."""
-    return greedy(
+    return of_rows(
         model,
         tokenizer,
         template,
         rows,
+        sampler,
         max_new_tokens=max_new_tokens,
         max_ratio=RATIO,
         progress=True,

@@ -94,11 +94,27 @@ def test_a_wide_beam_finds_the_best_of_all_answers(penalty, ends):
         if not any(i in ends for i in ids[:-1]) and (length == most or ids[-1] in ends)
     ]
     best = sorted(every, key=score, reverse=True)
-    found = search.search(Tables(chances), draft(most, ends), Beam(64, penalty), use_cache=False)
+    (found,) = search.search(
+        Tables(chances), [draft(most, ends)], Beam(64, penalty), use_cache=False
+    )
     assert [tuple(d.ids) for d in found[:5]] == best[:5]
     assert all(d.reason == ("end" if d.ids[-1] in ends else "length") for d in found)
 
 
 def test_a_beam_of_one_is_greedy():
-    (found,) = search.search(Tables(), draft(3), Beam(1), use_cache=False)
+    ((found,),) = search.search(Tables(), [draft(3)], Beam(1), use_cache=False)
     assert found.ids == [1, 3, 0]
+
+
+def test_no_ngram_comes_twice_in_an_answer():
+    """After 1 comes 3, after 3 comes 0 and after 0 comes 1, over and over, where it may."""
+
+    def searched(size: int, most: int) -> list[int]:
+        beam = Beam(1, no_repeat_ngram_size=size)
+        ((found,),) = search.search(Tables(), [draft(most)], beam, use_cache=False)
+        return found.ids
+
+    assert searched(0, 6) == [1, 3, 0, 1, 3, 0]
+    assert searched(1, 4) == [1, 3, 0, 2]
+    pairs = list(itertools.pairwise(searched(2, 6)))
+    assert len(set(pairs)) == len(pairs) == 5

@@ -244,7 +244,7 @@ def test_example_of_the_card_answers_as_ft_does(tmp_path: Path, name: str) -> No
     tokenizer = tiny.tokenizer()
     assert left["inputs"]["input_ids"][0].tolist() == tokens.prompt_ids(asked, row, tokenizer)
     model = finished_run.load(run_folder, tmp_path / "base")
-    (answer,) = answers.greedy(model, tokenizer, asked, [row], max_new_tokens=24)
+    (answer,) = answers.of_rows(model, tokenizer, asked, [row], max_new_tokens=24)
     assert answer
     assert left["printed"] == f"{answer}\n"
 

@@ -104,7 +104,7 @@ def test_a_chat_template_stops_by_itself_and_travels(made: Made, tmp_path: Path)
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
 
     tuned = lora.load(models.load(base, precision="fp32"), adapter)
-    (wanted,) = answers.greedy(tuned, tokenizer, CHAT, [row], max_new_tokens=12)
+    (wanted,) = answers.of_rows(tuned, tokenizer, CHAT, [row], max_new_tokens=12)
     inputs = tokenizer(CHAT.prompt_for(row), return_tensors="pt")
     output = plain.generate(**inputs, max_new_tokens=12, do_sample=False)
     found = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
