@@ -10,7 +10,8 @@ from ft import machine
 from ft.errors import UserError
 from ft.models import lora, parameters, sources
 from ft.models import precision as hardware
-from ft.models.load import context_of, hush_bitsandbytes, load_config
+from ft.models.load import context_of, load_config
+from ft.models.precision import import_bitsandbytes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def skeleton(name: str) -> tuple[Any, dict[str, int]]:
 
 def with_adapter(model: Any, folder: Path) -> Any:
     """The model with the layers of an adapter, of which the shapes alone are known."""
-    hush_bitsandbytes()  # which PEFT imports
+    import_bitsandbytes()  # as PEFT does
     import torch
     from peft import LoraConfig, get_peft_model
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import logging
 import math
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
+from ft.models.precision import import_bitsandbytes
 from ft.models.sources import fetch, published_name, read_config, shapes_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def load(
     for every choice that cannot be met, before any weight is read where that can be known.
     """
     _check_backend(backend, precision, inference=inference)
-    hush_bitsandbytes()
+    import_bitsandbytes()
     notes = unsloth_backend.prepare() if backend == "unsloth" else []
     on = machine.here()
     choice = hardware.choose_precision(precision, on)
@@ -115,11 +115,6 @@ def load(
         *notes,
     ]
     return Base(model, tokenizer, name, path, choice.precision, backend, attention, tuple(notes))
-
-
-def hush_bitsandbytes() -> None:
-    """On a CPU it would open every run with advice to install a kernel package."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _check_backend(backend: str, precision: str, *, inference: bool) -> None:

@@ -1,7 +1,13 @@
 """Choose precision and attention for a model on a machine, each with its reason."""
 
+import contextlib
+import functools
 import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ft.errors import UserError, nearest
 from ft.machine import Machine
@@ -129,3 +135,44 @@ def choose_attention(
         if problem:
             raise UserError(f"attention flash_attention_2 is not possible: {problem}. Use auto.")
     return f"{attention}: asked for"
+
+
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes, as PEFT does wherever it is installed, without what costs or asks for something.
+
+    It compiles two functions, for which PyTorch brings its whole compiler (1.3 s): here at their first
+    call. On a CPU it would fetch a kernel's code from the Hub where the package `kernels` is installed,
+    and advise to install it where not.
+    """
+    if "bitsandbytes" in sys.modules or not importlib.util.find_spec("bitsandbytes"):
+        return
+    import torch
+
+    compile_now = torch.compile
+
+    def compile_later(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(compile_later, **options)
+        compiled = functools.cache(lambda: compile_now(function, **options))
+        return functools.wraps(function)(lambda *args, **named: compiled()(*args, **named))
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    torch.compile = compile_later
+    try:
+        with hidden("kernels"):
+            import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    finally:
+        torch.compile = compile_now
+
+
+@contextlib.contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """As if a package were not installed, while this lasts."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if before is not None:
+            sys.modules[package] = before

@@ -1,5 +1,8 @@
 """Device, precision and attention: what is chosen where, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ft.errors import UserError
@@ -115,3 +118,25 @@ def test_weights_are_four_bits_only_where_they_would_not_fit() -> None:
         assert "6.0 GiB in bf16" in choice.reason
     assert widen(choose_precision("auto", TURING), TURING, 1, free).precision == "nf4"
     assert widen(choose_precision("auto", OLD_CPU), OLD_CPU, 1, free).precision == "fp32"
+
+
+def test_bitsandbytes_comes_without_the_compiler_and_asks_for_no_kernels():
+    """In a process of its own; where something is compiled at last, it computes the same."""
+    code = """
+import sys, types, torch
+kernels = types.ModuleType("kernels")
+kernels.get_kernel = lambda *_, **__: (_ for _ in ()).throw(SystemExit("a kernel was asked for"))
+sys.modules["kernels"] = kernels
+whole = torch.compile
+from ft.models.precision import import_bitsandbytes
+import_bitsandbytes()
+assert torch.compile is whole
+assert sys.modules["kernels"] is kernels
+assert "torch._inductor.compile_fx" not in sys.modules
+import bitsandbytes.functional as bnb
+x = torch.linspace(-1, 1, 256).reshape(4, 64)
+q, state = bnb.quantize_4bit(x, quant_type="nf4")
+assert (bnb.dequantize_4bit(q, state) - x).abs().max() < 0.2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
