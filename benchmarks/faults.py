@@ -1,9 +1,9 @@
-"""What `ft check` and `trl sft` say of models and data with a known fault: a line each, tiny models, on a CPU.
+"""What `ft check`, `trl sft` and `axolotl preprocess` say of models and data with a known fault, on a CPU.
 
-    python benchmarks/faults.py > faults.md
+    python benchmarks/faults.py [path of axolotl, in an environment of its own] > faults.md
 
 TRL has no command that looks before it trains, so it is asked for one step; what counts as said is an error, or a
-line of its log that names the fault.
+line of its log that names the fault. Of axolotl it is what it says more than of a model and data without a fault.
 """
 
 import json
@@ -178,13 +178,61 @@ def trl(place: Path, model: Path, data: Path, flags: tuple[str, ...]) -> str:
     return f"trains; loss {loss[0] if loss else '?'}"
 
 
-def call(words: list[str]) -> tuple[int, str]:
+# what axolotl calls the settings that `trl sft` is given
+AXOLOTL = {
+    "--lora_target_modules": "lora_target_modules",
+    "--resume_from_checkpoint": "resume_from_checkpoint",
+}
+
+
+def axolotl(program: str, place: Path, model: Path, data: Path, flags: tuple[str, ...]) -> set[str]:
+    """The warnings of `axolotl preprocess`, or the error that it ends with."""
+    settings: dict[str, Any] = {
+        "base_model": str(model),
+        "chat_template": "tokenizer_default",
+        "eot_tokens": ["<end_of_turn>"],  # else it warns of every Gemma that the end is not learnt
+        "datasets": [{"path": str(data), "ds_type": "json", "type": "chat_template"}],
+        "dataset_prepared_path": tempfile.mkdtemp(dir=place),
+        "output_dir": str(place / "axolotl"),
+        "sequence_len": 256,
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_target_linear": "--lora_target_modules" not in flags,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 2e-4,
+        "optimizer": "adamw_torch",
+        "bf16": False,
+        "fp16": False,
+        "use_wandb": "wandb" in flags,
+    }
+    settings |= {AXOLOTL[k]: v for k, v in zip(flags, flags[1:], strict=False) if k in AXOLOTL}
+    if "lora_target_modules" in settings:
+        settings["lora_target_modules"] = [settings["lora_target_modules"]]
+    file = place / "axolotl.json"  # which YAML reads as well
+    file.write_text(json.dumps(settings))
+    status, said = call([program, "preprocess", str(file)], PYTHONPATH="", AXOLOTL_DO_NOT_TRACK="1")
+    found = {
+        line.partition("] [")[2]
+        for line in said.splitlines()
+        if re.search(r"\[(WARNING|ERROR)\]", line)
+    }
+    last = said.splitlines()[-1] if said else ""
+    return {re.sub(r"^\w+\] \[[\w.]+\] ", "", line) for line in found} | (
+        {f"ends: {last}"} if status else set()
+    )
+
+
+def call(words: list[str], **more: str) -> tuple[int, str]:
     """Exit status of a program and what it said."""
     settings = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
+        **more,
     }
     done = subprocess.run(
         words,
@@ -204,14 +252,23 @@ def cell(text: str, most: int = 160) -> str:
 
 
 def main() -> None:
-    print("| no. | fault | `ft check` | `trl sft`, one step |\n|---|---|---|---|")
+    program = sys.argv[1] if len(sys.argv) > 1 else ""
+    print(
+        "| no. | fault | `ft check` | `trl sft`, one step | `axolotl preprocess` |\n|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        for number, words, model, data, flags, its in fixtures(faults.Bench(place)):
-            ours, theirs = ft(place, model, data, flags), trl(place, model, data, its)
+        bench = faults.Bench(place)
+        chat = bench.data(faults.chats(), "chat.jsonl")
+        usual = axolotl(program, place, bench.model(), chat, ()) if program else set()
+        for number, words, model, data, flags, its in fixtures(bench):
+            said = [ft(place, model, data, flags), trl(place, model, data, its), "not run"]
+            if program:
+                more = axolotl(program, place, model, data, its) - usual
+                said[2] = "; ".join(sorted(more)) or "nothing"
             for folder in (str(place), str(ROOT)):
-                ours, theirs = ours.replace(folder + "/", ""), theirs.replace(folder + "/", "")
-            print(f"| {number} | {words} | {cell(ours)} | {cell(theirs)} |", flush=True)
+                said = [text.replace(folder + "/", "") for text in said]
+            print(f"| {number} | {words} | {' | '.join(map(cell, said))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def encode(
         number, wanted = good.kept[at], pairs[at]["prompt"].count(image)
         if (found := example["input_ids"].count(see.token)) != wanted:
             raise UserError(
-                f"{good.place(number)}: {found} image tokens for images of {wanted}: the tokenizer does not "
+                f"{rows[number]['where']}: {found} image tokens for images of {wanted}: the tokenizer does not "
                 f"read {image!r} as one token"
             )
         example[FILES] = list(rows[number]["images"])

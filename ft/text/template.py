@@ -136,8 +136,15 @@ class Template:
             parts.append(value.strip() if field in self.strip else value)
         return "".join(parts)
 
-    def _pieces(self, key: str) -> Iterator[tuple[str, str, str, bool]]:
+    def _pieces(self, key: str) -> tuple[tuple[str, str, str, bool], ...]:
         """(literal text, or a field; its section, and whether that is for a field that is there)."""
+        return self._parsed[key]
+
+    @functools.cached_property
+    def _parsed(self) -> dict[str, tuple[tuple[str, str, str, bool], ...]]:
+        return {key: tuple(self._parse(key)) for key in ("prompt", "completion")}
+
+    def _parse(self, key: str) -> Iterator[tuple[str, str, str, bool]]:
         pattern, section, present, start = getattr(self, key), "", True, 0
 
         def wrong(what: str) -> UserError:
