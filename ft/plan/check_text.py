@@ -1,5 +1,6 @@
 """What a model will read: its template, tokens, lengths and supervised answers, the rows, and what ends an answer."""
 
+import collections
 import itertools
 import statistics
 import sys
@@ -11,7 +12,7 @@ from ft.data.doubles import doubles
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some
-from ft.text import chat_template, control, documents, native, tokens
+from ft.text import bad_rows, chat_template, control, documents, native, tokens
 from ft.text.prompts import INSTRUCTION
 from ft.text.template import OPTIONAL, Template
 from ft.text.tokens import IGNORE
@@ -159,6 +160,7 @@ def encoded(case: Case) -> Seen | None:
     """Ids of the sample: one BOS that comes first, and an end token that is learnt after each answer."""
     assert case.template
     assert case.sample
+    left_out = _control_tokens(case)
     if "train_vision" in case.settings:
         return Seen("--", "tokens", "images are counted with the model's own processor: `ft show`")
     row = case.sample["train"][0]
@@ -173,8 +175,9 @@ def encoded(case: Case) -> Seen | None:
             split: case.encode(rows, case.template, case.tokenizer, max_length=case.length)
             for split, rows in case.sample.items()
         }
-        said = [f"{split}: {found.summary(case.length)}" for split, found in case.encoded.items()]
-        return Seen("ok", "tokens", "; of the sample ".join(["as the recipe encodes them", *said]))
+        said = ["as the recipe encodes them"]
+        said += [f"{split}: {found.summary(case.length)}" for split, found in case.encoded.items()]
+        return Seen("ok", "tokens", "; of the sample ".join(said) + left_out)
     options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
     options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
     case.encoded = {
@@ -204,10 +207,18 @@ def encoded(case: Case) -> Seen | None:
     if ended < answers:
         raise UserError(f"{answers - ended:,} of {answers:,} answers have no {end} that is learnt")
     start = "a second BOS before the answer, as asked" if parity else "one BOS in every row"
-    part = "" if case.everything else " of a sample"
-    return Seen(
-        "ok", "tokens", f"{start}; {ended:,} of {answers:,} answers{part} end in {end}, supervised"
-    )
+    what = "answers" if case.everything else "answers of a sample"
+    text = f"{start}; {ended:,} of {answers:,} {what} end in {end}, supervised"
+    return Seen("ok", "tokens", text + left_out)
+
+
+def _control_tokens(case: Case) -> str:
+    """How many of all rows hold a control token and are skipped. Raises ``UserError`` where that is an error."""
+    splits = (case.splits or {}).values()
+    looks = [bad_rows.Good(rows, case.tokenizer, lambda _: None) for rows in splits]
+    collections.deque(itertools.chain(*looks), maxlen=0)
+    found = sum(len(good.bad) for good in looks)
+    return f"; {found:,} rows that hold a control token are skipped" if found else ""
 
 
 def lengths(case: Case) -> Seen:
@@ -219,8 +230,7 @@ def lengths(case: Case) -> Seen:
     limit = case.length
     over = sum(n > limit for n in found) if limit else 0
     if case.encode is documents.encode and over:
-        text = f"{text}; longer ones are read in windows of {limit:,}"
-        return Seen("ok", "length", text)
+        return Seen("ok", "length", f"{text}; longer ones are read in windows of {limit:,}")
     if not limit or not over:
         return Seen("ok", "length", f"{text}; all within {limit:,}" if limit else text)
     policy = case.settings.get("length_policy", "drop")

@@ -477,6 +477,19 @@ def test_28_a_start_that_no_template_explains(check, bench):
 # ---- found in use
 
 
+def test_control_tokens_are_found_beyond_the_sample(check, bench):
+    rows = instructions(1200)
+    for line in range(600, 660):
+        rows[line]["response"] += "<eos>"
+    data = bench.data(rows, "control.jsonl")
+    seen, status, _ = check(data=data)
+    names(seen["tokens"], r"ERROR .*control\.jsonl:6\d\d, response: .*<eos>.* \(and \d\d more rows")
+    assert status == 2
+    seen, status, _ = check("--on-bad-row", "skip", data=data)
+    names(seen["tokens"], "ok .*; 60 rows that hold a control token are skipped")
+    assert status == 0
+
+
 def test_a_full_disk_is_seen_before(check, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 300_000))
