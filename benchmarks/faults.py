@@ -234,14 +234,17 @@ def call(words: list[str], **more: str) -> tuple[int, str]:
         "PYTHONPATH": str(ROOT),
         **more,
     }
-    done = subprocess.run(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=settings,
-        timeout=600,
-    )
+    try:
+        done = subprocess.run(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=settings,
+            timeout=600,
+        )
+    except subprocess.TimeoutExpired:
+        return 1, "no end within 600 s"
     return done.returncode, done.stdout
 
 
