@@ -14,7 +14,7 @@ from ft.generate.decoding import Decoder
 from ft.runs import opened
 from ft.score import translation
 
-PROMPTS = ["Hello.", "idk what ur talking about lol", "ok", "tbh the new update is trash " * 4]
+PROMPTS = ["Hello.", "idk what ur talking about lol", "tbh the new update is kinda trash"]
 
 
 def ids(tokenizer) -> list[list[int]]:
@@ -52,7 +52,7 @@ def check(base, new: int) -> None:
 
 
 def test_answers_alone_and_together(base) -> None:
-    check(base, 12)
+    check(base, 6)
 
 
 def test_texts_that_leave_and_come_to_be_alone(base) -> None:
@@ -76,17 +76,18 @@ def test_answers_of_the_embedded_model_alone_and_together() -> None:
     check(bf16("embedded"), 10)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_translate_answers_what_the_run_reported(precision, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 256), ("bf16", 24)])
+def test_translate_answers_what_the_run_reported(precision, most, tmp_path, capsys) -> None:
     """One path: the scored translations of several rows, of one, and those of ``ft translate``."""
     run = finished_run.write_real(tmp_path / "run")
     (run / "config.yaml").write_text(
         f"model_name_or_path: {tmp_path / 'base'}\nlanguage_pair: en-fr\n"
     )
     found = opened.load(opened.finished(run), precision)
-    rows = [{"source": prompt.strip()} for prompt in PROMPTS]
-    options = {"max_new_tokens": 256}
+    rows = [{"source": prompt} for prompt in PROMPTS[:2]]
+    options = {"max_new_tokens": most}
     scored = translation.translate(found.model, found.tokenizer, found.template, rows, **options)
     for row, wanted in zip(rows, scored, strict=True):
-        cli.main(["translate", str(run), row["source"], "--precision", precision])
+        words = ["--precision", precision, "--max-new-tokens", str(most)]
+        cli.main(["translate", str(run), row["source"], *words])
         assert capsys.readouterr().out == wanted + "\n"

@@ -1,4 +1,4 @@
-"""How far fp32 leaves exact arithmetic under AdamW: what a comparison of two implementations can ask for."""
+"""AdamW is the published rule, and fp32 stays with exact arithmetic: what two implementations can be asked for."""
 
 import copy
 
@@ -71,15 +71,11 @@ def test_adamw_is_the_published_rule_in_exact_arithmetic(model, rows, monkeypatc
         torch.testing.assert_close(p.detach(), wanted[name], rtol=0, atol=1e-9, msg=name)
 
 
-def test_what_fp32_rounds_is_made_larger_by_adamw_and_not_by_sgd(model, rows, monkeypatch) -> None:
-    """AdamW divides each gradient by its own size: one that is rounding alone still moves by the whole rate."""
-    apart = {}
-    for name in ("adamw", "sgd"):
-        single = losses(copy.deepcopy(model), rows, name)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-            apart[name] = np.abs(single - losses(copy.deepcopy(model).double(), rows, name))
-    print({name: (a[0], a[1], a[:20].max(), a.max()) for name, a in apart.items()})
-    assert apart["adamw"][0] < 1e-6  # the same model
-    assert apart["sgd"].max() < 1e-5
-    assert 10 * apart["sgd"].max() < apart["adamw"].max() < 2e-3
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_fp32_stays_with_exact_arithmetic(name, model, rows, monkeypatch) -> None:
+    """What rounding alone may explain after 60 steps at 0.003; a larger difference is one of the rule."""
+    single = losses(copy.deepcopy(model), rows, name)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    exact = losses(model.double(), rows, name)
+    assert np.abs(single - exact).max() < 1e-5
+    assert abs(exact[0] - exact[-1]) > 0.1  # it has moved
