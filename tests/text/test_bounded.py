@@ -32,9 +32,7 @@ def test_a_harmful_template_is_one_line(kind: str, monkeypatch) -> None:
     monkeypatch.setattr(bounded, "SECONDS", 1)
     monkeypatch.setattr(bounded, "BYTES", 2**28)
     start = time.monotonic()
-    with pytest.raises(
-        UserError, match="the tokenizer's chat template .*choose another --template"
-    ) as error:
+    with pytest.raises(UserError, match="the tokenizer's chat template ") as error:
         chat_template.read(tokenizer_of(HARMFUL[kind]))
     assert "\n" not in str(error.value)
     assert time.monotonic() - start < 60  # and not hours
