@@ -134,6 +134,11 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     try:
         with safe_open(needed[1], framework="pt") as weights:
             shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+        if on_head := [name for name in shapes if ".lm_head.lora_" in name]:
+            raise UserError(
+                f"{folder} has LoRA on the head ({on_head[0]}): losses here are taken from the head's own "
+                "weight, and would leave it out. Train one without lm_head."
+            )
         _check_vocabulary(shapes, base.model, wrong)
         with quiet():
             model = PeftModel.from_pretrained(

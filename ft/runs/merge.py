@@ -158,11 +158,11 @@ def merge(
 def _check_tied(model: Any, adapter: Path) -> None:
     """Raise ``UserError`` for an adapter on one of two layers that share a weight: merged, both would change."""
     names = [name for name, module in model.named_modules() if hasattr(module, "lora_B")]
-    on = [name for name in names if name.rpartition(".")[2] in ("embed_tokens", "lm_head")]
+    on = [name for name in names if name.endswith("embed_tokens")]
     if on and model.config.get_text_config().tie_word_embeddings:
         raise UserError(
-            f"{adapter} has LoRA on {on[0]}, whose weight is the {'head' if 'embed' in on[0] else 'embedding'}"
-            " too: merged, both would change. Use it unmerged, or train one without that layer."
+            f"{adapter} has LoRA on {on[0]}, whose weight is the head's too: merged, both would change. Use it "
+            "unmerged, or train one without that layer."
         )
 
 
