@@ -107,7 +107,7 @@ def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
     act = lambda: merge.merge_run(opened.finished(done), place / "out")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in spread(14, count):
+    for at in spread(40, count):
         shutil.rmtree(place)
         (place / "out").mkdir(parents=True) if there else place.mkdir()
         assert kills.killed(place, at, act)
@@ -123,7 +123,7 @@ def test_a_killed_export_is_repeated(tmp_path: Path, monkeypatch) -> None:
     act = lambda: export_command.command(str(model), place / "out.gguf", "f16")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in spread(14, count):
+    for at in spread(40, count):
         shutil.rmtree(place)
         place.mkdir()
         assert kills.killed(place, at, act)
