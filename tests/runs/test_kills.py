@@ -107,7 +107,7 @@ def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
     act = lambda: merge.merge_run(opened.finished(done), place / "out")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in spread(40, count):
+    for at in spread(12, count):
         shutil.rmtree(place)
         (place / "out").mkdir(parents=True) if there else place.mkdir()
         assert kills.killed(place, at, act)
