@@ -75,8 +75,7 @@ def recipe(stem: str, place: Path):
         *(("dolly_qlora", 5), ("mtnt_full", 4), ("minigpt_pretrain", 8), ("mtnt_reject", 6)),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ft.plan.checked", lambda *_, **__: ())  # of which other tests tell
+def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path) -> None:
     act, run = recipe(stem, tmp_path), tmp_path / "run"
     act()  # what comes but once, such as caches
     shutil.rmtree(run)
@@ -116,7 +115,7 @@ def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
         assert kills.content(place) == wanted, f"killed at {at} of {count}"
 
 
-def test_a_killed_export_is_repeated(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_export_is_repeated(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     model, place = tiny_gguf.model_folder(tmp_path / "m", "gemma3_text"), tmp_path / "place"
     place.mkdir()
