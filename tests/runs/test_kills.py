@@ -14,9 +14,17 @@ from ft.cli import export as export_command
 from ft.errors import UserError
 from ft.runs import merge, opened
 
-# what tells the time, and what hashes it
+# what tells the time, or how it was started, and what hashes that
 TIMES = ("run.json", "README.md", "metrics.jsonl", "ft_state.json", "report.md", "round.json")
-TIMES += ("report.html", "rng_state.pth", "trainer_state.json", "done.json", "state.json", ".png")
+TIMES += (
+    "config.yaml",
+    "report.html",
+    "rng_state.pth",
+    "trainer_state.json",
+    "done.json",
+    "state.json",
+    ".png",
+)
 
 
 def lines(folder: Path) -> list[dict]:
