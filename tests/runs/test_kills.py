@@ -48,8 +48,8 @@ def go_on(act, folder: Path) -> None:
 
 
 SHORT = ("--max-steps", "2", "--eval-steps", "1", "--no-gradient-checkpointing")
-REJECT = ("--prompts", "2", "--n", "2", "--rounds", "2", "--per-device-train-batch-size", "2")
-REJECT += ("--eval-limit", "2", "--valid-rows", "2", "--max-new-tokens", "4", "--watch-rows", "2")
+REJECT = ("--prompts", "4", "--n", "3", "--rounds", "2", "--per-device-train-batch-size", "2")
+REJECT += ("--eval-limit", "2", "--valid-rows", "2", "--max-new-tokens", "16", "--watch-rows", "2")
 REJECT += ("--precision", "fp32", "--max-kl", "50", "--max-drift", "50", "--min-distinct", "0")
 
 
@@ -80,7 +80,7 @@ def recipe(stem: str, place: Path):
     ("stem", "points"),
     [
         *(("LoRA", 24), ("full", 16)),
-        *(("dolly_qlora", 5), ("mtnt_full", 4), ("minigpt_pretrain", 8), ("mtnt_reject", 6)),
+        *(("dolly_qlora", 5), ("mtnt_full", 4), ("minigpt_pretrain", 8), ("mtnt_reject", 5)),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path) -> None:
