@@ -73,7 +73,7 @@ def _for_ollama(out: Path, run: opened.Finished) -> None:
             f"GGUF has no room for stop strings; give your program these: {', '.join(map(repr, stop))}"
         )
     file = out.with_suffix(".Modelfile")
-    end, greedy = load_tokenizer(run.base).eos_token, run.task == "translation"
+    end, greedy = str(load_tokenizer(run.base).eos_token), run.task == "translation"
     try:
         files.write_text(file, modelfile(out.name, run.template, end=end, greedy=greedy))
     except UserError as error:
