@@ -112,6 +112,10 @@ def test_two_tiny_steps(path, tmp_path, capsys):
     asked |= {"vision_lora": "What is where?", "text_lora": "bits per byte"}
     assert asked.get(path.stem, "Hello, my name is Morgane.") in said
     assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
+    page = (folder / "report.html").read_text()
+    assert "report.html was not written" not in said
+    assert "<svg" in page
+    assert 'http-equiv="refresh"' not in page  # it has ended
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
