@@ -36,19 +36,24 @@ def install(model: Any) -> None:
             module.forward = types.MethodType(_forward, module)
 
 
-def refresh(model: Any) -> int:
+def trained(model: Any) -> "list[Tensor]":
+    """The A and B that train in the layers of ``install``; the search goes through all modules."""
+    return [p for m in model.modules() if "forward" in vars(m) for p in _trained(m)]
+
+
+def refresh(model: Any, found: "list[Tensor] | None" = None) -> int:
     """Copy the trained A and B into the base's dtype, once for all forward passes until they change.
 
     Without it each layer and call casts them, two operations of some ten. To be called after every
     optimizer step; the copies stay where they are in memory, so that a captured CUDA graph reads the
     new values. A parameter that PyTorch knows to have changed since is cast as before, but its fused
-    optimizers do not tell. Returns the number of copies: none in fp32, and none where processes share
-    the parameters.
+    optimizers do not tell. ``found`` are the model's ``trained``, where the caller knows them. Returns the
+    number of copies: none in fp32, and none where processes share the parameters.
     """
     import torch
 
     dtype = model.get_input_embeddings().weight.dtype
-    found = [p for m in model.modules() if "forward" in vars(m) for p in _trained(m)]
+    found = trained(model) if found is None else found
     shared = any(p.dim() != 2 or hasattr(p, "full_tensor") for p in found)
     if shared or not found or dtype == found[0].dtype:
         return 0

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Name = Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+ALIGNED = 64  # numbers; pieces of a joint tensor begin where a kernel likes to read
 STATE_BYTES = {"adamw": 8, "sgd": 0, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # an fp32 parameter
 
 # What does not decay, as regular expressions over parameter paths.
@@ -101,17 +102,21 @@ def create(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     rules: Sequence[str] | None = None,
+    joint: bool = False,
 ) -> Any:
     """An optimizer over the trainable parameters of ``model``; SGD is plain, without momentum.
 
     AdamW is PyTorch's fused one, with decoupled decay. The 8-bit ones are bitsandbytes' and need a
-    CUDA GPU. ``betas`` are AdamW's; ``rules`` say what does not decay (``groups``).
+    CUDA GPU. ``betas`` are AdamW's; ``rules`` say what does not decay (``groups``). ``joint``: it sees
+    each group as one parameter (``join``).
     """
     import torch
 
     if wrong := check(name):
         raise UserError(wrong[0])
     params = groups(model, weight_decay, rules)
+    if joint:
+        params = [group | {"params": [join(group["params"])]} for group in params]
     if name == "sgd":
         return torch.optim.SGD(params, lr=learning_rate)
     if name == "adamw":
@@ -124,6 +129,26 @@ def create(
 
     make = {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}
     return make[name](params, lr=learning_rate, betas=betas)
+
+
+def join(parameters: "Sequence[nn.Parameter]") -> "nn.Parameter":
+    """One parameter of which ``parameters``, of one dtype and device, become pieces, and so their gradients.
+
+    An adapter is hundreds of small matrices: an update of them all is one kernel then, and so are zeros for
+    their gradients, whose place stays the same. Those that no backward reaches have zeros.
+    """
+    import torch
+
+    sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in parameters]
+    whole = torch.nn.Parameter(parameters[0].new_zeros(sum(sizes)))
+    whole.grad = torch.zeros_like(whole)
+    pieces = zip(parameters, whole.data.split(sizes), whole.grad.split(sizes), strict=True)
+    for parameter, value, gradient in pieces:
+        value, parameter.grad = (
+            x[: parameter.numel()].view_as(parameter) for x in (value, gradient)
+        )
+        parameter.data = value.copy_(parameter.data)
+    return whole
 
 
 def muon(

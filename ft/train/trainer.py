@@ -1,8 +1,9 @@
 """TRL's SFTTrainer on our ids, labels, rows and loss; imports TRL at its top, so only `train` imports it."""
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ class WithBlank(Sequence[Example]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.examples[index] if index < len(self.examples) else self.blank
+
+
+@contextlib.contextmanager
+def listed(model: Any) -> Iterator[None]:
+    """While this lasts, parameters come from a list: each step asks for them three times.
+
+    A Gemma with an adapter has thousands of modules, and to walk through them takes longer than to start
+    a step that is a CUDA graph.
+    """
+    parameters = tuple(model.parameters())
+    model.parameters = lambda recurse=True: iter(parameters)
+    try:
+        yield
+    finally:
+        del model.parameters
 
 
 class Trainer(Staged, SFTTrainer):
@@ -119,10 +135,13 @@ class Trainer(Staged, SFTTrainer):
         self.graphs = graphs.Graphs(self._run, model.parameters(), say, make=make)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what comes after has the memory of the graphs."""
+        """Train; what comes after has the memory of the graphs and of the gradients."""
+        model: Any = self.model
         try:
             return super().train(*args, **kwargs)
         finally:
+            vars(model).pop("zero_grad", None)
+            model.zero_grad()
             if self.graphs:
                 self.graphs.release()
 
@@ -167,12 +186,14 @@ class Trainer(Staged, SFTTrainer):
             self.args.warmup_steps = 0
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """An epoch, unless all steps are done: a run killed after its last one learns no more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        model.train()
+        with contextlib.nullcontext() if self.is_fsdp_enabled else listed(model):
+            super()._run_epoch(model, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:
@@ -183,8 +204,24 @@ class Trainer(Staged, SFTTrainer):
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
+                joint=(joint := self._joins()),
             )
+            if joint:  # gradients keep their places
+                model.zero_grad = functools.partial(self.optimizer.zero_grad, set_to_none=False)
         return self.optimizer
+
+    def _joins(self) -> bool:
+        """Whether the optimizer can take all that trains as one tensor: an adapter, in one process.
+
+        States in 8 bits have a scale for each part of a parameter, and are left as they are.
+        """
+        model: Any = self.model
+        adapter = [
+            p for p in model.parameters() if p.requires_grad and hasattr(model, "peft_config")
+        ]
+        alone = self.accelerator.num_processes == 1 and not self.is_fsdp_enabled
+        plain = self.optimizer_name in ("adamw", "sgd")
+        return alone and plain and len({(p.dtype, p.device) for p in adapter}) == 1
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         count = sum(row["supervised"] for batch in batch_samples for row in batch["rows"])
@@ -196,7 +233,8 @@ class Trainer(Staged, SFTTrainer):
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch, row by row; gradients meet at the last row."""
-        model.train()
+        if not model.training:
+            model.train()
         rows: Any = self._prepare_inputs(inputs)["rows"]
         self.step_loss.zero_()
         processes = self.accelerator.num_processes  # DDP averages what should be summed
@@ -276,7 +314,13 @@ class Trainer(Staged, SFTTrainer):
         """Go on from a checkpoint: older transformers ask torch.load for ``cpu:0``, which it does not know."""
         if self.args.device.type == "cpu":
             self.args.__dict__["_setup_devices"] = torch.device("cpu")
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise UserError(
+                f"{checkpoint}: the optimizer's state does not fit ({error}), as it was kept by another "
+                "version of ft; start without --resume"
+            ) from None
 
     def load_best(self) -> None:
         """Go back to the weights of the best step, of its checkpoint."""

@@ -155,6 +155,31 @@ def test_betas_reach_adamw():
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.96)}
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_joint_parameters_take_the_steps_of_single_ones(name):
+    """To the bit; their gradients keep their places, and decay spares what it spared."""
+    sides = []
+    for joint in (False, True):
+        model = lora.attach(tiny.build("gemma"), r=3, alpha=4, variant="dora")
+        options = {"learning_rate": 0.1, "weight_decay": 0.1, "joint": joint}
+        sides.append((model, optim.create(model, name, **options)))
+    trained = [[p for p in m.parameters() if p.requires_grad] for m, _ in sides]
+    for one, other in zip(*trained, strict=True):
+        one.data.copy_(other.data)
+    places = [p.grad.data_ptr() for p in trained[1]]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for one, other in zip(*trained, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad += one.grad
+        for _, optimizer in sides:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert [len(group["params"]) for group in sides[1][1].param_groups] == [1, 1]
+    assert [p.grad.data_ptr() for p in trained[1]] == places
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+
+
 def test_a_model_with_nothing_to_train_is_an_error():
     model = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no trainable parameter"):

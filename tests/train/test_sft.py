@@ -478,3 +478,43 @@ def test_a_launcher_that_is_killed_leaves_no_orphan_but_a_checkpoint(tmp_path):
     newest = checkpoints.complete(out)[-1]
     assert not checkpoints.fault(newest)
     assert not (out / ADAPTER).exists()
+
+
+def test_a_step_walks_through_no_modules(tmp_path, monkeypatch):
+    """A Gemma with an adapter has thousands, so that walking takes longer than starting a step does."""
+    from torch.nn import Module
+
+    walks: list[str] = []
+    for name in ("named_modules", "train"):
+        plain = getattr(Module, name)
+        monkeypatch.setattr(
+            Module,
+            name,
+            lambda *a, plain=plain, name=name, **k: walks.append(name) or plain(*a, **k),
+        )
+
+    class Step(toy.TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            walks.clear()
+
+        def on_step_end(self, *_, **__) -> None:
+            assert walks == []
+
+    toy.go(tmp_path / "run", epochs=1, callbacks=[Step()])
+    assert walks  # those of the validation and the end
+
+
+def test_an_adapter_as_one_tensor_learns_what_many_do_and_its_states_fit_no_other(
+    whole, tmp_path, monkeypatch
+):
+    from ft.train.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "_joins", lambda _: False)
+    toy.go(tmp_path / "many", dropout=0.1)
+    ours, theirs = load_file(whole / ADAPTER), load_file(tmp_path / "many" / ADAPTER)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+    with pytest.raises(SystemExit):
+        toy.go(tmp_path / "stopped", callbacks=[toy.Interrupt(2)])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="checkpoint-.: the optimizer's state does not fit"):
+        toy.go(tmp_path / "stopped", resume="last")
