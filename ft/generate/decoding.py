@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 CACHE_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of keys and values that one batch may hold
+# tokens of prompts in one forward pass; half as many of those that are 2,048 long, and so on
+PREFILL = {"cpu": 2**14, "cuda": 2**12}
 BLOCK = 512  # ids whose maximum is taken together
 EVEN = 32  # tokens: a multiple of them keeps each text's place in a processor's vectors
 
@@ -22,7 +24,8 @@ class Decoder:
 
     Without ``use_cache`` every step computes the whole texts anew.
     With ``keep_hidden``, ``hidden`` [B, T, D] are the last layer's activations of the tokens that the
-    last step computed, as the head sees them. Where at most ``room`` steps are to come, and the model is on
+    last step computed, as the head sees them. Prompts are computed in pieces of ``PREFILL`` tokens, which bounds
+    what their activations take, whatever their length. Where at most ``room`` steps are to come, and the model is on
     a GPU (or ``make_graph`` is given, in place of ``CudaGraph``), they are ``static.Steps``.
 
     In bf16 a sum taken in another order rounds to another number, and soon to another answer. So on a CPU
@@ -74,7 +77,8 @@ class Decoder:
         self._make = make_graph if able and not static.refusal(model) else None
         self._length = width + room
         with contiguous_head(model):
-            self.logits = self._forward()
+            for begin, end in self._pieces():
+                self.logits = self._forward(begin, end)
         if self._even and self._cache is not None and len(prompts) == 1:
             self._cache.reorder_cache(torch.tensor([0, 0]))
 
@@ -128,7 +132,17 @@ class Decoder:
         }
         return {first.types: (self._ids == first.token).long(), **pixels}
 
-    def _forward(self) -> "Tensor":
+    def _pieces(self) -> list[tuple[int, int]]:
+        """Where the pieces of the prompts begin and end; one of all where it cannot go on from a cache."""
+        rows, width = self._ids.shape
+        most = PREFILL.get(self._ids.device.type, PREFILL["cpu"])
+        size = max(1, int(most / (rows * max(1, width / 1024))))
+        whole = self._cache is None or self._keep_hidden or self._even or self._images()
+        if whole or self.model.config.get_text_config().model_type in static.STATEFUL:
+            size = width
+        return [(at, min(at + size, width)) for at in range(0, width, size)]
+
+    def _forward(self, begin: int = 0, end: int | None = None) -> "Tensor":
         import torch
 
         from ft.kernels import cache
@@ -137,8 +151,10 @@ class Decoder:
             self.hidden = output[0][: len(self._ids)]
 
         inputs = {
-            "input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions
-        }  # fmt: skip
+            "input_ids": self._ids[:, begin:end],
+            "attention_mask": None if self._mask is None else self._mask[:, :end],
+            "position_ids": self._positions[:, begin:end],
+        }
         lone, begins = self._even and len(self._ids) == 1, self._ids.shape[1] > 1
         if lone and not begins:
             inputs = {name: x if x is None else x.expand(2, -1) for name, x in inputs.items()}
@@ -172,9 +188,15 @@ def cache_bytes(model: Any) -> int:
 
 
 def room_for(model: Any) -> int:
-    """Tokens that the caches of one batch may hold."""
-    device = model.get_input_embeddings().weight.device.type
-    return CACHE_BYTES.get(device, 2**28) // cache_bytes(model)
+    """Tokens that the caches of one batch may hold: of a GPU's memory they take half of what is free at most."""
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    most = CACHE_BYTES.get(device.type, 2**28)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 2)
+    return most // cache_bytes(model)
 
 
 def batches(sizes: Sequence[int], room: int) -> list[list[int]]:

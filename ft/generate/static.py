@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+STATEFUL = (
+    "recurrent_gemma",
+    "minigpt",
+)  # models that keep more, or other things, than keys and values
 EXPECTED = 5e-2  # of logits, relative to the largest, by which a graph may differ from the kernels it holds
 _said: set[str] = set()
 
@@ -120,7 +124,7 @@ class Steps:
 def refusal(model: Any) -> str:
     """Why a model's keys and values cannot lie at fixed places; nothing where they can."""
     config = model.config.get_text_config()
-    if config.model_type in ("recurrent_gemma", "minigpt"):
+    if config.model_type in STATEFUL:
         return "it keeps a state of its own"
     if getattr(config, "enable_moe_block", False):
         return "which expert a token goes to depends on the data"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 ROW = 1024  # tokens of a packed row that is judged: its block mask costs the square of it
+PADDED = 8192  # tokens of a padded batch at most, unless one example has more
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def of_examples(
 ) -> Likelihood:
     """Mean cross-entropy and accuracy over all supervised tokens; each process takes its share.
 
-    They are packed, but where that is not exact, or where ``batch``, ``train.sft``'s, lays them out.
+    They are packed, but where that is not exact, or where ``batch``, ``train.sft``'s, lays them out:
+    ``batch_size`` together, fewer where they are long.
     ``model`` answers ``labels=`` with a summed loss (``ft.kernels.cross_entropy.install``). Raises
     ``UserError`` when nothing is supervised.
     """
@@ -76,7 +78,8 @@ def of_examples(
         batches = pack(lengths, ROW)
     else:
         order = sorted(range(len(examples)), key=lambda i: lengths[i])
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        size = max(1, min(batch_size, PADDED // max(lengths, default=1)))
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
     total = torch.zeros(3, dtype=torch.float64, device=state.device)
     with resting(model):
         turns = range(state.process_index, len(batches) + state.process_index, state.num_processes)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support import tiny
 
+from ft.generate import decoding
 from ft.generate.decoding import Decoder, batches, cache_bytes
 
 
@@ -25,6 +26,27 @@ def test_texts_that_are_chosen_and_repeated_go_on_as_alone(kind, use_cache, leng
         texts = [[*texts[row], i] for row, i in zip(rows, ids, strict=True)]
         expected = torch.stack([alone(model, text) for text in texts])
         torch.testing.assert_close(decoder.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("piece", [4, 14])
+def test_long_prompts_in_pieces_are_as_in_one(kind, piece, monkeypatch):
+    """Longer than the windows of 8, and padded by more than a piece."""
+    model = tiny.build(kind)
+    texts = [torch.arange(20 + i, 20 + i + n).tolist() for i, n in enumerate((23, 9))]
+    whole = Decoder(model, texts, pad=0)
+    passes = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    monkeypatch.setitem(decoding.PREFILL, "cpu", piece)
+    pieces = Decoder(model, texts, pad=0)
+    assert sum(passes) == 23
+    assert max(passes) == (23 if kind == "recurrent_gemma" else piece // 2)
+    for ids in ([40, 41], [50, 51]):
+        torch.testing.assert_close(pieces.logits, whole.logits, rtol=1e-4, atol=1e-4)
+        for decoder in (whole, pieces):
+            decoder.step(torch.tensor(ids))
 
 
 @torch.no_grad()

@@ -61,6 +61,21 @@ def test_nothing_supervised_is_an_error(model):
         likelihood.loss(model, [example])
 
 
+def test_batches_of_long_examples_have_fewer(model, monkeypatch):
+    examples, sizes = toy.examples(7), []
+
+    def batch(chosen):
+        made = padded(chosen)
+        sizes.append(made["input_ids"].numel())
+        return made
+
+    expected = likelihood.loss(model, examples, batch=padded)
+    monkeypatch.setattr(likelihood, "PADDED", 80)
+    assert likelihood.loss(model, examples, batch=batch) == pytest.approx(expected, rel=1e-6)
+    assert len(sizes) > 1
+    assert max(sizes) <= 80
+
+
 def test_likelihood_is_the_same_packed_and_padded():
     model = tiny.build("gemma3_text")
     cross_entropy.install(model)
