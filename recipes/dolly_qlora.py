@@ -60,6 +60,7 @@ class Config:
     model_name_or_path: str = "google/gemma-7b"  # Hub id, folder, or `embedded` (Gemma 3 270M)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+    attention: Literal["auto", "flash", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
 
     # Adapter
     lora_r: int = 16  # rank of the update

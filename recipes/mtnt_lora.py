@@ -33,6 +33,7 @@ class Config:
     model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+    attention: Literal["auto", "flash", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
 
     # Adapter
     lora_r: int = 16  # rank of the update
@@ -107,9 +108,7 @@ def main(c: Config) -> None:
     target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
     t = template(c)
     say(machine.use_all_cores())
-    base = models.load(
-        c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
-    )
+    base = models.load(c.model_name_or_path, **config.pick(c, models.load))
     say("\n".join(base.notes))
     machine.seed_everything(c.seed)
     model = models.attach_lora(

@@ -76,7 +76,7 @@ class Step:
 
         self.model, self.total = model, torch.zeros((), device=DEV)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optim.create(model, "adamw", learning_rate=0.0)
+        self.optimizer = optim.create(model, "adamw", learning_rate=0.0, joint=True)
         make = CudaGraph if GPU else Replayed
         self.run: Any = self.row
         if graphs:
@@ -104,7 +104,7 @@ class Step:
         self.optimizer.step()
         if renew:
             lora_linear.refresh(self.model)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         return loss, norm
 
 
@@ -245,7 +245,7 @@ def attention() -> None:
     """Packed rows in the heads of Gemma 2 2B: the ways that ft takes, launched and as a graph."""
     import torch
 
-    from ft.kernels import attention, flash
+    from ft.kernels import attention, flash, tiled
 
     ours: Any = attention
     attend: Any = flash.attend
@@ -271,11 +271,11 @@ def attention() -> None:
             "flash": lambda *qkv, o=offsets: attend(*qkv, o, scale),
             "flash, capped": lambda *qkv, o=offsets: attend(*qkv, o, scale, 0, 50.0),
             "one by one": lambda *qkv, n=lengths: ours._one_by_one(*qkv, n, 0.0, scale, 0),
-            "tiled, by lengths": lambda *qkv, n=lengths: ours.tiled(*qkv, n, None, scale),
-            "tiled, capped, by lengths": lambda *qkv, n=lengths: ours.tiled(
+            "tiled, by lengths": lambda *qkv, n=lengths: tiled.attend(*qkv, n, None, scale),
+            "tiled, capped, by lengths": lambda *qkv, n=lengths: tiled.attend(
                 *qkv, n, None, scale, 0, 50.0
             ),
-            "tiled, capped": lambda *qkv, o=offsets: ours.tiled(*qkv, None, o, scale, 0, 50.0),
+            "tiled, capped": lambda *qkv, o=offsets: tiled.attend(*qkv, None, o, scale, 0, 50.0),
         }
         for way, run in ways.items():
             if way in ("varlen", "flash", "flash, capped") and not GPU:

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import flash, fused
-from ft.text.batches import QUERIES, ROW
+from ft.kernels import flash, fused, tiled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,16 +13,19 @@ if TYPE_CHECKING:
 NAME = "sdpa_by_example"
 LANES = 32  # numbers in bf16 of a processor's vector
 CAPPED = "eager_by_example"  # for scores with a soft cap, which sdpa does not have
+KERNELS = ("flash", "varlen")  # of packed rows, that can be asked for by name
+ONLY = "packed_by"  # of an attention layer: the one of them, or sdpa or eager, that was asked for
 
 
-def install(model: Any) -> None:
+def install(model: Any, only: str | None = None) -> None:
     """Let a model whose attention is sdpa, or eager, run packed rows example by example.
 
     A row of examples under a block mask costs the square of the row; the examples alone cost the
     sum of their squares, a tenth of it at MTNT's lengths, and cannot see each other by
     construction. A single new token of each row (decoding) is two small matrix products, which
     PyTorch's fused kernel makes slow on a CPU: in bf16 it took half of a decoding step. Everything
-    else goes through transformers' sdpa or eager attention as before.
+    else goes through transformers' sdpa or eager attention as before. ``only``, one of ``KERNELS``, ``sdpa`` or
+    ``eager``, is what packed rows go through on a GPU, in place of the fastest that works.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
@@ -33,6 +35,27 @@ def install(model: Any) -> None:
     AttentionInterface.register(name, _forward)
     AttentionMaskInterface.register(name, eager_mask if name == CAPPED else sdpa_mask)
     config._attn_implementation = name
+    for module in model.modules():
+        if only and type(module).__name__.endswith("Attention"):
+            setattr(module, ONLY, only)
+
+
+def lack(kernel: str, device: Any, compute: str, head: int, capped: bool) -> str:
+    """Why one of ``KERNELS`` cannot be had here, for heads of a size; nothing where it can."""
+    import torch
+
+    if device.type != "cuda":
+        return f"it needs an NVIDIA GPU, and this is a {device.type}"
+    if compute == "float32":
+        return "it computes in 16 bits, and this run in float32"
+    if kernel == "varlen" and capped:
+        return "it has no soft cap on scores, which Gemma 2 needs"
+    if head > max(flash.SIZES):
+        return f"it allows heads of {max(flash.SIZES)} at most, and this model has {head}"
+    place = device, getattr(torch, compute), head
+    if works(*place) if kernel == "varlen" else flash_works(*place, capped):
+        return ""
+    return "it cannot be compiled here, or answers otherwise than PyTorch's operations"
 
 
 def helps(device: str, attention: str, kind: str) -> bool:
@@ -46,9 +69,10 @@ def describe(model: Any, device: Any, compute: str, head: int) -> str:
 
     place = device, getattr(torch, compute), head
     capped = model.config.get_text_config()._attn_implementation == CAPPED
-    if not capped and works(*place):
+    named = asked(model)
+    if not capped and named in (None, "varlen") and works(*place):
         return "packed rows by PyTorch's flash kernel of examples"
-    if flash_works(*place, capped):
+    if named in (None, "flash") and flash_works(*place, capped):
         return "packed rows by a flash kernel of examples"
     if capped:
         return "scores of packed rows in pieces, formed again for the gradient"
@@ -58,6 +82,11 @@ def describe(model: Any, device: Any, compute: str, head: int) -> str:
 def installed(model: Any) -> bool:
     """Whether ``install`` was called on this model."""
     return model.config.get_text_config()._attn_implementation in (NAME, CAPPED)
+
+
+def asked(model: Any) -> str | None:
+    """What ``install`` was told that packed rows must go through."""
+    return next((getattr(m, ONLY) for m in model.modules() if hasattr(m, ONLY)), None)
 
 
 def examples_of(position_ids: "Tensor") -> list[int] | None:
@@ -107,20 +136,24 @@ def _forward(
         # autocast brings them to one precision in sdpa itself, and sums gradients of shared keys in fp32
         return _one_by_one(query, key, value, example_lengths, dropout, scaling, window), None
     query, key = (x.to(value.dtype) for x in (query, key))  # rotated in fp32 where autocast is on
-    plain = softcap is None and not dropout
-    if example_offsets is not None and plain and works(query.device, query.dtype, size):
+    plain, only = softcap is None and not dropout, getattr(module, ONLY, None)
+    if only in KERNELS and example_offsets is None:
+        example_offsets = flash.offsets_of(tuple(example_lengths or ()), query.device)
+    by_varlen = example_offsets is not None and plain and only in (None, "varlen")
+    if by_varlen and works(query.device, query.dtype, size):
         longest = query.shape[2] if example_lengths is None else max(example_lengths)
         return varlen(query, key, value, example_offsets, longest, scaling, window), None
     scale = size**-0.5 if scaling is None else scaling
     place, capped = (query.device, query.dtype, size), softcap is not None
-    wanted = (capped or example_offsets is not None) and not dropout
+    wanted = (capped or example_offsets is not None) and not dropout and only in (None, "flash")
     if wanted and fused.usable(query, key, value) and flash_works(*place, capped):
         if example_offsets is None:
             example_offsets = flash.offsets_of(tuple(example_lengths or ()), query.device)
         return flash.attend(query, key, value, example_offsets, scale, window, softcap), None
     if example_lengths is not None and softcap is None:
         return _one_by_one(query, key, value, example_lengths, dropout, scaling, window), None
-    return tiled(query, key, value, example_lengths, example_offsets, scale, window, softcap), None
+    given = query, key, value, example_lengths, example_offsets
+    return tiled.attend(*given, scale, window, softcap), None
 
 
 def _one_by_one(query, key, value, lengths, dropout, scaling, window):  # noqa: ANN001, ANN202
@@ -173,138 +206,22 @@ def varlen(
 
 @functools.cache
 def works(device: Any, dtype: Any, size: int) -> bool:
-    """Whether ``varlen`` answers here as ``tiled`` does, forward and backward; tried once."""
+    """Whether ``varlen`` answers here as ``tiled.attend`` does, forward and backward; tried once."""
     run = lambda q, k, v, offsets, *rest: varlen(q, k, v, offsets, q.shape[2], *rest[:2])  # noqa: E731
     return flash.agrees(run, _masked, device, dtype, size)
 
 
 @functools.cache
 def flash_works(device: Any, dtype: Any, size: int, capped: bool) -> bool:
-    """Whether ``flash.attend`` answers here as ``tiled`` does, forward and backward; tried once."""
+    """Whether ``flash.attend`` answers here as ``tiled.attend`` does, forward and backward; tried once."""
     if size not in flash.SIZES:
         return False
     return flash.agrees(flash.attend, _masked, device, dtype, size, 5.0 if capped else None)
 
 
 def _masked(query, key, value, offsets, *options):  # noqa: ANN001, ANN002, ANN202
-    """``tiled`` of offsets alone."""
-    return tiled(query, key, value, None, offsets, *options)
-
-
-def tiled(
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    lengths: Sequence[int] | None,
-    offsets: "Tensor | None",
-    scale: float,
-    window: int = 0,
-    softcap: float | None = None,
-) -> "Tensor":
-    """Attention whose scores are formed for ``QUERIES`` tokens at a time, and again for the gradient.
-
-    [1, H, T, D] and [1, K, T, D] to [1, T, H, D]; memory grows with T and not with its square
-    (the recomputation of FlashAttention, arXiv:2205.14135). Scores are capped and normalised in
-    float32. Of known ``lengths`` only the examples' own scores are formed; of ``offsets`` alone
-    [E + 1, int32], all before a token, those of other examples masked, so that no operation depends
-    on the data and a CUDA graph can hold it.
-    """
-    import torch
-
-    length = query.shape[2]
-    short = offsets is not None and length <= ROW and query.device.type != "cpu"
-    if lengths is None or short:
-        assert offsets is not None
-        places = torch.arange(length, device=query.device, dtype=offsets.dtype)
-        documents, lengths = torch.bucketize(places, offsets, right=True), [length]
-    else:
-        documents = None
-    return _function().apply(
-        query, key, value, documents, _tiles(lengths, window), scale, window, softcap
-    )
-
-
-def _tiles(lengths: Sequence[int], window: int) -> list[tuple[int, int, int]]:
-    """(first query, end of queries and keys, first key) of each piece of scores."""
-    found, start = [], 0
-    for length in lengths:
-        for at in range(0, length, QUERIES):
-            end = start + min(at + QUERIES, length)
-            found.append(
-                (start + at, end, max(start, start + at + 1 - window) if window else start)
-            )
-        start += length
-    return found
-
-
-@functools.cache
-def _function() -> Any:
-    import torch
-
-    def scores(q, k, documents, tile, scale, window, softcap):  # noqa: ANN001, ANN202
-        """Capped scores [K, H/K * n, m] in float32 of q [K, H/K, T, D] and k [K, T, D]; -inf where masked."""
-        first, end, begin = tile
-        s = (q[:, :, first:end].flatten(1, 2) @ k[:, begin:end].transpose(1, 2)).float() * scale
-        if softcap is not None:
-            s = s.div_(softcap).tanh_().mul_(softcap)
-        rows = torch.arange(first, end, device=q.device)[:, None]
-        columns = torch.arange(begin, end, device=q.device)
-        seen = rows >= columns
-        if window and end - begin > window:
-            seen = seen & (rows - columns < window)
-        if documents is not None:
-            seen = seen & (documents[first:end, None] == documents[begin:end])
-        shaped = s.view(*q.shape[:2], end - first, end - begin)
-        return shaped.masked_fill_(~seen, float("-inf")).view_as(s)
-
-    class Tiled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, query, key, value, documents, tiles, *options):  # noqa: ANN001, ANN002, ANN205
-            _, heads, length, size = query.shape
-            k, v = key[0], value[0]
-            q = query[0].unflatten(0, (len(k), -1))  # [K, H/K, T, D]
-            out = torch.empty(length, *q.shape[:2], size, dtype=q.dtype, device=q.device)
-            lse = torch.empty(*q.shape[:3], dtype=torch.float32, device=q.device)
-            for tile in tiles:
-                first, end, begin = tile
-                s = scores(q, k, documents, tile, *options)
-                total = s.logsumexp(-1, keepdim=True)
-                mixed = s.sub_(total).exp_().to(v.dtype) @ v[:, begin:end]
-                shape = (*q.shape[:2], end - first)
-                out[first:end] = mixed.view(*shape, size).permute(2, 0, 1, 3)
-                lse[:, :, first:end] = total.view(shape)
-            ctx.save_for_backward(query, key, value, out, lse, documents)
-            ctx.tiles, ctx.options = tiles, options
-            return out.view(1, length, heads, size)
-
-        @staticmethod
-        def backward(ctx, *grads):  # noqa: ANN001, ANN205
-            query, key, value, out, lse, documents = ctx.saved_tensors
-            scale, _, softcap = ctx.options
-            k, v = key[0], value[0]
-            q = query[0].unflatten(0, (len(k), -1))
-            grad = grads[0][0].unflatten(1, q.shape[:2])  # [T, K, H/K, D]
-            delta = (grad.float() * out.float()).sum(-1).permute(1, 2, 0)  # [K, H/K, T]
-            grad = grad.permute(1, 2, 0, 3)
-            d_q = torch.empty_like(q)
-            d_k, d_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-            for tile in ctx.tiles:
-                first, end, begin = tile
-                s = scores(q, k, documents, tile, *ctx.options)
-                rows = grad[:, :, first:end].flatten(1, 2)
-                p = (s - lse[:, :, first:end].flatten(1)[..., None]).exp_()
-                d_v[:, begin:end] += p.to(v.dtype).transpose(1, 2) @ rows
-                d_s = (rows @ v[:, begin:end].transpose(1, 2)).float()
-                d_s = d_s.sub_(delta[:, :, first:end].flatten(1)[..., None]).mul_(p)
-                if softcap is not None:  # 0 and not nan where masked: there p is 0, and s is -inf
-                    d_s *= 1 - (s.clamp_(min=-softcap) / softcap) ** 2
-                d_s = d_s.mul_(scale).to(q.dtype)
-                d_q[:, :, first:end] = (d_s @ k[:, begin:end]).view_as(d_q[:, :, first:end])
-                d_k[:, begin:end] += d_s.transpose(1, 2) @ q[:, :, first:end].flatten(1, 2)
-            none = (None,) * 5
-            return d_q.view_as(query), d_k[None].to(k.dtype), d_v[None].to(v.dtype), *none
-
-    return Tiled
+    """``tiled.attend`` of offsets alone."""
+    return tiled.attend(query, key, value, None, offsets, *options)
 
 
 def _one_token(

@@ -1,6 +1,6 @@
 """Flash attention of a packed row whose scores may have a soft cap, as Triton kernels.
 
-One kernel forward and two backward, where ``attention.tiled`` launches a hundred operations for
+One kernel forward and two backward, where ``tiled.attend`` launches a hundred operations for
 each piece of scores. It is the algorithm of FlashAttention-2 (arXiv:2307.08691) on a row of examples.
 """
 

@@ -77,6 +77,9 @@ def load(
     config = load_config(name)
     _check_length(max_length, config, name)
     head = _widest_head(config)
+    only = None if attention == "auto" else attention
+    if backend == "unsloth" and attention != "auto" and on.device != "cpu":
+        raise UserError(f"attention {attention}: Unsloth has its own; use backend transformers")
     chosen = hardware.choose_attention(attention, config.model_type, head, on, choice.compute)
     attention, why = chosen.split(": ", 1)
     path = fetch(name)
@@ -102,7 +105,7 @@ def load(
             if on.device != "cpu" and machine.processes()["sharded"]:
                 notes.append("read into the computer's memory: each GPU gets its share of a layer")
         assert model.config.get_text_config()._attn_implementation == attention
-    said, more = _install_kernels(model, choice, on, backend, attention, head)
+    said, more = _install_kernels(model, choice, on, backend, attention, head, only)
     why, notes = why + said, notes + more
     if text_only and parameters.drop_towers(model):
         notes.append("vision and audio towers left out: the data is text")
@@ -205,6 +208,7 @@ def _install_kernels(
     backend: str,
     attention: str,
     head: int,
+    only: str | None,
 ) -> tuple[str, list[str]]:
     """Let the model compute as ``ft.kernels`` do: faster, or right where it is not.
 
@@ -229,7 +233,7 @@ def _install_kernels(
 
         recurrent.install(model)
     if backend == "transformers" and by_example.helps(on.device, attention, kind):
-        by_example.install(model)
+        by_example.install(model, only)
         said = "; " + by_example.describe(model, sample.device, choice.compute, head)
     if backend == "transformers" and fused.usable(sample):
         counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]

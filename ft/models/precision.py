@@ -13,7 +13,7 @@ from ft.errors import UserError, nearest
 from ft.machine import Machine
 
 PRECISIONS = ("auto", "fp32", "bf16", "nf4", "int8")
-ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2")
+ATTENTIONS = ("auto", "flash", "varlen", "eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
 ROOMY = 0.6  # share of a GPU's free memory that weights may take where they need not be 4-bit
@@ -102,7 +102,8 @@ def choose_attention(
 ) -> str:
     """Resolve ``attention``: ``"name: reason"`` of an implementation exact for this model.
 
-    Exact also for packed rows, that is with no mask and ``position_ids`` that restart.
+    Exact also for packed rows, that is with no mask and ``position_ids`` that restart. A kernel of packed
+    rows that is asked for stands over sdpa, or, for the soft cap of Gemma 2, over eager.
     ``head_dim`` is the widest of any layer. Raises ``UserError`` for what is unknown, wrong or absent here.
     """
     if attention not in ATTENTIONS:
@@ -113,6 +114,16 @@ def choose_attention(
     capped = model_type == "gemma2"
     if attention == "auto" and capped:
         return "eager: sdpa has no soft cap on attention scores, which Gemma 2 needs"
+    if attention in ("flash", "varlen"):
+        import torch
+
+        from ft.kernels.attention import lack
+
+        unpacked = model_type == "recurrent_gemma"
+        why = "RecurrentGemma's rows are not packed" if unpacked else ""
+        if why := why or lack(attention, torch.device(on.device), compute, head_dim, capped):
+            raise UserError(f"attention {attention} is not possible: {why}. Use auto.")
+        return f"{'eager' if capped else 'sdpa'}: {attention} asked for"
     if attention == "auto":
         return "sdpa: PyTorch's own fused attention, exact for this model, packed or not"
     if attention == "sdpa" and capped:

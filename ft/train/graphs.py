@@ -91,6 +91,8 @@ def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -
         return "which expert a token goes to depends on the data"
     if not attention.installed(inner):
         return "its attention waits for the lengths of examples"
+    if attention.asked(inner) == "sdpa":
+        return "sdpa takes the examples one by one"
     drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
     if checkpointing and drops:
         return "recomputed dropout needs the generator's state, which a graph does not show"

@@ -10,7 +10,7 @@ import unittest.mock
 import torch
 from support import tiny
 
-from ft.kernels import attention, cross_entropy, flash
+from ft.kernels import attention, cross_entropy, flash, tiled
 from ft.text import batches
 from ft.train import graphs
 
@@ -41,7 +41,7 @@ def compare(made, lengths, window, softcap, *, off=3e-6, spare=1):
     options = made[0].shape[-1] ** -0.5, window, softcap
     found = answers(lambda q, k, v: flash.attend(q, k, v, offsets, *options), made)
     exact = [x.double() for x in made]
-    expected = answers(lambda q, k, v: attention.tiled(q, k, v, lengths, None, *options), exact)
+    expected = answers(lambda q, k, v: tiled.attend(q, k, v, lengths, None, *options), exact)
     for name, ours, other in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
         assert ours.shape == other.shape
         assert ours.dtype == made[0].dtype
@@ -89,7 +89,7 @@ def large_scores_are_capped():
     run = functools.partial(flash.attend, offsets=offsets, scale=0.25, softcap=2.0)
     out, *gradients = answers(run, [q * 300, k * 300, v, d_out])
     exact = [x.double() for x in (q * 300, k * 300, v)]
-    expected = attention.tiled(*exact, [35, 5], None, 0.25, 0, 2.0)
+    expected = tiled.attend(*exact, [35, 5], None, 0.25, 0, 2.0)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     assert all(x.isfinite().all() for x in gradients)
     compare([q * 1e-3, k, v, d_out], (35, 5), 0, 50.0)

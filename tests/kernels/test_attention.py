@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft.kernels import attention, cross_entropy
+from ft.kernels import attention, cross_entropy, flash, fused, tiled
 from ft.kernels import cache as caches
 from ft.text import batches, tokens
 from ft.train import graphs
@@ -91,17 +91,17 @@ def test_decoding_with_a_cache_equals_sdpa(kind):
 def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
     known, queries, monkeypatch
 ):
-    monkeypatch.setattr(attention, "QUERIES", queries)
+    monkeypatch.setattr(tiled, "QUERIES", queries)
     model = tiny.build("gemma2")
     cross_entropy.install(model)
     given = graphs.row_inputs(batches.packed_row(ROW), 8)
     given.pop("example_lengths" if not known else "example_offsets")
     found = []
-    for tiled in (False, True):
-        if tiled:
+    for pieces in (False, True):
+        if pieces:
             attention.install(model)
         model.zero_grad()
-        value = model(**given)["loss"] if tiled else model(**batches.packed_row(ROW))["loss"]
+        value = model(**given)["loss"] if pieces else model(**batches.packed_row(ROW))["loss"]
         value.backward()
         found.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
     assert model.config._attn_implementation == attention.CAPPED
@@ -119,8 +119,8 @@ def test_tiles_without_a_cap_are_sdpa(groups, window):
     found = []
     for run in (
         lambda *x: attention._one_by_one(*x, lengths, 0.0, size**-0.5, window),
-        lambda *x: attention.tiled(*x, lengths, None, size**-0.5, window),
-        lambda *x: attention.tiled(*x, None, offsets, size**-0.5, window),
+        lambda *x: tiled.attend(*x, lengths, None, size**-0.5, window),
+        lambda *x: tiled.attend(*x, None, offsets, size**-0.5, window),
     ):
         leaves = [x.clone().requires_grad_() for x in made]
         out = run(*leaves)
@@ -144,3 +144,39 @@ def test_a_merged_or_saved_model_does_not_ask_for_it(tmp_path):
     attention.install(model)
     model.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("only", "capped", "taken"),
+    [
+        (None, False, "varlen"),
+        (None, True, "flash"),
+        ("flash", False, "flash"),
+        ("flash", True, "flash"),
+        ("varlen", False, "varlen"),
+        ("eager", True, "tiled"),
+        ("sdpa", False, "tiled"),  # offsets alone tell no lengths
+    ],
+)
+def test_packed_rows_go_through_what_was_asked_for(only, capped, taken, monkeypatch):
+    """Where every kernel works; layers are told by ``install``, and others keep their choice."""
+    seen = []
+    for module, name in ((attention, "varlen"), (flash, "attend"), (tiled, "attend")):
+        label = name if name == "varlen" else module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, name, lambda *_, label=label: seen.append(label))
+    for name in ("works", "flash_works"):
+        monkeypatch.setattr(attention, name, lambda *_: True)
+    monkeypatch.setattr(fused, "usable", lambda *_: True)
+    model = tiny.build("gemma2" if capped else "gemma3_text")
+    attention.install(model, only)
+    assert attention.asked(model) == only
+    row = torch.zeros(1, 2, 8, 16)
+    offsets = torch.tensor([0, 8], dtype=torch.int32)
+    layer = model.model.layers[0].self_attn
+    attention._forward(
+        layer, row, row, row, None, softcap=5.0 if capped else None, example_offsets=offsets
+    )
+    assert seen == [taken]
+    assert ("sdpa" in graphs.refusal(model, packing=True, processes=1, checkpointing=False)) == (
+        only == "sdpa"
+    )

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ft.errors import UserError
+from ft.kernels import attention
 from ft.machine import Machine
 from ft.models.precision import choose_attention, choose_precision
 
@@ -96,6 +97,32 @@ def test_flash_attention_says_why_not(
     assert choose_attention("flash_attention_2", "gemma", 256, AMPERE, "bfloat16").startswith(
         "flash"
     )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "on", "kind", "head", "message"),
+    [
+        ("flash", OLD_CPU, "gemma", 256, "flash is not possible: it needs an NVIDIA GPU.*a cpu"),
+        ("flash", TURING, "gemma", 256, "it computes in 16 bits, and this run in float32"),
+        ("flash", AMPERE, "gemma4", 512, "heads of 256 at most, and this model has 512"),
+        ("varlen", AMPERE, "gemma2", 256, "varlen is not possible: it has no soft cap"),
+        ("varlen", AMPERE, "recurrent_gemma", 256, "RecurrentGemma's rows are not packed"),
+    ],
+)
+def test_a_kernel_of_packed_rows_is_had_or_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, on: Machine, kind: str, head: int, message: str
+) -> None:
+    compute = "bfloat16" if on.bf16 else "float32"
+    answers = dict.fromkeys(("works", "flash_works"), True)
+    for name in answers:
+        monkeypatch.setattr(attention, name, lambda *_, name=name: answers[name])
+    with pytest.raises(UserError, match=message):
+        choose_attention(kernel, kind, head, on, compute)
+    assert choose_attention("varlen", "gemma", 256, AMPERE, "bfloat16") == "sdpa: varlen asked for"
+    assert choose_attention("flash", "gemma2", 256, AMPERE, "bfloat16") == "eager: flash asked for"
+    answers["works"] = False
+    with pytest.raises(UserError, match="cannot be compiled here"):
+        choose_attention("varlen", "gemma", 256, AMPERE, "bfloat16")
 
 
 def test_flash_attention_absent(monkeypatch: pytest.MonkeyPatch) -> None:
