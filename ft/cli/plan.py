@@ -66,11 +66,11 @@ def command(
     if asked:
         room = time.size_of(asked, "--gpu" if gpu else "--fit")
     else:
-        room = time.DEVICES[device][0] * GIB if device in time.DEVICES else machine.free_ram()
+        room = int(time.DEVICES[device][0] * GIB) if device in time.DEVICES else machine.free_ram()
     where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
     options = {
         "device": where,
-        "bf16": where == "cuda" or bool(machine.cpu_bf16()),
+        "bf16": device not in time.NO_BF16 if where == "cuda" else bool(machine.cpu_bf16()),
         "processes": processes,
         "sharded": sharded,
         "room": room if where == "cuda" else None,

@@ -197,13 +197,17 @@ def memory(case: Case) -> Seen | None:
     known = case.encoded["train"] if case.encoded else None
     limit = case.length or 0
     longest = [min(n, limit) for n in known.lengths] if known else None
+    options: dict[str, Any] = {
+        "device": "cpu" if here else "cuda",
+        "bf16": bool(machine.cpu_bf16()) if here else case.device not in time.NO_BF16,
+    }
     case.plan = settings.of(
         seen,
-        device="cpu" if here else "cuda",
-        bf16=bool(machine.cpu_bf16()) if here else True,
+        **options,
         lengths=longest if case.everything else None,
     )
-    room = case.room or (machine.free_ram() if here else time.DEVICES[str(case.device)][0] * GIB)
+    card = time.DEVICES.get(str(case.device), (0.0,))[0]
+    room = case.room or (machine.free_ram() if here else int(card * GIB))
     text = f"peak {case.plan.peak / GIB:.1f} of {room / GIB:.1f} GiB"
     text += " free here, on the CPU" * here
     if known and case.device and (splits := case.splits):
@@ -216,10 +220,6 @@ def memory(case: Case) -> Seen | None:
         )
         text += f"; about {time.duration(tokens / speed)} on an {case.device}"
     if case.plan.peak > room:
-        options = {
-            "device": "cpu" if here else "cuda",
-            "bf16": bool(machine.cpu_bf16()) or not here,
-        }
         if here:
             return Seen(
                 "WARN", "memory", f"{text}; will not fit here (--gpu SIZE for another machine)"

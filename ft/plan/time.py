@@ -13,24 +13,36 @@ UTILISATION = 0.4  # share of a device's rate that training is assumed to reach
 # template's words rows have 5% more tokens than this says, with the translation's (they are short) 19%.
 CHARACTERS = 4.0
 IMAGE = 256  # tokens of an image, of Gemma 3
-# Memory in GiB, and dense bf16 TFLOP/s with float32 sums as NVIDIA states it (a rate "with sparsity" halved):
+# Memory in GiB as `nvidia-smi` shows it (error correction takes a sixteenth of GDDR6 where it is always on), and
+# dense bf16 TFLOP/s with float32 sums as NVIDIA states it (a rate "with sparsity" halved), of NO_BF16 float16's:
 # whitepapers of GA102 (rtx3090, a6000), Ada (appendix A: rtx4080, rtx4090) and RTX Blackwell (rtx5090), data
-# sheets of A10, L4, L40S, A100, H100 SXM and H200 SXM. GeForce cards reach half the rate of their chip with
-# float32 sums.
+# sheets of P100 PCIe, V100 SXM2, T4, A10, A10G (AWS), L4, L40S, A100, H100 SXM and H200 SXM. GeForce cards and
+# the A10G reach half the rate of their chip with float32 sums.
 DEVICES = {
+    "p100": (16, 18.7),
+    "v100": (16, 125.0),
+    "v100-32gb": (32, 125.0),
+    "t4": (15, 65.0),
     "rtx3090": (24, 71.0),
     "rtx4080": (16, 97.5),
     "rtx4090": (24, 165.2),
     "rtx5090": (32, 209.5),
-    "a10": (24, 125.0),
+    "a10": (22.5, 125.0),
+    "a10g": (22.5, 70.0),
     "a6000": (48, 154.8),
-    "l4": (24, 121.0),
-    "l40s": (48, 362.0),
+    "l4": (22.5, 121.0),
+    "l40s": (45, 362.0),
     "a100": (40, 312.0),
     "a100-80gb": (80, 312.0),
     "h100": (80, 989.4),
     "h200": (141, 989.4),
 }
+NO_BF16 = (
+    "p100",
+    "v100",
+    "v100-32gb",
+    "t4",
+)  # 4-bit weights multiply in float16, all else is float32
 
 
 def told(

@@ -201,8 +201,13 @@ def test_a_rate_makes_a_time():
     assert time.duration(3600 * 5) == "5.0 h"
 
 
-# multiprocessors, boost GHz, FLOP that one makes in a cycle with float32 sums
+# multiprocessors, boost GHz, FLOP that one makes in a cycle with float32 sums (the oldest three: of float16)
 SILICON = {
+    "p100": (56, 1.303, 256),
+    "v100": (80, 1.53, 1024),
+    "v100-32gb": (80, 1.53, 1024),
+    "t4": (40, 1.59, 1024),
+    "a10g": (80, 1.71, 512),
     "rtx3090": (82, 1.695, 512),
     "rtx4080": (76, 2.505, 512),
     "rtx4090": (128, 2.52, 512),
@@ -223,6 +228,15 @@ def test_the_rates_of_gpus_are_what_their_multiprocessors_make():
     for name, (number, clock, flop) in SILICON.items():
         made = number * clock * flop / 1e3
         assert time.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
+
+
+def test_a_card_without_bfloat16_keeps_its_activations_in_float32(capsys):
+    peaks = []
+    for card in ("t4", "l4"):
+        small = ["--model", "google/gemma-2b"]  # the last one counts
+        said = run(capsys, *QLORA, *small, "--precision", "nf4", "--device", card)
+        peaks.append(float(re.search(r"peak of the GPU, .* ([\d.]+)\n", said)[1]))
+    assert peaks[0] > 1.1 * peaks[1]
 
 
 def test_an_impossible_fit_is_a_users_mistake():
