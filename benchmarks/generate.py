@@ -138,7 +138,7 @@ def theirs(base: models.Base, ids: list[int], n: int, **options: Any) -> list[in
     """New ids of a greedy answer by transformers."""
     import torch
 
-    given = torch.tensor([ids])
+    given = torch.tensor([ids], device=base.model.device)
     mask = torch.ones_like(given)
     found: Any = base.model.generate(  # pyright: ignore[reportCallIssue]
         given, attention_mask=mask, max_new_tokens=n, do_sample=False, **options

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.process import Worker, start
+from harness.process import Worker, cause, start
 from harness.random_model import shape_of
 from harness.report import cpu_name
 
@@ -130,7 +130,10 @@ def main(c: Config) -> None:
     rows: list[dict[str, Any]] = []
     for shape in c.shape:
         with tempfile.TemporaryDirectory(prefix="ft-gpu-") as folder:
-            rows += train(c, shape, peers, Path(folder))
+            for row in train(c, shape, peers, Path(folder)):
+                rows.append(row)
+                if c.out:  # as far as it came
+                    write_json(c.out, {"rows": rows})
     peak = max(peak, machine.matrix_peak(device, torch.bfloat16))
     for row in rows:
         if "flops_per_s" in row:
@@ -158,8 +161,8 @@ def has_unsloth(python: str) -> bool:
     return not subprocess.run([python, "-c", code]).returncode
 
 
-def train(c: Config, shape: str, peers: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The rows of the table for one shape."""
+def train(c: Config, shape: str, peers: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the table for one shape, each peer's as it ends."""
     place = folder / "prepared"
     batch, length, _ = FULL.get(shape, FULL["tiny"])
     task = {
@@ -189,10 +192,11 @@ def train(c: Config, shape: str, peers: list[str], folder: Path) -> list[dict[st
         "device": c.device,
         "optim": "auto",
     }
-    found: list[dict[str, Any]] = []
     first: dict[str, float] = {}  # what the first peer said of the first step
 
-    def run(name: str, file: str, sets: tuple[str, ...], size: int, steps: int, most: int) -> None:
+    def run(
+        name: str, file: str, sets: tuple[str, ...], size: int, steps: int, most: int
+    ) -> list[dict[str, Any]]:
         own = job | {
             "rows": str(place / f"{file}.jsonl"),
             "output": str(folder / f"{name}-{file}"),
@@ -205,9 +209,8 @@ def train(c: Config, shape: str, peers: list[str], folder: Path) -> list[dict[st
         try:
             taken = take(c, name, own)
         except UserError as error:
-            last = str(error).strip().rpartition("\n")[2].strip()
-            found.append({"shape": shape, "rows": file, "peer": name, "error": last})
-            return
+            return [{"shape": shape, "rows": file, "peer": name, "error": cause(str(error))}]
+        found = list[dict[str, Any]]()
         for at, data in enumerate(sets):
             part = slice(at * steps, (at + 1) * steps)
             used = examples[file][part.start * size : part.stop * size]
@@ -216,13 +219,14 @@ def train(c: Config, shape: str, peers: list[str], folder: Path) -> list[dict[st
         if file == "rows":
             keys = ("loss", "grad_norm")
             first.update({key: taken[0][key] for key in keys} if not first else {})
-            found[-len(sets)]["differs"] = max(abs(taken[0][k] / first[k] - 1) for k in keys)
+            found[0]["differs"] = max(abs(taken[0][k] / first[k] - 1) for k in keys)
+        return found
 
     for name in peers:
-        run(name, "rows", SETS, c.batch_size, c.steps, c.max_length)
+        yield from run(name, "rows", SETS, c.batch_size, c.steps, c.max_length)
     if shape in FULL and "ft-checkpointing" in peers:
-        run("ft-checkpointing", "full", (f"{batch} × {length:,}",), batch, FULL_STEPS, length)
-    return found
+        sets = (f"{batch} × {length:,}",)
+        yield from run("ft-checkpointing", "full", sets, batch, FULL_STEPS, length)
 
 
 def take(c: Config, name: str, job: dict[str, Any]) -> list[dict[str, float]]:

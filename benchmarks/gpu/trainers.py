@@ -57,7 +57,7 @@ def job_of(peer: str, place: Any, file: Any, n: int, batch: int, most: int) -> d
 def steps() -> None:
     """Lines of each peer: its steps in ms, the rate of the last ones, the share of the peak, memory."""
     import torch
-    from harness.process import Worker
+    from harness.process import Worker, cause
     from harness.random_model import shape_of
 
     from ft import machine
@@ -94,7 +94,7 @@ def steps() -> None:
         try:
             worker = future.result()
         except Exception as error:
-            say(f"FAILED {peer} did not start:", " / ".join(str(error).splitlines()[-4:])[:600])
+            say(f"FAILED {peer} did not start:", cause(str(error))[:600])
             continue
         ready = time.perf_counter() - begin
         try:
@@ -104,7 +104,7 @@ def steps() -> None:
                     break
                 _report(peer, name, [worker.step() for _ in range(n)], examples, peak, ready)
         except Exception as error:
-            say(f"FAILED {peer}:", " / ".join(str(error).splitlines()[-4:])[:600])
+            say(f"FAILED {peer}:", cause(str(error))[:600])
         finally:
             worker.stop()
             if log.exists():

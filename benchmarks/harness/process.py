@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -48,8 +49,18 @@ class Worker:
         if line := self._process.stdout.readline():
             return json.loads(line)
         status = self._process.wait()
-        end = "\n  ".join(self._log.read_text(errors="replace").splitlines()[-15:])
-        raise UserError(f"{self.name} ended with status {status}; its last words:\n  {end}")
+        log = self._log.read_text(errors="replace")
+        end = "\n  ".join(log.splitlines()[-15:])
+        raise UserError(
+            f"{self.name} ended with status {status}; its last words:\n  {end}\n{cause(log)}"
+        )
+
+
+def cause(log: str) -> str:
+    """The line of a log that says why its process ended: the last error's, not that of a progress bar."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", log) if line.strip()]
+    errors = [line for line in lines if re.match(r"([\w.]+(Error|Exception|Exit)\b|error: )", line)]
+    return (errors or lines or ["nothing was said"])[-1]
 
 
 def start(
