@@ -81,6 +81,7 @@ def test_windows_writes_files_without_opening_a_folder(tmp_path, monkeypatch):
             return getattr(os, name)
 
     monkeypatch.setattr(files, "os", Windows())
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # an import of it fails
     files.write_text(tmp_path / "a", "é")
     with files.new_dir(tmp_path / "b") as folder:
         (folder / "c").touch()
