@@ -151,9 +151,9 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     except (RuntimeError, ValueError) as error:
         first = next((line for line in str(error).splitlines() if "size mismatch" in line), error)
         raise UserError(f"{wrong}: {' '.join(str(first).split())}") from error
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    known = {_plain(key): key for key in expected}
-    meant = {key: known.get(_plain(key), key) for key in shapes}
+    expected: set[str] = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    known: dict[str, str] = {_plain(key): key for key in expected}
+    meant: dict[str, str] = {key: known.get(_plain(key), key) for key in shapes}
     if any(key != name for key, name in meant.items()):
         from safetensors.torch import load_file
 
