@@ -123,7 +123,7 @@ def test_15_another_base_of_the_same_shapes_is_not_merged_into(run, tmp_path, ca
     tiny.folder("gemma3_text", tmp_path / "base", seed=9)
     out = tmp_path / "merged"
     said = refused(capsys, "merge", run, out)
-    assert re.search(r"adapter of another base: .*\([0-9a-f]{12}, not [0-9a-f]{12}\)", said)
+    assert re.search(r"is of another base: .*\([0-9a-f]{12}, not [0-9a-f]{12}\)", said)
     assert not out.exists()
     cli.main(["merge", str(run), str(out), "--any-base"])
     assert (out / "model.safetensors").is_file()
