@@ -73,6 +73,7 @@ def command(
     """Print the answers; a single one while it is written."""
     from ft.data import images
     from ft.generate import answers as generate
+    from ft.generate import growing
     from ft.runs import opened
 
     shown = [images.open_image(path) for path in image]
@@ -98,7 +99,7 @@ def command(
     else:
         ids = prompts if used is None else [_filled(used, prompt, tokenizer) for prompt in prompts]
     if len(ids) == n == 1 and sampler != "beam" and not json:
-        for piece in generate.stream(model, tokenizer, ids[0], chosen, **shared):
+        for piece in growing.stream(model, tokenizer, ids[0], chosen, **shared):
             print(piece, end="", flush=True)
         print()
         return

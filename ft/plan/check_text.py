@@ -176,7 +176,9 @@ def encoded(case: Case) -> Seen | None:
             for split, rows in case.sample.items()
         }
         said = ["as the recipe encodes them"]
-        said += [f"{split}: {found.summary(case.length)}" for split, found in case.encoded.items()]
+        said += [
+            f"{split}: {found.summary(case.length or 0)}" for split, found in case.encoded.items()
+        ]
         return Seen("ok", "tokens", "; of the sample ".join(said) + left_out)
     options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
     options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
