@@ -175,10 +175,8 @@ def encoded(case: Case) -> Seen | None:
             split: case.encode(rows, case.template, case.tokenizer, max_length=case.length)
             for split, rows in case.sample.items()
         }
-        said = ["as the recipe encodes them"]
-        said += [
-            f"{split}: {found.summary(case.length or 0)}" for split, found in case.encoded.items()
-        ]
+        said, most = ["as the recipe encodes them"], case.length or 0
+        said += [f"{split}: {found.summary(most)}" for split, found in case.encoded.items()]
         return Seen("ok", "tokens", "; of the sample ".join(said) + left_out)
     options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
     options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
