@@ -187,7 +187,8 @@ def _likelihoods(scored: "Scored", tokenizer: Any, chat: bool) -> dict[str, Any]
 
 def _spelled(number: int, chance: Any, tokenizer: Any) -> dict[str, Any]:
     token = tokenizer.decode([number])
-    byte = re.fullmatch("<0x(..)>", tokenizer.convert_ids_to_tokens(number))  # part of a letter
+    # a byte is part of a letter
+    byte = re.fullmatch("<0x(..)>", tokenizer.convert_ids_to_tokens(number) or "")
     spelled = [int(byte[1], 16)] if byte else list(token.encode())
     return {"token": token, "logprob": _finite(chance), "bytes": spelled}
 
