@@ -11,6 +11,7 @@ from ft import files
 from ft.errors import UserError, nearest
 from ft.generate import draft
 from ft.models import lora
+from ft.text import chat_template
 from ft.text.template import OPTIONAL, Template
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def merge(
     """Write base + adapter as one plain model folder, safetensors and tokenizer included.
 
     The tokenizer has the adapter's chat template, where it brought one, and its SentencePiece model,
-    which converters read. With ``template``, transformers' ``generate`` stops where the template ends.
+    which converters read. With ``template``, which is its chat template then, transformers' ``generate``
+    stops where the template ends.
 
     ``base`` is what ``models.load`` takes; without it, the adapter's own record. ``dtype`` is fp32,
     bf16, or ``auto``: fp32 for a base stored so, else bf16. ``prompts`` are real texts of the task.
@@ -125,9 +127,12 @@ def merge(
     with files.new_dir(out_folder) as new:
         if template:
             merged.generation_config.eos_token_id = _ends(merged, loaded.tokenizer, template)
+        if own := bool(template and template.name != "chat"):
+            chat_template.install(loaded.tokenizer, template)
         merged.save_pretrained(new)
         loaded.tokenizer.save_pretrained(new)
-        kept = [loaded.path / name for name in KEPT] + [adapter_folder / "chat_template.jinja"]
+        kept = [loaded.path / name for name in KEPT]
+        kept += [adapter_folder / "chat_template.jinja"] * (not own)
         for file in filter(Path.is_file, kept):
             shutil.copyfile(file, new / file.name)
         device = next(merged.parameters()).device

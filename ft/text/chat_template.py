@@ -5,7 +5,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.text import bounded, calls
-from ft.text.template import Template
+from ft.text.template import OPTIONAL, Template
 
 MARKS = {"system": " \x02S\x02 ", "instruction": " \x02U\x02 ", "response": " \x02A\x02 "}
 _TURNS = {  # of a tokenizer without a chat template, by the token that opens a turn
@@ -151,8 +151,19 @@ def write(template: Template, eos: str) -> str:
         return " ~ ".join(parts) or "''"
 
     end = _quote(template.end or eos)
+    asked, alone = template.fields - OPTIONAL.keys(), ""
+    field = asked.pop() if len(asked) == 1 else "instruction"
+    if field != "instruction":  # each question fills the only field, and stands alone
+        alone = (
+            "{%- if messages[0]['role'] == 'system' -%}\n"
+            "    {{- raise_exception('there is no place for a system message') -}}\n"
+            "{%- endif -%}\n"
+            "{%- set messages = messages[-1:] if messages[-1]['role'] == 'user' else messages[-2:] -%}\n"
+        )
+    written = template.reads - template.fields - OPTIONAL.keys()
+    answer = written.pop() if len(written) == 1 else "response"
     return (
-        "{{- bos_token -}}\n"
+        f"{{{{- bos_token -}}}}\n{alone}"
         "{%- set ns = namespace(system='') -%}\n"
         "{%- for message in messages -%}\n"
         "    {%- set content = message['content'] if message['content'] is string"
@@ -164,11 +175,11 @@ def write(template: Template, eos: str) -> str:
         "        {%- if loop.index0 and loop.previtem['role'] == 'user' -%}\n"
         "            {{- raise_exception('two user turns in a row') -}}\n"
         "        {%- endif -%}\n"
-        "        {%- set instruction, system = content, ns.system -%}\n"
+        f"        {{%- set {field}, system = content, ns.system -%}}\n"
         "        {%- set ns.system = '' -%}\n"
         f"        {{{{- {jinja('prompt')} -}}}}\n"
         "    {%- elif message['role'] == 'assistant' and loop.index0 and loop.previtem['role'] == 'user' -%}\n"
-        "        {%- set response = content -%}\n"
+        f"        {{%- set {answer} = content -%}}\n"
         f"        {{{{- ({jinja('completion')}) ~ {end} ~ {_quote(template.tail)} -}}}}\n"
         "    {%- else -%}\n"
         "        {{- raise_exception('turns must be [system,] user, assistant, user, ...') -}}\n"

@@ -153,3 +153,21 @@ def test_a_tokenizer_without_turns_is_refused():
     tokenizer.get_vocab = lambda: {"a": 0}
     with pytest.raises(UserError, match="no chat template and no tokens for turns"):
         chat_template.read(tokenizer)
+
+
+def test_a_translations_last_question_stands_alone_in_every_program():
+    tokenizer, template = tiny.tokenizer(), prompts.translation("French")
+    chat_template.install(tokenizer, template)
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "salut"},
+        {"role": "user", "content": "bye"},
+    ]
+    for question, messages in (("hi", talk[:1]), ("bye", talk)):
+        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert found == "<bos>" + template.prompt_for({"source": question})
+    learnt = template.render({"source": "hi", "target": "salut"})
+    found = tokenizer.apply_chat_template(talk[:2], tokenize=False)
+    assert found == "<bos>" + learnt["prompt"] + learnt["completion"] + "<eos>"
+    with pytest.raises(Exception, match="no place for a system message"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "s"}, *talk], tokenize=False)
