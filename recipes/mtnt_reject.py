@@ -49,9 +49,7 @@ class Config:
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # auto: fp32 on a CPU
 
     # Data
-    data: str | None = (
-        None  # MTNT (`sample`, `release`, a folder), or a table of prompts; none: the run's
-    )
+    data: str | None = None  # MTNT, as for mtnt_lora, or a table of prompts; none: the run's
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     normalize_punctuation: bool = True  # French quotes of training targets as MTNT's
     max_length: Count = 512  # tokens of a whole example
