@@ -88,7 +88,8 @@ def scans(c: Config, batch: int, tokens: int) -> dict[str, Callable[[], list[Any
 
     kind = getattr(torch, c.dtype)
     x, a, upward = (torch.rand(batch, tokens, 2560, device=c.device).to(kind) for _ in range(3))
-    x.requires_grad_(), a.requires_grad_()
+    for leaf in (x, a):
+        leaf.requires_grad_()
     reset = torch.zeros(batch, tokens, 1, dtype=torch.bool, device=c.device)
     reset[:, 0] = True
 

@@ -267,15 +267,17 @@ def attention() -> None:
         g = torch.randn(1, t, heads, size, device=DEV).bfloat16()
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEV)
         ways: dict[str, Callable[..., Any]] = {
-            "varlen": lambda *qkv, o=offsets, t=t: ours.varlen(*qkv, o, t, scale),
-            "flash": lambda *qkv, o=offsets: attend(*qkv, o, scale),
-            "flash, capped": lambda *qkv, o=offsets: attend(*qkv, o, scale, 0, 50.0),
-            "one by one": lambda *qkv, n=lengths: ours._one_by_one(*qkv, n, 0.0, scale, 0),
-            "tiled, by lengths": lambda *qkv, n=lengths: tiled.attend(*qkv, n, None, scale),
-            "tiled, capped, by lengths": lambda *qkv, n=lengths: tiled.attend(
-                *qkv, n, None, scale, 0, 50.0
+            "varlen": lambda q, k, v, o=offsets, t=t: ours.varlen(q, k, v, o, t, scale),
+            "flash": lambda q, k, v, o=offsets: attend(q, k, v, o, scale),
+            "flash, capped": lambda q, k, v, o=offsets: attend(q, k, v, o, scale, 0, 50.0),
+            "one by one": lambda q, k, v, n=lengths: ours._one_by_one(q, k, v, n, 0.0, scale, 0),
+            "tiled, by lengths": lambda q, k, v, n=lengths: tiled.attend(q, k, v, n, None, scale),
+            "tiled, capped, by lengths": lambda q, k, v, n=lengths: tiled.attend(
+                q, k, v, n, None, scale, 0, 50.0
             ),
-            "tiled, capped": lambda *qkv, o=offsets: tiled.attend(*qkv, None, o, scale, 0, 50.0),
+            "tiled, capped": lambda q, k, v, o=offsets: tiled.attend(
+                q, k, v, None, o, scale, 0, 50.0
+            ),
         }
         for way, run in ways.items():
             if way in ("varlen", "flash", "flash, capped") and not GPU:

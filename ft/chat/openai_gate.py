@@ -99,7 +99,7 @@ class Cors(CORSMiddleware):
         if found.status_code == 200:
             return found
         refused = refusal(Refused(bytes(found.body).decode()))
-        return JSONResponse(json.loads(refused.body), found.status_code)
+        return JSONResponse(json.loads(bytes(refused.body)), found.status_code)
 
 
 async def body(http: Request) -> bytes:

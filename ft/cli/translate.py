@@ -60,12 +60,11 @@ def command(
     _refuse_control_tokens(lines, where, load_tokenizer(run.weights))
     o = opened.load(run, precision, tuned=not base)
     rows = [{"source": lines[i]} for i in wanted]
-    asked: Any = (o.model, o.tokenizer, run.template, rows)
+    asked, most = (o.model, o.tokenizer, run.template, rows), {"max_new_tokens": max_new_tokens}
     if mbr:
-        found = decoding.minimum_risk(*asked, mbr, max_new_tokens=max_new_tokens)
+        found = decoding.minimum_risk(*asked, n=mbr, **most)
     else:
-        how = sampler or run.sampler
-        found = translation.translate(*asked, how, max_new_tokens=max_new_tokens)
+        found = translation.translate(*asked, sampler=sampler or run.sampler, **most)
     if not text:  # line n of what comes out translates line n of what came in
         broken = sum("\n" in answer for answer in found)
         found = [" ".join(answer.split("\n")) for answer in found]

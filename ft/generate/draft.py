@@ -71,7 +71,7 @@ class Draft:
         self._shown, self._thoughts = _Reader(tokenizer), _Reader(tokenizer)
         self._places: list[int] = []
         self._calls: list[list[int]] = []
-        self._within: Literal["text", "thought", "call"] = "text"
+        self._within: str = "text"  # or "thought", "call"
         self._held = ""  # text that may be the beginning of a stop string
         self._said = ""  # of the thought, with its label
 

@@ -139,8 +139,8 @@ def _forward(
     plain, only = softcap is None and not dropout, getattr(module, ONLY, None)
     if only in KERNELS and example_offsets is None:
         example_offsets = flash.offsets_of(tuple(example_lengths or ()), query.device)
-    by_varlen = example_offsets is not None and plain and only in (None, "varlen")
-    if by_varlen and works(query.device, query.dtype, size):
+    by_varlen = plain and only in (None, "varlen")
+    if by_varlen and example_offsets is not None and works(query.device, query.dtype, size):
         longest = query.shape[2] if example_lengths is None else max(example_lengths)
         return varlen(query, key, value, example_offsets, longest, scaling, window), None
     scale = size**-0.5 if scaling is None else scaling

@@ -153,7 +153,7 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
         raise UserError(f"{wrong}: {' '.join(str(first).split())}") from error
     expected: set[str] = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     known: dict[str, str] = {_plain(key): key for key in expected}
-    meant: dict[str, str] = {key: known.get(_plain(key), key) for key in shapes}
+    meant: dict[str, str] = {key: known.get(_plain(key)) or key for key in shapes}
     if any(key != name for key, name in meant.items()):
         from safetensors.torch import load_file
 

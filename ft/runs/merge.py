@@ -127,7 +127,8 @@ def merge(
     with files.new_dir(out_folder) as new:
         if template:
             merged.generation_config.eos_token_id = _ends(merged, loaded.tokenizer, template)
-        if own := bool(template and template.name != "chat"):
+        own = template is not None and template.name != "chat"
+        if template and own:
             chat_template.install(loaded.tokenizer, template)
         merged.save_pretrained(new)
         loaded.tokenizer.save_pretrained(new)

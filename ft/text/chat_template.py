@@ -151,7 +151,7 @@ def write(template: Template, eos: str) -> str:
         return " ~ ".join(parts) or "''"
 
     end = _quote(template.end or eos)
-    asked, alone = template.fields - OPTIONAL.keys(), ""
+    asked, alone = set(template.fields - OPTIONAL.keys()), ""
     field = asked.pop() if len(asked) == 1 else "instruction"
     if field != "instruction":  # each question fills the only field, and stands alone
         alone = (
@@ -160,7 +160,7 @@ def write(template: Template, eos: str) -> str:
             "{%- endif -%}\n"
             "{%- set messages = messages[-1:] if messages[-1]['role'] == 'user' else messages[-2:] -%}\n"
         )
-    written = template.reads - template.fields - OPTIONAL.keys()
+    written = set(template.reads - template.fields - OPTIONAL.keys())
     answer = written.pop() if len(written) == 1 else "response"
     return (
         f"{{{{- bos_token -}}}}\n{alone}"
