@@ -59,6 +59,7 @@ class Rounds:
             while (file := self.folder(len(self.done) + 1) / DONE).exists():
                 value = json.loads(file.read_text(encoding="utf-8"))
                 self.done.append(Round(**{**value, "vitals": Vitals(**value["vitals"])}))
+            self._tell()  # of a round that a kill may have kept from being told
         else:
             write_json(state, fingerprint)
 
@@ -102,10 +103,15 @@ class Rounds:
         )
         write_json(self.folder(found.number) / DONE, asdict(found))
         self.done.append(found)
+        self._tell()
+        say(f"ROUND {line(found)}")
+
+    def _tell(self) -> None:
+        """Have record, report and metrics name the rounds that are complete."""
         self.run.note(rounds=[asdict(each) for each in self.done])
         self.run.write(REPORT, report(self.done))
-        self.run.log({"step": found.number, "reward": found.reward, "kl": found.vitals.kl})
-        say(f"ROUND {line(found)}")
+        told = [{"step": r.number, "reward": r.reward, "kl": r.vitals.kl} for r in self.done]
+        self.run.write(run.METRICS, to_json_lines(told))
 
     @property
     def seconds(self) -> float:
