@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ class Line:
         """What ``work`` returns, done in the model's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def steps(self, work: Any) -> AsyncIterator[tuple[Any, Any]]:
+    async def steps(self, work: Any) -> AsyncGenerator[tuple[Any, Any], None]:
         """``(step, None)`` for each of a generator, and ``(None, result)`` in the end.
 
         It is closed as soon as nobody asks for more.

@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Completions:
 
     async def _events(
         self, request: openai_request.Request, prompts: list[list[int]], work: Any
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """A stream's events; what goes wrong once it has begun is the last one."""
         line = self.server.line
         stream = response.Stream(request, openai_work.form(self.server.partner))
