@@ -14,7 +14,7 @@ from ft.text import forms
 
 if TYPE_CHECKING:
     from ft.generate.draft import Answer, Draft
-    from ft.generate.samplers import Filter
+    from ft.generate.samplers import Beam, Filter
     from ft.text.forms import Form
 
 BASE = "-base"  # behind a run's name: its base model, asked as the run is
@@ -74,8 +74,11 @@ def steps(
     )
 
 
-def sampler(answering: Partner, request: Request) -> "Filter":
-    """What chooses the next token: biases and constraints, then temperature, then what is cut off."""
+def sampler(answering: Partner, request: Request) -> "Filter | Beam":
+    """What chooses the next token: biases and constraints, then temperature, then what is cut off.
+
+    At temperature 0 and with nothing else asked the run's own way to the likeliest answer.
+    """
     from ft.generate import constraints, samplers
 
     parts: list[Filter] = []
@@ -86,6 +89,8 @@ def sampler(answering: Partner, request: Request) -> "Filter":
     if request.logit_bias:
         parts.append(constraints.Bias(request.logit_bias))
     parts += _constraints(answering, request)
+    if request.temperature == 0 and not parts:
+        return answering.likeliest
     if request.temperature == 0:
         parts.append(samplers.Greedy())
     else:

@@ -13,7 +13,7 @@ from ft.text.template import Template
 
 if TYPE_CHECKING:
     from ft.generate.draft import Answer, Draft
-    from ft.generate.samplers import Filter
+    from ft.generate.samplers import Beam, Filter, Greedy
 
 Pieces: TypeAlias = Generator[str, None, "Answer"]
 """An answer's text as it is written; in the end, the answer."""
@@ -33,7 +33,7 @@ class Partner(Opened):
     def answer(
         self,
         prompt: Sequence[int],
-        sampler: "Filter",
+        sampler: "Filter | Beam",
         *,
         max_new_tokens: int,
         seed: int,
@@ -59,8 +59,20 @@ class Partner(Opened):
         )
         return _inside(self.of(tuned=tuned), pieces)
 
+    @property
+    def likeliest(self) -> "Greedy | Beam":
+        """What looks for its likeliest answer: in a run, as its scores were made."""
+        from ft.generate.samplers import Greedy
+
+        return self.run.sampler if self.run else Greedy()
+
     def steps(
-        self, prompts: Sequence[Sequence[int]], sampler: "Filter", *, tuned: bool, **options: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampler: "Filter | Beam",
+        *,
+        tuned: bool,
+        **options: Any,
     ) -> Generator[dict[int, "Draft"], None, list[list["Answer"]]]:
         """``growing.steps`` of the tuned model, or of its base."""
         from ft.generate import growing

@@ -244,9 +244,11 @@ class Chat:
             )
 
     def _pieces(self, asked: Conversation, *, tuned: bool = True) -> Pieces:
+        drawn = partner.sampler(self.temperature, self.top_p)
+        sampler = drawn if self.temperature else self.partner.likeliest
         pieces = self.partner.answer(
             asked.ids(self.partner.tokenizer),
-            partner.sampler(self.temperature, self.top_p),
+            sampler,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
             tuned=tuned,

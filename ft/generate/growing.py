@@ -27,7 +27,7 @@ def steps(
     """``answers.generate`` in steps that one may stop between; returns its answers.
 
     Yields the answers that have just grown by an id, by their number (``n`` to the first prompt, then
-    those to the second), and of ``Beam``, which knows its answers only at the end, none. With ``calls`` those of tools are kept apart from the text. The arguments are
+    those to the second); those of ``Beam``, which knows them only at the end, as one piece. With ``calls`` those of tools are kept apart from the text. The arguments are
     checked before the first step is asked for. Raises ``UserError`` as ``generate`` does.
     """
     answers.check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
@@ -43,6 +43,9 @@ def steps(
                     yield {}
                     (found,) = answers._beams(model, tokenizer, [draft], sampler)
                     groups[at] = found[:n]
+                    for best in groups[at]:  # all of it is certain now, and nothing was before
+                        best.piece, best.thought_piece = best.text, best.answer().thought
+                    yield {at * n + i: best for i, best in enumerate(groups[at])}
                 return [[draft.answer() for draft in group] for group in groups]
             for drafts in answers._shares(groups, room_for(model)):
                 growing = {numbers[id(draft)]: draft for draft in drafts}
@@ -75,8 +78,6 @@ def stream(
                     grown = next(growing)
                 except StopIteration as ended:
                     ((answer,),) = ended.value
-                    if isinstance(sampler, Beam) and answer.text:
-                        yield answer.text
                     return answer
                 for draft in grown.values():
                     if draft.piece:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from support import gemma_tokens, tiny
 from support.serving import events, post, send, serving
 
 from ft.chat import openai_work, partner
+from ft.chat.conversation import Conversation
 from ft.generate import answers, constraints
-from ft.generate.samplers import Chain, Greedy, MinP, TopK, TopP
+from ft.generate.samplers import Beam, Chain, Greedy, MinP, TopK, TopP
 from ft.score import logits
 from ft.text import prompts
 
@@ -219,6 +222,25 @@ def streamed(server, body) -> tuple[dict, str]:
         for call in choice["delta"].get("tool_calls", []):
             calls[call["index"]] = call["function"]
     return found | {"calls": [calls[at] for at in sorted(calls)]}, reason
+
+
+def test_a_run_answers_as_its_scores_were_made(model):
+    """Whole, streamed and at a terminal; a temperature of one's own draws as ever."""
+    run: Any = types.SimpleNamespace(sampler=Beam(3, no_repeat_ngram_size=2))
+    who = partner.Partner("tiny", model, TOKENIZER, CHAT, run=run)
+    ids = Conversation(CHAT).asked("hi").ids(TOKENIZER)
+    options: Any = {"max_new_tokens": 8, "template": CHAT}
+    ((best,),) = answers.generate(model, TOKENIZER, [ids], run.sampler, **options)
+    ((plain,),) = answers.generate(model, TOKENIZER, [ids], **options)
+    assert best.text.strip() != plain.text.strip()
+    with serving(who) as server:
+        found = post(server, CHATS, ASK)["choices"][0]["message"]["content"]
+        assert found == best.text.strip() == streamed(server, ASK)[0]["content"]
+        drawn = ASK | {"temperature": 0.5, "seed": 3, "top_p": 1}
+        other = post(server, CHATS, drawn)["choices"][0]["message"]["content"]
+        assert other == streamed(server, drawn)[0]["content"]
+    pieces = who.answer(ids, who.likeliest, max_new_tokens=8, seed=0)
+    assert "".join(pieces) == best.text
 
 
 @pytest.mark.parametrize(("jinja", "call"), [(GEMMA4, CALL), (GEMMA3, BY_PROMPT)])
