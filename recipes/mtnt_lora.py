@@ -138,15 +138,12 @@ def main(c: Config) -> None:
         save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )
-    r.note(training=asdict(trained))
-    ways = score.decoding.WAYS[c.decoding]
-    chosen = score.decoding.choose(model, base.tokenizer, t, splits["valid"], ways=ways)
+    chosen = score.decoding.choose(model, base.tokenizer, t, splits["valid"], how=c.decoding)
     say(chosen.line)
-    r.note(decoding=chosen.record)
+    r.note(training=asdict(trained), decoding=chosen.record)
+    how: dict[str, Any] = {"sampler": chosen.sampler, **asked(c)}
     result = score.translation.before_after(
-        *(model, base.tokenizer, t, splits["test"], encoded["test"].examples),
-        sampler=chosen.sampler,
-        **asked(c),
+        model, base.tokenizer, t, splits["test"], encoded["test"].examples, **how
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')

@@ -37,7 +37,8 @@ def install(model: Any) -> dict[str, int]:
     for module in model.modules():
         if "forward" in vars(module) or not type(module).__module__.startswith("transformers."):
             continue
-        name, forward = type(module).__name__, type(module).forward
+        # unwrapped: transformers from 5.24 on takes an argument by its old name around it
+        name, forward = type(module).__name__, inspect.unwrap(type(module).forward)
         if name in OFFSETS:
             module.forward = types.MethodType(_norm, module)
             found["norms"] += 1

@@ -106,11 +106,7 @@ def merge(
     from ft.kernels import recurrent
     from ft.models.load import load, load_config
 
-    if dtype not in {"auto", *BOUNDS}:
-        raise UserError(
-            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(BOUNDS)}, "
-            "never in 4 bits." + nearest(dtype, BOUNDS)
-        )
+    _check_dtype(dtype)
     files.check_new_dir(out_folder)
     if not (texts := [prompt for prompt in prompts if prompt.strip()]):
         raise UserError("merging needs at least one prompt to compare the merged model on.")
@@ -159,6 +155,14 @@ def merge(
                 "rounds less (dtype fp32)."
             )
     return difference
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in {"auto", *BOUNDS}:
+        raise UserError(
+            f"dtype {dtype!r}: a merged model is stored as auto, {' or '.join(BOUNDS)}, "
+            "never in 4 bits." + nearest(dtype, BOUNDS)
+        )
 
 
 def _check_tied(model: Any, adapter: Path) -> None:

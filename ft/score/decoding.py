@@ -36,10 +36,14 @@ def choose(
     template: Template,
     rows: Sequence[dict[str, str]],
     *,
-    ways: Sequence[Greedy | Beam],
+    how: str = "auto",
     max_new_tokens: int = 256,
 ) -> Chosen:
-    """The way that answers ``rows`` with the best chrF, the first of equal ones; one alone is not tried."""
+    """The way among ``WAYS[how]`` that answers ``rows`` with the best chrF; one alone is not tried.
+
+    The first of equal ones.
+    """
+    ways = WAYS[how]
     if len(ways) == 1:
         record = to_generation_config(ways[0])
         return Chosen(ways[0], record, f"decoding: {_name(record)}")

@@ -1,6 +1,7 @@
 """Chat templates in Jinja: read a tokenizer's own as a template of ours, and write one of ours as Jinja."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from ft.errors import UserError
@@ -28,7 +29,7 @@ def read(tokenizer: Any) -> Template:
     """The tokenizer's chat template as a ``Template`` that renders the same text.
 
     It is found by rendering a conversation with marks for its texts, and checked on one of two
-    exchanges. A template that refuses a system message (Gemma 1 and 2) gets it in front of the first
+    exchanges; where each question stands alone, such as a translation's, it fills the field ``question``. A template that refuses a system message (Gemma 1 and 2) gets it in front of the first
     user's text, as Gemma 3 has it. A tokenizer without a chat template is known by its control tokens.
     Raises ``UserError`` where neither is there, or where the template does more than join texts.
     """
@@ -98,14 +99,24 @@ def read(tokenizer: Any) -> Template:
         strip=tuple(strip),
         opening=opening[len(middle) :],
     )
-    _check(template, tokenizer, system=with_system is not None)
+    if (talk := _render(tokenizer, _TALK)) and talk == _render(tokenizer, _TALK[-2:]):
+        _check(template, tokenizer, [_TALK[:2]])  # each question stands alone, as `write` has it
+        return _alone(template, f"{_escape(bos)}{{question}}{_escape(middle)}")
+    first = [{"role": "system", "content": "s "}] if with_system is not None else []
+    _check(template, tokenizer, [[*first, *_TALK], _TALK, _TALK[:2]])
     return template
 
 
-def _check(template: Template, tokenizer: Any, *, system: bool) -> None:
+def _alone(template: Template, prompt: str) -> Template:
+    """The same with another prompt, which has the only field ``question``."""
+    names = {"instruction": "question", "response": "response"}
+    strip = tuple(name for field, name in names.items() if field in template.strip)
+    return replace(template, prompt=prompt, strip=strip)
+
+
+def _check(template: Template, tokenizer: Any, talks: list[list[dict[str, str]]]) -> None:
     """Raise ``UserError`` where conversations or prompts read otherwise than the tokenizer's own."""
-    first = [{"role": "system", "content": "s "}] if system else []
-    for messages in ([*first, *_TALK], _TALK, _TALK[:2]):
+    for messages in talks:
         for given, ask in ((messages, False), (messages[:-1], True)):
             wanted = _render(tokenizer, given, ask=ask)
             found = text(template, given, tokenizer.bos_token)

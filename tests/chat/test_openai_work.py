@@ -332,7 +332,9 @@ def test_a_call_can_be_required(choice, begin):
 
 def test_a_runs_base_answers_under_its_own_name(model):
     other = tiny.build("gemma3_text", seed=1)
-    who = partner.Partner("tiny", model, TOKENIZER, CHAT, run=object(), _base=other)  # pyright: ignore
+    who = partner.Partner(
+        "tiny", model, TOKENIZER, CHAT, run=types.SimpleNamespace(sampler=Greedy()), _base=other
+    )  # pyright: ignore
     with serving(who) as server:
         names = [each["id"] for each in json.loads(send(server, "GET", "/v1/models")[1])["data"]]
         assert names == ["tiny", "tiny-base"]

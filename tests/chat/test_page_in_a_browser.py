@@ -2,6 +2,7 @@
 
 import shutil
 import time
+import types
 
 import pytest
 from support import tiny
@@ -9,6 +10,7 @@ from support.serving import serving
 
 from ft.chat import partner
 from ft.generate import growing
+from ft.generate.samplers import Greedy
 from ft.text import prompts
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -48,7 +50,9 @@ def scripted(*pieces, wait=0.0):
 def server():
     model = tiny.build("gemma3_text")
     base = tiny.build("gemma3_text", seed=1)
-    who = partner.Partner("run", model, TOKENIZER, CHAT, run=object(), _base=base)  # pyright: ignore
+    who = partner.Partner(
+        "run", model, TOKENIZER, CHAT, run=types.SimpleNamespace(sampler=Greedy()), _base=base
+    )  # pyright: ignore
     with serving(who, api_key="secret") as server:
         yield server
 

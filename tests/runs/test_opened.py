@@ -121,9 +121,7 @@ def test_a_chain_and_a_server_take_an_older_run(older: Path, capsys, monkeypatch
     with pytest.raises(SystemExit):
         cli.main(["solve", "run", "How many?"])
     assert "was not trained to write ANSWER:" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "ft.chat.openai_server.Server.serve_forever", lambda self: print(self.partner.name)
-    )
+    monkeypatch.setattr("ft.chat.openai_server.Server.run", lambda self: print(self.partner.name))
     cli.main(["serve", "run", "--port", "0", "--precision", "fp32"])
     assert capsys.readouterr().out.endswith("run\n")
 
@@ -152,4 +150,8 @@ def test_the_scores_of_an_older_run_come_out_again(older: Path, tmp_path: Path) 
 
 
 def test_an_older_runs_card_is_written_again(older: Path) -> None:
-    assert hub.card(older) == (older / "README.md").read_text()
+    card, record = hub.card(older), json.loads((older / "run.json").read_text())
+    tuned = record["evaluation"]["test"]["tuned"]
+    assert all(f"{tuned[key]['score']:.1f}" in card for key in ("bleu", "chrf"))
+    assert record["template"]["prompt"].splitlines()[0] in card
+    assert str(older) not in card

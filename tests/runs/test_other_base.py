@@ -40,7 +40,7 @@ def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny.folder("gemma3_text", tmp_path / "base", seed=9, max_position_embeddings=4096)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    monkeypatch.setattr("ft.chat.openai_server.Server.serve_forever", lambda self: None)
+    monkeypatch.setattr("ft.chat.openai_server.Server.run", lambda self: None)
     monkeypatch.setattr("ft.cli.export.export.architecture", lambda folder: None)
     monkeypatch.setattr("ft.cli.export.export.write", lambda *_, **__: Path("out.gguf").touch())
     return run

@@ -21,7 +21,8 @@ def test_the_way_with_the_best_chrf_is_taken(monkeypatch):
     good = Beam(2, 0.6, 3)
     texts = {Greedy(): ["le", "chien"], good: ["le chat noir", "le chien"], Beam(4): ["", "non"]}
     monkeypatch.setattr(decoding, "translate", lambda m, t, te, rows, way, **_: texts[way])
-    chosen = decoding.choose(None, None, TEMPLATE, ROWS, ways=list(texts))
+    monkeypatch.setitem(decoding.WAYS, "auto", tuple(texts))
+    chosen = decoding.choose(None, None, TEMPLATE, ROWS)
     record = chosen.record
     assert chosen.sampler == good
     assert from_generation_config(json.loads(json.dumps(record))) == good
@@ -38,12 +39,13 @@ def test_the_first_of_equal_ways_is_taken_and_one_alone_is_not_tried(monkeypatch
         return ["le chat", "le chien"]
 
     monkeypatch.setattr(decoding, "translate", same)
-    chosen = decoding.choose(None, None, TEMPLATE, ROWS, ways=[Greedy(), Beam(4)])
+    chosen = decoding.choose(None, None, TEMPLATE, ROWS, how="auto")
     assert chosen.sampler == Greedy()
     assert len(calls) == 2
-    chosen = decoding.choose(None, None, TEMPLATE, ROWS, ways=[Beam(4)])
-    assert chosen.sampler == Beam(4)
-    assert chosen.record == to_generation_config(Beam(4))
+    for how, way in (("greedy", Greedy()), ("beam", decoding.BEAM)):
+        chosen = decoding.choose(None, None, TEMPLATE, ROWS, how=how)
+        assert chosen.sampler == way
+        assert chosen.record == to_generation_config(way)
     assert len(calls) == 2
 
 

@@ -171,3 +171,14 @@ def test_a_translations_last_question_stands_alone_in_every_program():
     assert found == "<bos>" + learnt["prompt"] + learnt["completion"] + "<eos>"
     with pytest.raises(Exception, match="no place for a system message"):
         tokenizer.apply_chat_template([{"role": "system", "content": "s"}, *talk], tokenize=False)
+
+
+def test_a_template_whose_questions_stand_alone_is_read_back_so():
+    """As a merged translation run has it."""
+    tokenizer, written = tiny.tokenizer(), prompts.translation()
+    chat_template.install(tokenizer, written)
+    found = chat_template.read(tokenizer)
+    assert found.fields == {"question"}
+    for text in ("le chat", " deux\nlignes "):
+        assert found.prompt_for({"question": text}) == written.prompt_for({"source": text})
+    assert (found.end or tokenizer.eos_token) == (written.end or tokenizer.eos_token)
