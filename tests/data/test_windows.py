@@ -338,11 +338,15 @@ def test_workers_end_with_their_parent(reading, how):
     assert workers
     assert all(alive(pid) for pid in workers)
     os.kill(reading.pid, how)
-    _, errors = reading.communicate(timeout=60)
+    try:
+        _, errors = reading.communicate(timeout=10)
+    except subprocess.TimeoutExpired:  # Python loses a Ctrl-C that comes while it collects garbage
+        os.kill(reading.pid, how)
+        _, errors = reading.communicate(timeout=60)
     assert gone(workers)
     if how == signal.SIGINT:
         assert reading.returncode == 130
-        assert errors == b"stopped by Ctrl-C\n"
+        assert errors.endswith(b"stopped by Ctrl-C\n")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")

@@ -62,13 +62,14 @@ def test_a_lock_holds_where_its_file_can_be_neither_written_nor_removed(tmp_path
     def refuse(self, *_, **__):
         raise PermissionError(self)
 
+    others = dict(lock._held)  # of runs in other tests
     with monkeypatch.context() as windows:
         windows.setattr(Path, "write_text", refuse)
         windows.setattr(Path, "unlink", refuse)
         lock.take(tmp_path)
-        assert lock._held
+        assert len(lock._held) == len(others) + 1
         lock.release(tmp_path)
-    assert not lock._held
+    assert lock._held == others
     lock.check(tmp_path)
 
 
