@@ -1,12 +1,10 @@
 """Answers to prompts or rows by any sampler, in batches or as a stream, stopped where the template ends."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ft.errors import UserError
-from ft.generate import search
-from ft.generate.decoding import Decoder, batches, logprobs, room_for
+from ft.generate import together
 from ft.generate.draft import Answer as Answer
 from ft.generate.draft import (
     Draft,
@@ -17,7 +15,7 @@ from ft.generate.draft import (
     end_ids,
     stop_strings,
 )
-from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler, choose
+from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler
 from ft.models.load import context_of
 from ft.text import forms
 from ft.text.template import Template
@@ -54,17 +52,17 @@ def generate(
     """
     check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
     groups = begun(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n)
-    with _evaluating(model):
+    with together.evaluating(model):
         if isinstance(sampler, Beam):
             firsts = [group[0] for group in groups]
-            for batch in _bar(_fitting(model, firsts, sampler), progress):
+            for batch in together.bar(together.fitting(model, firsts, sampler), progress):
                 chosen = [firsts[i] for i in batch]
-                found = _beams(model, tokenizer, chosen, sampler, use_cache)
+                found = together.beams(model, tokenizer, chosen, sampler, use_cache)
                 for i, best in zip(batch, found, strict=True):
                     groups[i] = best[:n]
         else:
-            for drafts in _bar(_shares(groups, room_for(model)), progress):
-                for _ in _grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
+            for drafts in together.bar(together.shares(model, groups), progress):
+                for _ in together.grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
                     pass
     return [[draft.answer() for draft in group] for group in groups]
 
@@ -148,18 +146,20 @@ def of_rows(
         Draft(tokenizer, prompt, End(ends, strings, limit, forms.thought_ids(template, tokenizer)))
         for prompt, limit in zip(ids, most, strict=True)
     ]
-    shares = _fitting(model, drafts, sampler)
+    shares = together.fitting(model, drafts, sampler)
     state, apart = _processes()
     if apart:
         shares = shares[state.process_index :: state.num_processes]
-    with _evaluating(model):
-        for batch in _bar(shares, progress and state.is_main_process):
+    with together.evaluating(model):
+        for batch in together.bar(shares, progress and state.is_main_process):
             chosen = [drafts[i] for i in batch]
             if isinstance(sampler, Beam):
-                for i, best in zip(batch, _beams(model, tokenizer, chosen, sampler), strict=True):
+                for i, best in zip(
+                    batch, together.beams(model, tokenizer, chosen, sampler), strict=True
+                ):
                     drafts[i] = best[0]
             else:
-                for _ in _grow(model, tokenizer, chosen, sampler, scored=False):
+                for _ in together.grow(model, tokenizer, chosen, sampler, scored=False):
                     pass
     mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
     answers = dict(gather_object(mine) if apart else mine)
@@ -195,101 +195,3 @@ def _processes() -> tuple[Any, bool]:
 
     state = PartialState()
     return state, state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
-
-
-def _grow(
-    model: Any,
-    tokenizer: Any,
-    drafts: Sequence[Draft],
-    sampler: Any,
-    *,
-    use_cache: bool = True,
-    scored: bool = True,
-) -> Iterator[None]:
-    """Let drafts grow by one id between two yields, until each has a reason to stop.
-
-    Those that have stopped leave the batch, cache and all, once they are a fourth of it:
-    transformers' ``generate`` would compute them until the last one stops.
-    """
-    import torch
-
-    if isinstance(sampler, Contrastive):
-        for draft in drafts:
-            yield from search.contrastive(model, draft, sampler, use_cache=use_cache)
-        return
-    prompts = {id(draft.prompt): draft.prompt for draft in drafts}  # answers to one prompt share it
-    places = {key: at for at, key in enumerate(prompts)}
-    pad = tokenizer.pad_token_id
-    room = max(draft.longest - len(draft.prompt) for draft in drafts)
-    decoder = Decoder(
-        *(model, list(prompts.values()), 0 if pad is None else pad), use_cache=use_cache, room=room
-    )
-    device = decoder.logits.device
-    if len(prompts) < len(drafts):
-        decoder.select(torch.tensor([places[id(d.prompt)] for d in drafts], device=device))
-    alive = list(drafts)
-    while True:
-        chosen = choose(
-            sampler,
-            decoder.logits,
-            [draft.generator for draft in alive],
-            [draft.prompt for draft in alive],
-            [draft.ids for draft in alive],
-        )
-        chances = logprobs(decoder.logits, chosen) if scored else [0.0] * len(alive)
-        for draft, token, chance in zip(alive, chosen.tolist(), chances, strict=True):
-            if not draft.reason:
-                draft.add(token, chance)
-        yield
-        going = [i for i, draft in enumerate(alive) if not draft.reason]
-        if not going:
-            return
-        if 4 * (len(alive) - len(going)) >= len(alive):
-            keep = torch.tensor(going, device=device)
-            decoder.select(keep)
-            chosen, alive = chosen[keep], [alive[i] for i in going]
-        decoder.step(chosen)
-
-
-def _fitting(model: Any, drafts: Sequence[Draft], sampler: Greedy | Beam) -> list[list[int]]:
-    """Indices of ``drafts`` in batches that there is room for."""
-    width = sampler.width if isinstance(sampler, Beam) else 1
-    return batches([width * draft.longest for draft in drafts], room_for(model))
-
-
-def _beams(
-    model: Any, tokenizer: Any, drafts: Sequence[Draft], beam: Beam, use_cache: bool = True
-) -> list[list[Draft]]:
-    pad = tokenizer.pad_token_id or 0
-    return search.search(model, drafts, beam, pad=pad, use_cache=use_cache)
-
-
-def _shares(groups: Sequence[Sequence[Draft]], room: int) -> list[list[Draft]]:
-    """The answers to each prompt, as many as there is room for, with those of prompts of like length."""
-    units = []
-    for group in groups:
-        many = max(1, room // group[0].longest)
-        units += [group[i : i + many] for i in range(0, len(group), many)]
-    sizes = [len(unit) * unit[0].longest for unit in units]
-    return [[draft for i in batch for draft in units[i]] for batch in batches(sizes, room)]
-
-
-def _bar(shares: Sequence[Any], progress: bool) -> Any:
-    from tqdm import tqdm
-
-    hidden = not progress or len(shares) < 2
-    return tqdm(shares, desc="generate", unit="batch", disable=hidden, leave=False)
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode and fast products while this lasts."""
-    from ft.kernels import few_rows
-
-    was_training = model.training
-    model.eval()
-    try:
-        with few_rows.fast(model):
-            yield
-    finally:
-        model.train(was_training)

@@ -208,7 +208,6 @@ def drafts_for(
     call = form.call if form and calls else None
     around = tuple(tokenizer.convert_tokens_to_ids(list(call))) if call else None
     device = model.get_input_embeddings().weight.device
-    device = "cpu" if device.type == "mps" else device  # Apple's GPU has no 64-bit numbers
 
     def make(ids: list[int], number: int) -> Draft:
         most = min(max_new_tokens, context - len(ids)) if context else max_new_tokens

@@ -4,8 +4,7 @@ import contextlib
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from ft.generate import answers
-from ft.generate.decoding import room_for
+from ft.generate import answers, together
 from ft.generate.draft import Answer, Draft, Prompt
 from ft.generate.samplers import Beam, Greedy, Sampler
 from ft.text.template import Template
@@ -37,19 +36,19 @@ def steps(
     numbers = {id(draft): i for i, draft in enumerate(d for group in groups for d in group)}
 
     def grown() -> Generator[dict[int, Draft], None, list[list[Answer]]]:
-        with answers._evaluating(model):
+        with together.evaluating(model):
             if isinstance(sampler, Beam):
                 for at, (draft, *_) in enumerate(groups):
                     yield {}
-                    (found,) = answers._beams(model, tokenizer, [draft], sampler)
+                    (found,) = together.beams(model, tokenizer, [draft], sampler)
                     groups[at] = found[:n]
                     for best in groups[at]:  # all of it is certain now, and nothing was before
                         best.piece, best.thought_piece = best.text, best.answer().thought
                     yield {at * n + i: best for i, best in enumerate(groups[at])}
                 return [[draft.answer() for draft in group] for group in groups]
-            for drafts in answers._shares(groups, room_for(model)):
+            for drafts in together.shares(model, groups):
                 growing = {numbers[id(draft)]: draft for draft in drafts}
-                for _ in answers._grow(model, tokenizer, drafts, sampler):
+                for _ in together.grow(model, tokenizer, drafts, sampler):
                     yield growing
                     growing = {i: draft for i, draft in growing.items() if not draft.reason}
         return [[draft.answer() for draft in group] for group in groups]

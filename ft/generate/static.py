@@ -59,11 +59,18 @@ class Steps:
         return found
 
     def select(self, rows: "Tensor") -> None:
-        """Go on with these texts [N]; another number of them is another graph."""
+        """Go on with these texts [N]: as many keep their places, and so the graph; others begin another."""
+        import torch
+
+        layers = [layer for layer in self.cache.layers if layer.keys is not None]
+        if len(rows) == len(self.seen):
+            kept = [self.seen, *(x for layer in layers for x in (layer.keys, layer.values))]
+            with torch.inference_mode():
+                for x in kept:
+                    x.copy_(x[rows])
+            return
         self.graph, self.steps = None, 0
-        for layer in self.cache.layers:
-            if layer.keys is None:
-                continue
+        for layer in layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         self.seen, self.ids, self.positions = (
             x[rows] for x in (self.seen, self.ids, self.positions)

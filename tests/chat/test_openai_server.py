@@ -20,7 +20,7 @@ from ft import __main__ as cli
 from ft.chat import openai_server, partner
 from ft.chat.conversation import Conversation
 from ft.chat.openai_server import Server
-from ft.generate import answers, growing
+from ft.generate import answers, growing, together
 from ft.generate.samplers import Greedy, TopP
 from ft.text import prompts
 
@@ -30,17 +30,6 @@ HI = [{"role": "user", "content": "hi"}]
 ASK = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 8}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 TEXT = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.build("gemma3_text")
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with serving(partner.Partner("tiny", model, TOKENIZER, CHAT)) as server:
-        yield server
 
 
 def wanted(model, prompt, sampler=Greedy(), n: int = 1, seed: int = 0, **options):  # noqa: B008
@@ -472,13 +461,13 @@ def test_the_line_of_waiting_requests_has_an_end(server, monkeypatch):
 
 
 def test_a_client_that_hung_up_while_it_waited_costs_no_answer(server, monkeypatch, capfd):
-    answered, plain = [], answers._grow
+    answered, plain = [], together.grow
 
     def watched(model, tokenizer, drafts, *args, **options):
         answered.append([draft.prompt for draft in drafts])
         return plain(model, tokenizer, drafts, *args, **options)
 
-    monkeypatch.setattr(answers, "_grow", watched)
+    monkeypatch.setattr(together, "grow", watched)
     free = held(server)
     connection = http.client.HTTPConnection(*server.address, timeout=60)
     connection.request("POST", "/v1/completions", json.dumps(TEXT), JSON)

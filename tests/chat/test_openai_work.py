@@ -33,17 +33,6 @@ WEATHER = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.build("gemma3_text")
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with serving(partner.Partner("tiny", model, TOKENIZER, CHAT)) as server:
-        yield server
-
-
 IDS = [2, *TOKENIZER("hi", add_special_tokens=False)["input_ids"]]
 
 

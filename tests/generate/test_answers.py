@@ -9,7 +9,7 @@ from support import tiny
 from ft import models
 from ft.errors import UserError
 from ft.generate import answers as generate
-from ft.generate import decoding, growing
+from ft.generate import decoding, growing, together
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.samplers import Beam, Chain, Contrastive, Greedy, Sample, TopK, TopP
 from ft.models import lora
@@ -113,9 +113,9 @@ def test_a_batch_holds_no_more_keys_and_values_than_it_may(monkeypatch):
     c = model.config
     assert width == 4 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     monkeypatch.setattr(decoding, "CACHE_BYTES", {"cpu": 3 * 40 * width})
-    plain = generate.Decoder
+    plain = together.Decoder
     monkeypatch.setattr(
-        generate, "Decoder", lambda m, p, *a, **o: sizes.append(len(p)) or plain(m, p, *a, **o)
+        together, "Decoder", lambda m, p, *a, **o: sizes.append(len(p)) or plain(m, p, *a, **o)
     )
     rows = [{"source": "a b c"}] * 7
     found = answers(model, rows, max_new_tokens=4)
@@ -307,9 +307,9 @@ def test_an_answer_ends_where_the_context_does():
 
 def test_bos_is_put_before_text_once_and_ids_are_taken_as_they_are(monkeypatch):
     model, seen = tiny.build("gemma"), []
-    plain = generate.Decoder
+    plain = together.Decoder
     monkeypatch.setattr(
-        generate, "Decoder", lambda m, p, *a, **o: seen.extend(p) or plain(m, p, *a, **o)
+        together, "Decoder", lambda m, p, *a, **o: seen.extend(p) or plain(m, p, *a, **o)
     )
     written(model, ["a", "<bos>a", [70, 71]], max_new_tokens=1)
     assert sorted(map(tuple, seen)) == sorted([(2, seen[0][1]), (2, seen[0][1]), (70, 71)])
@@ -326,10 +326,10 @@ def test_adapters_and_quantised_bases_write(folder):
                 weight += 0.3
     tuned = written(adapted, PROMPTS)
     assert ids(tuned) != ids(plain)
-    for (together,), prompt in zip(tuned, PROMPTS, strict=True):
+    for (batched,), prompt in zip(tuned, PROMPTS, strict=True):
         ((alone,),) = written(adapted, [prompt])
         # products in bf16 round by their shape, so that of two close words either may be the first
-        assert together.logprobs[0] == pytest.approx(alone.logprobs[0], abs=0.1)
+        assert batched.logprobs[0] == pytest.approx(alone.logprobs[0], abs=0.1)
 
 
 def test_other_causal_models_write_too():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from support import tiny
 
-from ft.generate import answers, static
+from ft.generate import answers, search, static, together
 from ft.generate.decoding import Decoder
-from ft.generate.samplers import Greedy, Sample
+from ft.generate.samplers import Beam, Greedy, Sample
 
 FIXED = [k for k in tiny.KINDS if not static.refusal(tiny.build(k))]
 
@@ -75,14 +75,15 @@ def test_logits_are_those_of_a_growing_cache(kind, lengths):
 
 
 @pytest.mark.parametrize("kind", FIXED)
-@pytest.mark.parametrize("sampler", [Greedy(), Sample()])
+@pytest.mark.parametrize("sampler", [Greedy(), Sample(), Beam(3)])
 def test_answers_are_the_same(kind, sampler, monkeypatch):
     model, tokenizer = tiny.build(kind), tiny.tokenizer()
     write = functools.partial(
         answers.generate, model, tokenizer, texts((12, 3, 7)), sampler, max_new_tokens=12
     )
     plain = write(n=1 if isinstance(sampler, Greedy) else 2)
-    monkeypatch.setattr(answers, "Decoder", functools.partial(Decoder, make_graph=Replayed))
+    for module in (together, search):
+        monkeypatch.setattr(module, "Decoder", functools.partial(Decoder, make_graph=Replayed))
     fixed = write(n=1 if isinstance(sampler, Greedy) else 2)
     assert Replayed.replays > 8
     assert [[a.ids for a in group] for group in fixed] == [[a.ids for a in g] for g in plain]
