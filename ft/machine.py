@@ -26,7 +26,7 @@ class Machine:
     """The device of this process and what it computes fast."""
 
     device: str  # "cpu" or "cuda:<local rank>"
-    bf16: bool  # bfloat16 matrix products run in hardware
+    bf16: bool  # bfloat16 matrix products run in hardware, faster than float32's
     nf4: bool  # bitsandbytes can quantise here
     name: str  # for people
     int8: bool = False  # PyTorch multiplies by bytes with vectors
@@ -55,21 +55,39 @@ def here() -> Machine:
         return Machine(f"cuda:{index}", bf16, nf4, torch.cuda.get_device_name(index))
     bf16 = cpu_bf16()
     name = f"CPU {'with' if bf16 else 'without'} {bf16 or 'bf16'}"
+    if bf16 and not fast_bf16():
+        name += " of Intel"
     if torch.backends.mps.is_available():
         name += "; the Apple GPU is left alone, as no training was seen right on one"
-    return Machine("cpu", bool(bf16), nf4, name, cpu_int8())
+    return Machine("cpu", fast_bf16(), nf4, name, cpu_int8())
 
 
 def cpu_bf16() -> str:
     """What this processor multiplies bfloat16 with; nothing where it only emulates that."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():  # `ft plan` asks without torch
-        able = set(info.read_text().split())
+    if info := _cpuinfo():  # `ft plan` asks without torch
+        able = set(info.split())
     else:
         import torch
 
         able = {name for name, has in torch.cpu.get_capabilities().items() if has}
     return next((name for name in ("amx_bf16", "avx512_bf16") if name in able), "")
+
+
+def fast_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    Intel's AVX512-BF16 does no more products a cycle than its AVX512 does of float32, and oneDNN reaches
+    half of these with it (``benchmarks/precision.py``). Such a processor without AMX is most often a virtual
+    machine's, which hides that. AMD's does twice as many.
+    """
+    how = cpu_bf16()
+    return how == "amx_bf16" or how == "avx512_bf16" and "GenuineIntel" not in _cpuinfo()
+
+
+def _cpuinfo() -> str:
+    """What Linux tells of the processor; nothing elsewhere."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
 
 
 def cpu_int8() -> bool:
@@ -169,9 +187,8 @@ def hardware() -> dict[str, Any]:
     import psutil
 
     cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [li for li in info.read_text().splitlines() if li.startswith("model name")]
+    if info := _cpuinfo():
+        names = [li for li in info.splitlines() if li.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     memory = psutil.virtual_memory().total
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}

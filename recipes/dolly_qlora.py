@@ -16,6 +16,7 @@ Source    F. Chollet, Deep Learning with Python, third edition (preset book); QL
           https://arxiv.org/abs/2305.14314
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -106,6 +107,7 @@ class Config:
     eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    best_by: Literal["loss", "rouge", "chrf"] = "loss"  # of the validation rows; scores: of answers
     early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 256  # of an answer at the end
     seed: int = 42  # of held-out rows, adapter, order and bootstrap
@@ -161,12 +163,18 @@ def main(c: Config) -> None:
         plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
 
+    watched = functools.partial(
+        score.instructions.watched,
+        *(model, base.tokenizer, t, splits["valid"]),
+        max_new_tokens=c.max_new_tokens,
+    )
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
+        scores=None if c.best_by == "loss" else watched,
         save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )

@@ -67,6 +67,7 @@ class Config:
 
     # Answers
     decoding: Literal["auto", "greedy", "beam"] = "auto"  # auto: what has the best chrF on valid
+    base_rows: Count = 40  # first lines of test that the base answers too, for comparison
 
     # Run
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
@@ -75,6 +76,7 @@ class Config:
     eval_steps: Count = 20  # optimizer steps between validations, each with a checkpoint
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
+    best_by: Literal["loss", "chrf", "bleu"] = "loss"  # of the validation rows; scores: of answers
     early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     eval_limit: Count | None = None  # lines of valid to watch, of test to score; none: 40 and all
     seed: int = 42  # of adapter, order and bootstrap
@@ -128,12 +130,16 @@ def main(c: Config) -> None:
         encoded=encoded,
         plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
+    watched = functools.partial(
+        score.translation.watched, model, base.tokenizer, t, splits["valid"], pair=c.language_pair
+    )
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
+        scores=None if c.best_by == "loss" else watched,
         warmup_ratio=0.05,  # then it falls to 0 in a line
         save_steps=c.eval_steps,
         **config.pick(c, train.sft),
@@ -143,7 +149,9 @@ def main(c: Config) -> None:
     r.note(training=asdict(trained), decoding=chosen.record)
     how: dict[str, Any] = {"sampler": chosen.sampler, **asked(c)}
     result = score.translation.before_after(
-        model, base.tokenizer, t, splits["test"], encoded["test"].examples, **how
+        *(model, base.tokenizer, t, splits["test"], encoded["test"].examples),
+        base_rows=c.base_rows,
+        **how,
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')

@@ -51,7 +51,27 @@ def test_this_machine_is_described() -> None:
     assert here.device.startswith("cuda") == torch.cuda.is_available()
     if here.device == "cpu":
         able = torch.cpu.get_capabilities()
-        assert here.bf16 == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        assert machine.cpu_bf16() in [n for n in ("amx_bf16", "avx512_bf16") if able.get(n)] + [""]
+        assert bool(machine.cpu_bf16()) == bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        assert not here.bf16 or machine.cpu_bf16()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),  # as many products a cycle as of float32
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+    ],
+)
+def test_bf16_is_taken_where_the_processor_multiplies_it_faster(monkeypatch, vendor, flags, fast):
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: f"vendor_id : {vendor}\nflags : {flags}\n")
+    here = machine.here()
+    assert here.bf16 == fast
+    choice = choose_precision("auto", here)
+    assert choice.precision == ("bf16" if fast else "fp32")
+    assert ("Intel" in choice.reason) == (vendor == "GenuineIntel" and not fast)
 
 
 def test_an_apple_gpu_is_left_alone_and_that_is_said(monkeypatch, tmp_path):

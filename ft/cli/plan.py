@@ -70,7 +70,7 @@ def command(
     where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
     options = {
         "device": where,
-        "bf16": device not in time.NO_BF16 if where == "cuda" else bool(machine.cpu_bf16()),
+        "bf16": device not in time.NO_BF16 if where == "cuda" else machine.fast_bf16(),
         "processes": processes,
         "sharded": sharded,
         "room": room if where == "cuda" else None,

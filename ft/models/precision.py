@@ -65,12 +65,12 @@ def choose_precision(precision: str, on: Machine) -> Choice:
     if precision == "fp32":
         return Choice("fp32", "float32", "asked for")
     if precision == "bf16":
-        slow = "" if on.bf16 else f"; slow: {on.name} only emulates bfloat16"
+        slow = "" if on.bf16 else f"; slow: {on.name} multiplies float32 faster"
         return Choice("bf16", "bfloat16", "asked for" + slow)
     if on.device.startswith("cuda") and on.nf4:
         why = "has bfloat16" if on.bf16 else "lacks bfloat16, and float16 would overflow alone"
         return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, {inside}", half)
-    speed = "fast" if on.bf16 else "slow or absent"
+    speed = "fast" if on.bf16 else "slower than float32"
     return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
 
 

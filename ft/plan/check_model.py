@@ -199,7 +199,7 @@ def memory(case: Case) -> Seen | None:
     longest = [min(n, limit) for n in known.lengths] if known else None
     options: dict[str, Any] = {
         "device": "cpu" if here else "cuda",
-        "bf16": bool(machine.cpu_bf16()) if here else case.device not in time.NO_BF16,
+        "bf16": machine.fast_bf16() if here else case.device not in time.NO_BF16,
     }
     case.plan = settings.of(
         seen,

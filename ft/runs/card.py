@@ -96,7 +96,8 @@ def _validation(folder: Path, training: dict[str, Any], metrics: Sequence[dict[s
     """The curve, where it was drawn, its figures, and which step's weights these are."""
     figures = [line for line in metrics if "eval_loss" in line]
     drawn = "![loss by optimizer step](loss.png)\n\n" * (folder / "loss.png").is_file()
-    return drawn + _table(["step", "eval_loss"], figures) + _kept(training)
+    scores = dict.fromkeys(key for line in figures for key in line if key.startswith("eval_"))
+    return drawn + _table(["step", *scores], figures) + _kept(training)
 
 
 def _kept(training: dict[str, Any]) -> str:
@@ -104,6 +105,8 @@ def _kept(training: dict[str, Any]) -> str:
     if (step := training.get("kept_step")) is None:
         return ""
     last = "the last" if step == training.get("steps") else f"the best of {training.get('steps')}"
+    if (by := training.get("best_by", "loss")) != "loss":
+        last += f" by {by}"
     return f"The weights are those of step {step}, {last}.\n"
 
 
@@ -154,6 +157,7 @@ def _scores(test: dict[str, Any]) -> str:
     note = "In brackets: 95% intervals.\n\n" if any("[" in str(row) for row in rows) else ""
     counts = {
         "lines": test.get("n"),
+        "lines of the base, and of p": test.get("n_base"),
         "examples of the loss": test.get("n_likelihood"),
         "longest answer in tokens": test.get("max_new_tokens"),
         "chains for each question": test.get("chains"),

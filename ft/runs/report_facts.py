@@ -30,9 +30,14 @@ def validations(record: Record, lines: Lines) -> dict[str, Any]:
     found = [point for point in points(lines, "eval_loss") if math.isfinite(point[1])]
     if not found:
         return {}
+    training = record.get("training", {})
+    kept, by = training.get("kept_step"), training.get("best_by", "loss")
     best = min(found[1:] or found, key=lambda point: point[1])
-    kept = record.get("training", {}).get("kept_step")
-    return {"first": found[0], "last": found[-1], "best": best, "kept": kept, "n": len(found)}
+    if by != "loss":  # the loss of the validation with the best score
+        best = next((point for point in found if point[0] == training["best_step"]), best)
+    return {"first": found[0], "last": found[-1], "best": best, "kept": kept, "by": by} | {
+        "n": len(found)
+    }
 
 
 def progress(settings: Mapping[str, Any], lines: Lines) -> tuple[int, int | None]:
@@ -99,6 +104,8 @@ def _kept(seen: Mapping[str, Any], steps: int | None) -> str:
         return ""
     if seen["kept"] == steps:
         return f"kept are the weights of step {steps:,}, the last"
+    if seen["by"] != "loss":
+        return f"kept are the weights of step {seen['kept']:,} of {steps:,}, the best on valid by {seen['by']}"
     losses = f"{seen['best'][1]:.3f}, {seen['last'][1]:.3f} at the last"
     return (
         f"kept are the weights of step {seen['kept']:,} of {steps:,}, the best on valid ({losses})"
@@ -190,7 +197,8 @@ def scores(record: Record) -> list[dict[str, Any]]:
         if rows:
             signatures = found.get("signatures", {})
             splits.append(
-                {"split": split, "n": found.get("n"), "rows": rows, "signatures": signatures}
+                {"split": split, "n": found.get("n"), "n_base": found.get("n_base"), "rows": rows}
+                | {"signatures": signatures}
                 | {"asked": found.get("ask"), "models": {m: found[m].get("answer") for m in models}}
             )
     return splits

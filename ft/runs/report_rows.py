@@ -75,10 +75,11 @@ def marked(text: str, other: str, reference: str) -> list[Piece]:
 def slices(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Corpus chrF of base and tuned on the sources of each kind of noise and on the clean ones.
 
-    Empty without sources and references, and where nearly no source is noisy.
+    Of the rows that both answered. Empty without sources and references, and where nearly no source is noisy.
     """
     needed = {"source", "reference", "base", "tuned"}
-    if not samples or not all(needed <= sample.keys() for sample in samples):
+    samples = [sample for sample in samples if needed <= sample.keys()]
+    if not samples:
         return []
     from sacrebleu.metrics.chrf import CHRF
 

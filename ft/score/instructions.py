@@ -143,6 +143,31 @@ def scores(
     return result
 
 
+def watched(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int = 256,
+) -> dict[str, float]:
+    """Mean ROUGE-L and chrF of greedy answers to ``rows``, 0 to 100: what ``best_by`` may compare validations by."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    asked = [question_and_reference(row) for row in rows]
+    prompts = [prompt_ids(template, question, tokenizer) for question, _ in asked]
+    found = write(model, tokenizer, template, prompts, max_new_tokens=max_new_tokens)
+    pairs = [
+        (template.trim(answer.text), reference)
+        for (answer,), (_, reference) in zip(found, asked, strict=True)
+    ]
+    chrf = CHRF()
+    return {
+        "rouge": comparison.mean([rouge_l(*pair) for pair in pairs]),
+        "chrf": comparison.mean([chrf.sentence_score(a, [b]).score for a, b in pairs]),
+    }
+
+
 def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L of one answer, 0 to 100: F1 of the longest common subsequence of words.
 

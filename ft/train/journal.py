@@ -31,11 +31,14 @@ class Journal(TrainerCallback):
         keep_best: bool = False,
         patience: int | None = None,
         accept_loss: bool = False,
+        scores: Callable[[], dict[str, float]] | None = None,
+        best_by: str = "loss",
     ) -> None:
         self.run, self.validate, self.eval_steps = run, validate, eval_steps
         self.keep_best, self.patience, self.accept_loss = keep_best, patience, accept_loss
+        self.scores, self.best_by = scores, best_by
         self.best_step: int | None = None
-        self.best_loss = math.inf
+        self.best: dict[str, float] = {}  # what that validation found
         self.since_best = 0  # validations
         self.signal: int | None = None
         self.losses: list[float] = []
@@ -115,10 +118,12 @@ class Journal(TrainerCallback):
         if state.global_step % self.eval_steps == 0 or last:
             mean = statistics.fmean(self.losses)
             self.losses = []
-            self._validate(state)
+            found = self._validate(state)
             self.bar.clear()
-            say(f"STEP {state.global_step} training loss: {mean} - eval loss: {self.eval_loss}")
-            self._judge(state.global_step)
+            also = "".join(f" - {k[5:]}: {v:.1f}" for k, v in found.items() if k != "eval_loss")
+            step = state.global_step
+            say(f"STEP {step} training loss: {mean} - eval loss: {self.eval_loss}{also}")
+            self._judge(step, found)
             if self.keep_best and self.best_step == state.global_step:
                 control.should_save = True
             if self.patience and self.since_best >= self.patience:
@@ -126,13 +131,21 @@ class Journal(TrainerCallback):
                 control.should_training_stop = True
             self._mark()
 
-    def _judge(self, step: int) -> None:
-        """Compare the last validation with the best one after a step."""
-        if self.eval_loss < self.best_loss:
-            self.best_step, self.best_loss, self.since_best = step, self.eval_loss, 0
+    def _judge(self, step: int, found: dict[str, float]) -> None:
+        """Compare what the last validation found with the best one after a step."""
+        if self._better(found):
+            self.best_step, self.best, self.since_best = step, found, 0
             self.trainer.best_step = step if self.keep_best else None
         else:
             self.since_best += 1
+
+    def _better(self, found: dict[str, float]) -> bool:
+        """Than the best so far: a lower loss, or more of the score that is asked for."""
+        sign = -1 if self.best_by == "loss" else 1
+        new, best = (
+            sign * each.get(f"eval_{self.best_by}", math.nan) for each in (found, self.best)
+        )
+        return new > (-math.inf if math.isnan(best) else best)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -157,7 +170,9 @@ class Journal(TrainerCallback):
             "start_loss": self.start_loss,
             "eval_loss": self.eval_loss,
             "best_step": self.best_step,
-            "best_loss": self.best_loss if self.best_step is not None else None,
+            "best_loss": self.best.get("eval_loss"),
+            "best_by": self.best_by,
+            "best_score": self.best.get(f"eval_{self.best_by}"),
         }
 
     def _mark(self) -> None:
@@ -180,14 +195,18 @@ class Journal(TrainerCallback):
             round(self.flops / self.seconds / self.peak, 4) if self.seconds and self.peak else None
         )
 
-    def _validate(self, state: Any) -> None:
+    def _validate(self, state: Any) -> dict[str, float]:
         # the best rate seen so far: another program may be using the processor at any one time
         rate = machine.matrix_peak(self.trainer.args.device, self.dtype)
         self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
         self.eval_loss = self.validate()
-        self.run.log({"step": state.global_step, "eval_loss": self.eval_loss})
-        trainer, told = self.trainer, {"eval_loss": self.eval_loss}
-        trainer.callback_handler.on_log(trainer.args, state, trainer.control, told)  # the trackers
+        found = {"eval_loss": self.eval_loss}
+        if self.scores and state.global_step:  # before the first step nothing can be kept
+            found |= {f"eval_{name}": value for name, value in self.scores().items()}
+        self.run.log({"step": state.global_step, **found})
+        trainer = self.trainer
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, dict(found))
+        return found
 
     def _recall(self, state: Any) -> None:
         """What came before a resume, from metrics.jsonl: validations, the best of them, unreported losses."""
@@ -196,15 +215,16 @@ class Journal(TrainerCallback):
                 self.eval_loss, self.losses = line["eval_loss"], []
                 if line["step"] == 0:
                     self.start_loss = line["eval_loss"]
-                elif self._is_there(line["step"]):
-                    self._judge(line["step"])
+                elif self._is_there(line):
+                    self._judge(line["step"], line)
             else:
                 self.losses.append(line["loss"])
 
-    def _is_there(self, step: int) -> bool:
+    def _is_there(self, line: dict[str, Any]) -> bool:
         """Whether a validation before a resume can still be the best: its checkpoint can be kept."""
+        step = line["step"]
         place = self.run.folder / f"checkpoint-{step}"
-        if not self.keep_best or not checkpoints.fault(place) or self.eval_loss >= self.best_loss:
+        if not self.keep_best or not checkpoints.fault(place) or not self._better(line):
             return True
         say(f"the checkpoint of step {step}, the best until then, is not whole: it cannot be kept")
         return False

@@ -35,7 +35,9 @@ class Trained:
     start_loss: float
     eval_loss: float  # at the end
     best_step: int | None  # whose validation was the best, none before the first step counted
-    best_loss: float | None
+    best_loss: float | None  # at that step
+    best_by: str  # what the best was told by, ``loss`` or a score
+    best_score: float | None  # its value at that step
     kept_step: int  # whose weights the run has: the best, or the last
     peak_memory_bytes: int  # so far: of the GPU's allocator, or of this process
 
@@ -70,6 +72,8 @@ def sft(
     keep: Literal["best", "last"] = "last",
     early_stopping_patience: int | None = None,
     accept_loss: bool = False,
+    best_by: str = "loss",
+    scores: Callable[[], dict[str, float]] | None = None,
     resume_from_checkpoint: str | None = None,
     fingerprint: dict[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -90,7 +94,8 @@ def sft(
     but for ``accept_loss``.
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
-    checkpoint stays. The training ends after ``early_stopping_patience`` validations without a better one.
+    checkpoint stays: of the lowest loss, or with ``best_by`` of the highest of these ``scores``, which are taken
+    at every validation. The training ends after ``early_stopping_patience`` validations without a better one.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
     ``UserError`` when ``fingerprint`` (by default the run's: data, model, template, recipe, settings) differs
     from the one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
@@ -140,7 +145,7 @@ def sft(
         )
         args._n_gpu = 1
     best, patience = keep == "best", early_stopping_patience
-    journal = Journal(run, validate, eval_steps, best, patience, accept_loss)
+    journal = Journal(run, validate, eval_steps, best, patience, accept_loss, scores, best_by)
     trainer = Trainer(
         model=model,
         args=args,
@@ -179,8 +184,12 @@ def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) 
     kept, steps = (trainer.best_step or trainer.state.global_step), trainer.state.global_step
     if kept != steps:
         trainer.load_best()
-        say(f"kept: step {kept}, whose validation loss {journal.best_loss} was the best of {steps}")
+        name, value = journal.best_by, journal.best[f"eval_{journal.best_by}"]
+        say(f"kept: step {kept}, whose validation {name} {value} was the best of {steps}")
     _save(trainer, run)
+    if trainer.args.bf16 and _half(trainer.model) and trainer.accelerator.num_processes == 1:
+        # autocast served the gradients; it slows down the many small products of answers
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     summary = journal.summary() | {"peak_memory_bytes": peak_memory(), "kept_step": kept}
     return Trained(steps, wall, **summary)
 
@@ -190,7 +199,7 @@ def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False
     import torch
     from trl.trainer.sft_config import SFTConfig
 
-    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    half = _half(model)
     renamed = "activation_checkpointing" in SFTConfig.__dataclass_fields__  # transformers 5.22
     name, gpu = (
         f"{'activation' if renamed else 'gradient'}_checkpointing",
@@ -219,6 +228,12 @@ def _save(trainer: Any, run: Run) -> None:
         trainer.save_model(str(made), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
         (made / "training_args.bin").unlink(missing_ok=True)  # a pickle that no one reads
+
+
+def _half(model: Any) -> bool:
+    import torch
+
+    return model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
 def _drops(model: Any) -> bool:

@@ -48,6 +48,11 @@ def test_answers_that_loop_are_counted():
     assert (found["base"]["loops"], found["tuned"]["loops"]) == (1, 0)
 
 
+def test_a_system_beside_itself_is_not_better():
+    found = translation.scores({"base": TUNED, "tuned": list(TUNED)}, REFERENCES)
+    assert found["p_value"]["tuned"] == {"bleu": 1.0, "chrf": 1.0}
+
+
 def test_translations_and_references_must_be_as_many():
     with pytest.raises(UserError, match="'tuned': 39, 'references': 40"):
         translation.scores({"tuned": TUNED[1:]}, REFERENCES)
@@ -86,6 +91,29 @@ def test_before_after_switches_the_adapter_off_for_the_base(model):
     assert result["signatures"]["chrf"] in shown
     counts = re.search(r"^loops +(\d+) +(\d+)$", shown, re.MULTILINE)
     assert counts.groups() == tuple(str(result[name]["loops"]) for name in ("base", "tuned"))
+
+
+def test_a_base_that_answers_the_first_rows_is_compared_on_them():
+    """Its scores and p are those of these rows; the tuned model's are of all."""
+    adapted = lora.attach(tiny.build("gemma3_text"), r=2, alpha=4)
+    cross_entropy.install(adapted.get_base_model())
+    words = ("chat", "table", "le chat", "the cat is")
+    rows = [{"source": word, "target": f"{word} la"} for word in words]
+    examples, ask = toy.examples(4), {"source": "le chat"}
+
+    def found(n: int, **options: int):
+        given = (adapted, tiny.tokenizer(), prompts.translation(), rows[:n], examples[:n])
+        return translation.before_after(*given, ask=ask, max_new_tokens=5, **options)
+
+    whole, part, few = found(4), found(4, base_rows=2), found(2)
+    same = ("bleu", "chrf", "loops", "loss")
+    assert [part.values["base"][k] for k in same] == [few.values["base"][k] for k in same]
+    assert [part.values["tuned"][k] for k in same] == [whole.values["tuned"][k] for k in same]
+    assert part.values["p_value"] == few.values["p_value"]
+    assert (part.values["n"], part.values["n_base"]) == (4, 2)
+    assert ["base" in sample for sample in part.values["samples"]] == [True, True, False, False]
+    assert "base: on the first 2 lines, as is p" in part.table
+    assert "n_base" not in whole.values
 
 
 def test_words_are_told_apart_by_the_target(monkeypatch, tmp_path):

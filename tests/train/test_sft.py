@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -412,6 +413,32 @@ def test_all_parameters_go_back_to_the_best_too(tmp_path):
     assert trained.kept_step < trained.steps
     kept = tmp_path / "run" / f"checkpoint-{trained.kept_step}" / "model.safetensors"
     assert kept.read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
+
+
+def falls_then_rises() -> Callable[[], dict[str, float]]:
+    """A score of the watched answers that is highest at the third validation after the start."""
+    values = iter([1.0, 10.0, 30.0, 20.0, 25.0, 5.0])
+    return lambda: {"chrf": next(values)}
+
+
+def test_the_best_may_be_told_by_a_score(tmp_path, capsys):
+    folder = tmp_path / "run"
+    trained = toy.go(folder, **RISING, best_by="chrf", scores=falls_then_rises())
+    said = lines(folder, "eval_chrf")
+    assert said == [1.0, 10.0, 30.0, 20.0, 25.0, 5.0]
+    assert (trained.best_by, trained.best_score, trained.kept_step) == ("chrf", 30.0, 12)
+    assert trained.best_loss == lines(folder, "eval_loss")[3]
+    kept = folder / "checkpoint-12" / ADAPTER
+    assert kept.read_bytes() == (folder / ADAPTER).read_bytes()
+    assert "kept: step 12, whose validation chrf 30.0 was the best of 24" in capsys.readouterr().out
+
+
+def test_the_best_by_a_score_is_the_same_after_a_resume(tmp_path):
+    scores = falls_then_rises()
+    with pytest.raises(SystemExit):
+        toy.go(tmp_path, **RISING, best_by="chrf", scores=scores, callbacks=[toy.Interrupt(14)])
+    trained = toy.go(tmp_path, **RISING, best_by="chrf", scores=scores, resume="last")
+    assert (trained.best_score, trained.kept_step) == (30.0, 12)
 
 
 def test_a_training_ends_when_nothing_gets_better(best, tmp_path):
