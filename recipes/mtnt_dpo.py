@@ -104,7 +104,7 @@ def resolved(c: Config) -> Config:
         c,
         model_name_or_path=start.run_of(c.run, any_base=c.any_base).weights,
         language_pair=s.get("language_pair"),
-        data=c.data or s["data"],
+        data=c.data or s.get("data"),
     )
 
 

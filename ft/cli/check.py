@@ -39,10 +39,12 @@ def command(
     json: Path | None,
 ) -> None:
     """Print what each check saw, and the first example with its mask."""
-    from ft.files import write_json
+    from ft.files import check_new_file, write_json
     from ft.plan import checks
     from ft.runs import opened
 
+    if json:
+        check_new_file(json)
     room, device = _machine(gpu)
     module, config = opened.recipe(recipe, rest)
     case = checks.case_of(

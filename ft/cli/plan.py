@@ -81,7 +81,8 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fit.grid(settings, options)}")
-    print(time.told(plan, settings, device, lambda: module.rows(config)["train"], _here(settings)))
+    rows = lambda: module.rows(config)["train"]  # noqa: E731
+    print(time.told(plan, settings, device, rows, _here(settings), processes))
     if plan.peak > room:
         print(
             f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"

@@ -229,7 +229,7 @@ def _checked(path: Path, name: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if (path / "adapter_config.json").is_file():
-        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "a model"
         raise UserError(
             f"{name} is an adapter, not a base model. Give its base, {base}, as the model; "
             f"`ft eval {name}` evaluates the two together."

@@ -217,7 +217,7 @@ def _known(case: Case) -> dict[str, Any]:
 
 def disk(case: Case) -> Seen:
     """Room for the weights to fetch, the checkpoints that stay, one in the making, and what is saved at the end."""
-    trained, states = 0, 0
+    trained, states = _started_from(case), 2 * _started_from(case)
     if case.plan:
         trained = case.plan.trained * 4
         states = sum(n for name, n in case.plan.most if name.startswith("optimizer states"))
@@ -240,6 +240,13 @@ def disk(case: Case) -> Seen:
         if need > free:
             raise UserError(f"{texts[-1]}: free some space, or choose another --output-dir")
     return Seen("ok", "disk", "; ".join(texts))
+
+
+def _started_from(case: Case) -> int:
+    """Bytes that are trained on, of the run that this one starts from; 0 for none."""
+    start = Path(str(case.settings.get("run") or "")).expanduser()
+    files = (start / name for name in (*folder.ADAPTER, "model.safetensors"))
+    return next((f.stat().st_size for f in files if f.suffix == ".safetensors" and f.is_file()), 0)
 
 
 def _existing(path: Path) -> Path:

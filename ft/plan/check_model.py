@@ -1,6 +1,7 @@
 """What a model is and needs, from its configuration alone: how it is stored, its head, LoRA's layers, memory, export."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from ft.models import embedded, parameters
 from ft.models.sources import fetch, read_config, shapes_of
 from ft.plan import layers, settings, shapes, time
 from ft.plan.case import Case, Seen
-from ft.plan.peak import GIB
+from ft.plan.peak import GIB, Plan
 from ft.runs.export import ARCHITECTURES
+from ft.text.examples import lengths_of
+from ft.text.tokens import IGNORE
 
 NAMES = {
     "gemma": "Gemma",
@@ -42,7 +45,8 @@ def model(case: Case) -> Seen:
         with contextlib.suppress(UserError):
             case.shape = shapes.of(case.model)
         sizes = "; its sizes are from the table" if case.shape else ""
-        return Seen("--", "model", f"not looked at: {case.model} is not in the cache{sizes}")
+        text = f"{case.model} is not in the cache, and could not be trained offline{sizes}"
+        return Seen("WARN", "model", text)
     case.raw = raw = read_config(case.folder, case.model)
     kind = raw["model_type"]
     texts, status = [_named(kind)], "ok"
@@ -136,10 +140,12 @@ def batches(case: Case) -> Seen:
         if packs
         else "padded on the right, one to a row"
     )
+    sees = "train_vision" in case.settings
+    kinds = "token_type_ids tell images from text" if sees else "no token_type_ids needed"
     return Seen(
         "ok",
         "batches",
-        f"{laid}, no token_type_ids needed; "
+        f"{laid}, {kinds}; "
         + ("the loss is TRL's, of whole answers" if by_trl else "the loss is the mean over ")
         + ("" if by_trl else "a step's supervised tokens, whatever the accumulation"),
     )
@@ -182,11 +188,12 @@ def adapted(shape: shapes.Shape, targets: list[str]) -> list[Any]:
     return [m for m in able if any(f".{m.name}".endswith(f".{target}") for target in targets)]
 
 
-def memory(case: Case) -> Seen | None:
+def memory(case: Case) -> Seen:
     """The peak that ``ft plan`` tells, against the memory there is, and the time on a known device."""
     given = case.settings
-    if case.shape is None or any(name not in given for name in settings.NEEDED):
-        return None
+    assert case.shape
+    if any(name not in given for name in settings.NEEDED):
+        return Seen("--", "memory", "not looked at: `ft plan` knows what learns from given answers")
     if given["lora_r"] == 0 and given["precision"] == "nf4":
         return Seen("--", "memory", "not looked at: such a run is refused")
     here = case.room is None and case.device is None
@@ -197,28 +204,20 @@ def memory(case: Case) -> Seen | None:
     known = case.encoded["train"] if case.encoded else None
     limit = case.length or 0
     longest = [min(n, limit) for n in known.lengths] if known else None
+    card = time.DEVICES.get(str(case.device), (0.0,))[0]
+    room = case.room or (machine.free_ram() if here else int(card * GIB))
     options: dict[str, Any] = {
         "device": "cpu" if here else "cuda",
         "bf16": machine.fast_bf16() if here else case.device not in time.NO_BF16,
+        "room": None if here else room,
     }
     case.plan = settings.of(
         seen,
         **options,
         lengths=longest if case.everything else None,
     )
-    card = time.DEVICES.get(str(case.device), (0.0,))[0]
-    room = case.room or (machine.free_ram() if here else int(card * GIB))
     text = f"peak {case.plan.peak / GIB:.1f} of {room / GIB:.1f} GiB"
     text += " free here, on the CPU" * here
-    if known and case.device and (splits := case.splits):
-        tokens = sum(known.lengths) / len(known.lengths) * len(splits["train"])
-        tokens *= _passes(case, len(splits["train"]))
-        speed = time.speed(
-            case.plan,
-            time.DEVICES[case.device][1] * 1e12,
-            checkpointing=given["gradient_checkpointing"],
-        )
-        text += f"; about {time.duration(tokens / speed)} on an {case.device}"
     if case.plan.peak > room:
         if here:
             return Seen(
@@ -226,16 +225,43 @@ def memory(case: Case) -> Seen | None:
             )
         ways = settings.ways(seen, room, options)
         raise UserError(f"{text}; will not fit. What would: {ways}")
+    if case.device and case.encoded:
+        text += f"; {_time(case, case.plan, case.device)}"
     return Seen("ok", "memory", text)
 
 
-def _passes(case: Case, rows: int) -> float:
-    """How often each row is learnt from."""
+def _time(case: Case, plan: Plan, device: str) -> str:
+    """How long the steps of a run take on a card, with the validations between them; not its start and its scores."""
     given = case.settings
-    if given.get("max_steps"):
-        step = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
-        return given["max_steps"] * step / rows
-    return given.get("num_train_epochs", 1.0)
+    batches, epoch = _epoch(case, plan, device, "train")
+    each = given["gradient_accumulation_steps"]
+    steps = given.get("max_steps") or math.ceil(given["num_train_epochs"] * batches / each)
+    seconds = steps * each * epoch / batches
+    if "valid" in (case.encoded or ()) and "eval_steps" in given:
+        looks = steps // given["eval_steps"] + 2  # with the first and the last
+        seconds += looks * _epoch(case, plan, device, "valid")[1] / 2  # forward alone
+    took = f"about {time.duration(seconds)}" if seconds >= 60 else "under a minute"
+    article = "an" if device[0] in "ahlr" else "a"
+    return f"{steps:,} step{'s' * (steps > 1)} in {took} on {article} {device}"
+
+
+def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]:
+    """Batches of a split, and the seconds that learning from each of them once takes."""
+    assert case.encoded
+    assert case.sample
+    assert case.splits
+    given, examples = case.settings, case.encoded[split].examples
+    most, drops = case.length or math.inf, given.get("length_policy", "drop") == "drop"
+    found = [min(n, most) for n in lengths_of(examples) if n <= most or not drops]
+    rows = len(case.splits[split]) / len(case.sample[split])  # of the split for one of the sample
+    batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
+    labels = [label for example in examples for label in example["labels"]]
+    part = 1 - labels.count(IGNORE) / len(labels)
+    again = given["gradient_checkpointing"]
+    tokens = rows * sum(found) / batches
+    return batches, batches * time.on_card(
+        plan, device, tokens, checkpointing=again, supervised=part
+    )
 
 
 def exported(case: Case) -> Seen:

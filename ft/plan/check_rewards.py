@@ -14,9 +14,10 @@ def rewards(case: Case) -> Seen | None:
     given = case.settings
     if "max_kl" not in given:
         return None
+    often = f"every {given['watch_steps']} steps" if "watch_steps" in given else "each round"
     guards = (
         f"stops beyond {given['max_kl']:g} nats a token from its start, or where answers repeat, grow or "
-        f"shrink too far; looked at every {given.get('watch_steps', 'round')} steps, on fresh answers"
+        f"shrink too far; looked at {often}, on fresh answers"
     )
     if "reward" not in given:
         return Seen("ok", "rewards", guards)

@@ -1,9 +1,7 @@
-"""What a model will read: its template, tokens, lengths and supervised answers, the rows, and what ends an answer."""
+"""What a model will read: the rows, its template, supervised answers, and what ends one."""
 
-import collections
 import itertools
 import statistics
-import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,9 +10,9 @@ from ft.data.doubles import doubles
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some
-from ft.text import bad_rows, chat_template, control, documents, native, tokens
+from ft.text import chat_template, control, native
 from ft.text.prompts import INSTRUCTION
-from ft.text.template import OPTIONAL, Template
+from ft.text.template import Template
 from ft.text.tokens import IGNORE
 
 TURNS = 200  # conversations that are rendered by the chat template as well
@@ -156,98 +154,6 @@ def instruction_tuned(case: Case) -> bool | None:
     return False if name.startswith(("gemma-", "recurrentgemma-", "codegemma-")) else None
 
 
-def encoded(case: Case) -> Seen | None:
-    """Ids of the sample: one BOS that comes first, and an end token that is learnt after each answer."""
-    assert case.template
-    assert case.sample
-    left_out = _control_tokens(case)
-    if "train_vision" in case.settings:
-        return Seen("--", "tokens", "images are counted with the model's own processor: `ft show`")
-    row = case.sample["train"][0]
-    lacking = (
-        set() if case.encode or "messages" in row else _fields(case.template) - {*row, *OPTIONAL}
-    )
-    if lacking:
-        return Seen("--", "tokens", f"not looked at: rows have no {', '.join(sorted(lacking))} yet")
-    parity = case.settings.get("second_bos", False)
-    if case.encode:
-        case.encoded = {
-            split: case.encode(rows, case.template, case.tokenizer, max_length=case.length)
-            for split, rows in case.sample.items()
-        }
-        said, most = ["as the recipe encodes them"], case.length or 0
-        said += [f"{split}: {found.summary(most)}" for split, found in case.encoded.items()]
-        return Seen("ok", "tokens", "; of the sample ".join(said) + left_out)
-    options: dict[str, Any] = {"max_length": sys.maxsize, "seed_parity": parity}
-    options["supervise_thinking"] = case.settings.get("supervise_thinking", True)
-    case.encoded = {
-        split: tokens.encode_rows(rows, case.template, case.tokenizer, **options)
-        for split, rows in case.sample.items()
-    }
-    tokenizer, end = case.tokenizer, case.template.end or case.tokenizer.eos_token
-    bos, stop = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end)
-    answers = ended = several = rows = 0
-    for found in case.encoded.values():
-        for example in found.examples:
-            ids, labels = example["input_ids"], example["labels"]
-            spans = [
-                i
-                for i in range(1, len(ids))
-                if labels[i] != IGNORE
-                and (i + 1 == len(ids) or labels[i + 1] == IGNORE or labels[i] == stop)
-            ]
-            answers += len(spans)
-            ended += sum(labels[i] == stop for i in spans)
-            several += ids[0] != bos or ids.count(bos) != 1
-            rows += 1
-    if several and not parity:
-        raise UserError(
-            f"{several:,} of {rows:,} rows do not start with their one {tokenizer.bos_token}"
-        )
-    if ended < answers:
-        raise UserError(f"{answers - ended:,} of {answers:,} answers have no {end} that is learnt")
-    start = "a second BOS before the answer, as asked" if parity else "one BOS in every row"
-    what = "answers" if case.everything else "answers of a sample"
-    text = f"{start}; {ended:,} of {answers:,} {what} end in {end}, supervised"
-    return Seen("ok", "tokens", text + left_out)
-
-
-def _control_tokens(case: Case) -> str:
-    """How many of all rows hold a control token and are skipped. Raises ``UserError`` where that is an error."""
-    splits = (case.splits or {}).values()
-    looks = [bad_rows.Good(rows, case.tokenizer, lambda _: None) for rows in splits]
-    collections.deque(itertools.chain(*looks), maxlen=0)
-    found = sum(len(good.bad) for good in looks)
-    return f"; {found:,} rows that hold a control token are skipped" if found else ""
-
-
-def lengths(case: Case) -> Seen:
-    """How long rows are, what the length policy does to the longer ones, and what other lengths would do."""
-    assert case.encoded
-    found = sorted(case.encoded["train"].lengths)
-    p50, p95 = (found[min(len(found) - 1, len(found) * q // 100)] for q in (50, 95))
-    text = f"p50 {p50:,}, p95 {p95:,}, longest {found[-1]:,}"
-    limit = case.length
-    over = sum(n > limit for n in found) if limit else 0
-    if case.encode is documents.encode and over:
-        return Seen("ok", "length", f"{text}; longer ones are read in windows of {limit:,}")
-    if not limit or not over:
-        return Seen("ok", "length", f"{text}; all within {limit:,}" if limit else text)
-    policy = case.settings.get("length_policy", "drop")
-    fate = {"drop": "would be DROPPED", "truncate": "would LOSE THEIR ENDING"}.get(
-        policy, "refused"
-    )
-    others = [n for n in (limit * 3 // 2, 2 * limit) if n < found[-1]]
-    ways = [f"--max-length {n}: {share(sum(k > n for k in found), len(found))}" for n in others]
-    text += f"; {share(over, len(found))} over {limit:,} {fate} ({', '.join([*ways, f'{found[-1]}: 0%'])})"
-    if over == len(found) == len((case.splits or {})["train"]) and policy != "truncate":
-        text = f"all {over:,} rows have more than max_length={limit} tokens: {text}"
-        policy = "error"
-    if policy == "error":
-        raise UserError(f"{text}; raise --max-length")
-    return Seen("WARN", "length", text)
-
-
 def supervised(case: Case) -> Seen:
     """The share of tokens that is learnt, and rows of whose answer nothing can be seen."""
     assert case.encoded
@@ -292,10 +198,10 @@ def _answers(row: Mapping[str, Any], template: Template) -> Iterator[str]:
     if given := [row[name] for name in ("chosen", "rejected", "completion") if name in row]:
         yield from map(str, given)  # of preferences and images
         return
-    yield "".join(str(row.get(field, "")) for field in sorted(_fields(template)))
+    yield "".join(str(row.get(field, "")) for field in sorted(answer_fields(template)))
 
 
-def _fields(template: Template) -> set[str]:
+def answer_fields(template: Template) -> set[str]:
     """The fields that an answer is made of."""
     return {field for _, field, *_ in template._pieces("completion") if field}
 

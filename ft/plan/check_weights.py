@@ -85,9 +85,7 @@ def _start(model: Any, examples: Sequence[Example], accept: bool) -> Seen:
         if not accept:
             return Seen("ERROR", "start loss", f"{text} {first_batch.ACCEPT}")
         return Seen("WARN", "start loss", f"{text} Accepted.")
-    return Seen(
-        "ok", "start loss", f"{loss:.3f} nats a token, finite, under {first_batch.bound(model):.1f}"
-    )
+    return Seen("ok", "start loss", first_batch.sane(model, loss))
 
 
 def packed(model: Any, examples: Sequence[Example], close: float) -> Seen:

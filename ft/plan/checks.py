@@ -12,7 +12,7 @@ from ft.data.rows import Rows, summary
 from ft.errors import UserError
 from ft.machine import is_main, say
 from ft.plan import check_environment as around
-from ft.plan import check_model, check_rewards, check_text
+from ft.plan import check_ids, check_model, check_rewards, check_text
 from ft.plan.case import Case, Seen, no_network
 from ft.runs.folder import Target, check_folder
 from ft.text import tokens
@@ -28,8 +28,8 @@ CHECKS: tuple[tuple[str, Callable[[Case], Seen | None], tuple[str, ...]], ...] =
     ("model", check_model.model, ("model",)),
     ("numbers", check_model.numbers, ("raw",)),
     ("template", check_text.template, ("folder",)),
-    ("tokens", check_text.encoded, ("template", "splits")),
-    ("length", check_text.lengths, ("encoded",)),
+    ("tokens", check_ids.encoded, ("template", "splits")),
+    ("length", check_ids.lengths, ("encoded",)),
     ("supervised", check_text.supervised, ("encoded",)),
     ("stop", check_text.stop, ("template",)),
     ("lora", check_model.lora, ("shape",)),

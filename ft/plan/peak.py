@@ -44,6 +44,7 @@ class Plan:
     trained: int
     tokens: int  # in one pass through the model
     flops: tuple[float, float]  # a training step's, per token and per supervised token
+    layers: int  # of the language model
     passing: int = (
         0  # bytes that rows of a CUDA graph hold for a second time; none where it cannot be one
     )
@@ -213,6 +214,7 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         trained=parts.trained(shape, mode),
         tokens=sum(step.seen),
         flops=parts.flops(shape, mode),
+        layers=shape.num_hidden_layers,
         passing=_passing(step, moments[moment]),
     )
 

@@ -1,5 +1,6 @@
 """How long a run takes: rates of GPUs, or of this CPU as measured, tokens a second, and an epoch."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,8 +8,13 @@ from typing import Any
 from ft.errors import UserError
 from ft.machine import matrix_peak
 from ft.plan.peak import GIB, MIB, Plan
+from ft.text.batches import row_length
 
-UTILISATION = 0.4  # share of a device's rate that training is assumed to reach
+UTILISATION = 0.4  # share of a device's rate that training's products are assumed to reach
+# Seconds of a layer and row of examples beside its products, for the many small kernels and the host that starts
+# them: Gemma 2 2B took 27 to 35 ms on an H100 as one CUDA graph, and 273 to 410 launched one by one, which goes on
+# beside the products (benchmarks/README.md). That host is a slow one.
+GRAPHED, LAUNCHED = 0.0012, 0.0135
 # Of a token, rows without their template: Gemma 3's tokenizer has 4.4 on Dolly, 3.9 on MTNT. With the dolly
 # template's words rows have 5% more tokens than this says, with the translation's (they are short) 19%.
 CHARACTERS = 4.0
@@ -17,25 +23,25 @@ IMAGE = 256  # tokens of an image, of Gemma 3
 # dense bf16 TFLOP/s with float32 sums as NVIDIA states it (a rate "with sparsity" halved), of NO_BF16 float16's:
 # whitepapers of GA102 (rtx3090, a6000), Ada (appendix A: rtx4080, rtx4090) and RTX Blackwell (rtx5090), data
 # sheets of P100 PCIe, V100 SXM2, T4, A10, A10G (AWS), L4, L40S, A100, H100 SXM and H200 SXM. GeForce cards and
-# the A10G reach half the rate of their chip with float32 sums.
+# the A10G reach half the rate of their chip with float32 sums. Last the rate of float32, which PyTorch keeps whole.
 DEVICES = {
-    "p100": (16, 18.7),
-    "v100": (16, 125.0),
-    "v100-32gb": (32, 125.0),
-    "t4": (15, 65.0),
-    "rtx3090": (24, 71.0),
-    "rtx4080": (16, 97.5),
-    "rtx4090": (24, 165.2),
-    "rtx5090": (32, 209.5),
-    "a10": (22.5, 125.0),
-    "a10g": (22.5, 70.0),
-    "a6000": (48, 154.8),
-    "l4": (22.5, 121.0),
-    "l40s": (45, 362.0),
-    "a100": (40, 312.0),
-    "a100-80gb": (80, 312.0),
-    "h100": (80, 989.4),
-    "h200": (141, 989.4),
+    "p100": (16, 18.7, 9.3),
+    "v100": (16, 125.0, 15.7),
+    "v100-32gb": (32, 125.0, 15.7),
+    "t4": (15, 65.0, 8.1),
+    "rtx3090": (24, 71.0, 35.6),
+    "rtx4080": (16, 97.5, 48.7),
+    "rtx4090": (24, 165.2, 82.6),
+    "rtx5090": (32, 209.5, 104.8),
+    "a10": (22.5, 125.0, 31.2),
+    "a10g": (22.5, 70.0, 35.0),
+    "a6000": (48, 154.8, 38.7),
+    "l4": (22.5, 121.0, 30.3),
+    "l40s": (45, 362.0, 91.6),
+    "a100": (40, 312.0, 19.5),
+    "a100-80gb": (80, 312.0, 19.5),
+    "h100": (80, 989.4, 66.9),
+    "h200": (141, 989.4, 66.9),
 }
 NO_BF16 = (
     "p100",
@@ -51,33 +57,69 @@ def told(
     device: str | None,
     rows: Callable[[], Sequence[Mapping[str, Any]]],
     here: bool,
+    processes: int = 1,
 ) -> str:
     """FLOPs, and the time of an epoch of ``rows`` at an assumed share of the device's rate.
 
-    ``device`` is one of ``DEVICES``; any other is this CPU, if the plan is for one. Rows are read where
-    they are ``here``, so that nothing is downloaded.
+    ``device`` is one of ``DEVICES``, of which ``processes`` share the rows; any other is this CPU, if the plan
+    is for one. Rows are read where they are ``here``, so that nothing is downloaded.
     """
     token, supervised = (each / 1e9 for each in plan.flops)
     said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
+    again, batch = settings["gradient_checkpointing"], settings["per_device_train_batch_size"]
     if device in DEVICES:
-        rate, name = DEVICES[device][1] * 1e12, device
+        rate, name = rates(plan, device)[0], device
+
+        def seconds(tokens: float) -> float:
+            return on_card(plan, device, tokens, checkpointing=again)
+
     elif plan.device == "cpu":
         rate, name = cpu_rate(plan), "this CPU"
+
+        def seconds(tokens: float) -> float:
+            return tokens / speed(plan, rate, checkpointing=again)
+
     else:
         return f"{said}; --device NAME tells the time: {', '.join(DEVICES)}"
-    reached = speed(plan, rate, checkpointing=settings["gradient_checkpointing"])
+    reached = plan.tokens / seconds(plan.tokens)
     said += (
         f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {UTILISATION:.0%} are assumed; with half "
-        f"of the tokens supervised {reached:,.0f} tokens/s"
+        f"of the tokens supervised {reached:,.0f} tokens/s, {plan.tokens:,} at once"
     )
     if not here:
         return f"{said}; the time of an epoch is known once {settings.get('data', '')!r} is here"
     found = rows()
-    tokens = tokens_of(found)
+    tokens, batches = tokens_of(found), math.ceil(len(found) / batch)
+    total = duration(batches * seconds(tokens / max(batches, 1)) / processes)
     return (
-        f"{said}; an epoch of {len(found):,} rows, about {tokens:,.0f} tokens, in about "
-        f"{duration(tokens / reached)}"
+        f"{said}; an epoch of {len(found):,} rows, about {tokens:,.0f} tokens, in about {total}"
+        + f" on {processes}" * (processes > 1)
     )
+
+
+def rates(plan: Plan, device: str) -> tuple[float, float]:
+    """FLOP/s of a card, for the products of the layers and for the head's."""
+    narrow, wide = (each * 1e12 for each in DEVICES[device][1:])
+    if plan.product == 2:
+        return narrow, narrow
+    return (narrow if plan.precision == "nf4" else wide), wide
+
+
+def on_card(
+    plan: Plan, device: str, tokens: float, *, checkpointing: bool, supervised: float = 0.5
+) -> float:
+    """Seconds of the forward and backward of a batch of so many tokens, of which a share is ``supervised``.
+
+    A batch of few tokens takes as long as its kernels: one by one, or in a CUDA graph where that has room.
+    """
+    token, labelled = plan.flops
+    trunk, head = (rate * UTILISATION for rate in rates(plan, device))
+    again = 1.5 if checkpointing else 1
+    work = tokens * (token * again / trunk + labelled * supervised / head)
+    kernels = math.ceil(tokens / row_length("cuda")) * plan.layers * again
+    if plan.graphs_fit(int(DEVICES[device][0] * GIB)):
+        return work + kernels * GRAPHED
+    return max(work, kernels * LAUNCHED)
 
 
 def speed(plan: Plan, rate: float, *, checkpointing: bool) -> float:

@@ -25,10 +25,15 @@ from ft.text.tokens import Encoded, encode_rows
 
 
 def run_of(name: str, *, any_base: bool = False) -> Finished:
-    """The run to start from, on weights of another base with ``any_base``. Raises ``UserError`` for none, and for one that answers about images."""
+    """The run to start from, on weights of another base with ``any_base``.
+
+    Raises ``UserError`` for none, and for one that answers about images or answers nothing.
+    """
     found = opened.finished(name, any_base=any_base)
     if found.task == "images":
         raise UserError(f"{name} answers about images; what learns here has text alone")
+    if found.task in ("pretraining", "text"):
+        raise UserError(f"{name} goes on with texts and answers nothing; give a run that answers")
     return found
 
 
@@ -52,6 +57,8 @@ def rows(
     (``ft.data.preferences.prompts``), of which ``eval_limit`` drawn by ``seed`` are held out.
     """
     settings = begun.asked
+    if not source and not settings.get("data"):
+        raise UserError(f"the settings of {begun.name} name no data: give --data")
     given = source not in (None, settings.get("data"))  # else it is what the run learnt from
     if source and given and (begun.task != "translation" or _is_table(source)):
         train, valid = prompts(source, asked=asks(begun), on_bad_row=on_bad_row).split(

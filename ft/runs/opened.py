@@ -169,7 +169,7 @@ def finished(run: str | Path, *, task: Task | None = None, any_base: bool = Fals
     import yaml
 
     from ft.runs import hub
-    from ft.runs.folder import CONFIG, read
+    from ft.runs.folder import CONFIG, RECORD, read
 
     local = Path(run).expanduser()
     folder = hub.pull(local if local.is_dir() else run)
@@ -178,6 +178,10 @@ def finished(run: str | Path, *, task: Task | None = None, any_base: bool = Fals
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / CONFIG} holds no settings")
+    if "template" not in record:
+        raise UserError(f"{folder / RECORD} names no template: that run ended before it had begun")
     found = Finished(folder, record, settings, from_record(record["template"]), str(run), any_base)
     if task and found.task != task:
         raise UserError(f"{run} is a run that learnt {found.task}; give one that learnt {task}")

@@ -15,17 +15,33 @@ ACCEPT = "If that is what you want: --accept-loss."
 WORDS = 10_000  # of a vocabulary; a model with fewer is a toy, which may well start at random
 
 
-def check(model: Any, loss: float, again: Callable[[], Any], *, accept: bool = False) -> None:
-    """Raise ``UserError`` for a loss that no training should start from; ``again`` computes it once more.
+def check(
+    model: Any, loss: float, again: Callable[[], Any], *, accept: bool = False
+) -> dict[str, str]:
+    """What was seen, for the record of a run.
 
-    One that is only too high may be accepted.
+    Raises ``UserError`` for a loss that no training should start from; ``again`` computes it once more. One that
+    is only too high may be accepted.
     """
     if not math.isfinite(loss):
         if found := culprit(model, again):
             raise UserError(f"the loss is {loss} before the first step: {found}")
-        return  # of no tokens, as where answers have no reference; one in training stops the run
+        # of no tokens, as where answers have no reference; one in training stops the run
+        return _seen("--", "not looked at: no token of the validation split has a loss")
     if loss > bound(model) and not accept:
         raise UserError(f"{too_high(model, loss)} {ACCEPT}")
+    if loss > bound(model):
+        return _seen("WARN", f"{too_high(model, loss)} Accepted.")
+    return _seen("ok", sane(model, loss))
+
+
+def _seen(status: str, text: str) -> dict[str, str]:
+    return {"status": status, "name": "start loss", "text": text}
+
+
+def sane(model: Any, loss: float) -> str:
+    """What is said of a loss that a training may start from."""
+    return f"{loss:.3f} nats a token, finite, under {bound(model):.1f}"
 
 
 def bound(model: Any) -> float:

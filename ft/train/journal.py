@@ -70,11 +70,12 @@ class Journal(TrainerCallback):
             self._validate(state)
             self.start_loss = self.eval_loss
             say(f"Start, validation loss: {self.eval_loss}")
-            start, accept = self.start_loss, self.accept_loss
-            first_batch.check(self.trainer.model, start, self.validate, accept=accept)
         else:
             self._recall(state)
             say(f"Resumed after step {state.global_step}")
+        start, accept = self.start_loss, self.accept_loss or state.global_step > 0
+        seen = first_batch.check(self.trainer.model, start, self.validate, accept=accept)
+        self.run.note(checks=[*self.run.record.get("checks", []), seen])
         self._mark()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

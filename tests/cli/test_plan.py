@@ -228,6 +228,9 @@ def test_the_rates_of_gpus_are_what_their_multiprocessors_make():
     for name, (number, clock, flop) in SILICON.items():
         made = number * clock * flop / 1e3
         assert time.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
+        cores = 64 if name in ("p100", "v100", "v100-32gb", "t4", "a100", "a100-80gb") else 128
+        single = number * clock * 2 * cores / 1e3  # H100 and H200: stated at a higher clock
+        assert time.DEVICES[name][2] == pytest.approx(single, rel=0.09 if "h" in name else 0.013)
 
 
 def test_a_card_without_bfloat16_keeps_its_activations_in_float32(capsys):

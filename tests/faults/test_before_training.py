@@ -34,7 +34,7 @@ def check(bench, tmp_path, capsys):
 
     def run(*flags, recipe="dolly_qlora", model=None, data=None):
         words = [str(RECIPES / f"{recipe}.py"), "--output-dir", str(tmp_path / "run")]
-        if recipe != "mtnt_grpo":
+        if recipe not in ("mtnt_grpo", "mtnt_dpo", "mtnt_reject"):
             words += ["--model", str(model or bench.model()), "--max-length", "256"]
         if recipe == "dolly_qlora":
             given = data or bench.data(instructions(), "good.jsonl")
@@ -299,6 +299,19 @@ def test_18_nothing_is_short_enough(check, bench):
     assert status == 2
 
 
+def test_18_beyond_the_sample_and_in_each_split(check, bench):
+    long = [
+        row | {"response": f"{i} " + "the cat " * 90} for i, row in enumerate(instructions(700))
+    ]
+    seen, status, _ = check(data=bench.data(long, "all_long.jsonl"))
+    names(seen["length"], "ERROR all 692 train rows have more than max_length=256 tokens")
+    assert status == 2
+    one = [*long[:39], long[0] | {"response": "Fine."}]
+    seen, status, _ = check(data=bench.data(one, "one_short.jsonl"))
+    names(seen["length"], "ERROR all 4 (valid|test) rows have more than max_length=256")
+    assert status == 2
+
+
 def test_19_no_checkpoint_to_go_on_from(check):
     seen, status, _ = check("--resume", "last")
     names(seen["resume"], "ERROR --resume last: .* holds no complete checkpoint")
@@ -445,6 +458,26 @@ def test_25_a_run_to_start_from_is_there(check, tmp_path):
     assert f"there is no folder {run} here" in said or "neither a folder" in said
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"task": "text"}, "goes on with texts and answers nothing"),
+        ({"task": "images"}, "answers about images"),
+        ({"template": None}, "names no template: that run ended before"),
+        ({}, "name no data: give --data"),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["mtnt_grpo", "mtnt_reject", "mtnt_dpo"])
+def test_25_a_run_that_cannot_be_started_from(check, begun, bench, recipe, changes, line):
+    folder = shutil.copytree(begun[0][1], bench.place / "changed", dirs_exist_ok=True)
+    record = json.loads((folder / "run.json").read_text()) | changes
+    kept = {key: value for key, value in record.items() if value is not None}
+    (folder / "run.json").write_text(json.dumps(kept))
+    _, status, said = check("--run", folder, recipe=recipe)
+    assert status == 2
+    names(said, line)
+
+
 def test_26_numerics_of_gemma(check, bench):
     folder = bench.copy("gelu", "gemma")
     faults.edit(folder / "config.json", hidden_act="gelu", hidden_activation=None)
@@ -454,7 +487,10 @@ def test_26_numerics_of_gemma(check, bench):
 
 
 def test_27_memory_and_time_on_a_card(check):
-    names(check("--gpu", "rtx4090")[0]["memory"], "ok peak .* of 24.0 GiB; about .* on an rtx4090")
+    took = r"ok peak .* of 24\.0 GiB; 8 steps in under a minute on an rtx4090"
+    names(check("--gpu", "rtx4090", "--max-steps", "8")[0]["memory"], took)
+    took = r"ok peak .* of 24\.0 GiB; 5,000,000 steps in about \d+\.\d h on an rtx4090"
+    names(check("--gpu", "rtx4090", "--max-steps", "5000000")[0]["memory"], took)
     names(check("--gpu", "24GB")[0]["memory"], "ok peak .* of 24.0 GiB")
 
 
@@ -496,6 +532,21 @@ def test_a_full_disk_is_seen_before(check, monkeypatch):
     seen, status, _ = check()
     names(seen["disk"], "ERROR needs .*, 0.3 MB free in")
     assert status == 2
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/seen.json", "."])
+def test_a_file_for_what_was_seen_is_tried_before(check, tmp_path, place):
+    seen, status, said = check("--json", tmp_path / place)
+    assert (seen, status) == ({}, 2)
+    names(said, "there is no folder|is a folder; name a file")
+
+
+def test_offline_a_model_that_is_not_in_the_cache_is_no_proof(check):
+    flags = ("--model", "google/gemma-2-2b-it", "--gpu", "24GB", "--offline")
+    seen, status, _ = check(*flags, "--strict")
+    names(seen["model"], "WARN google/gemma-2-2b-it is not in the cache, .* its sizes are from the")
+    names(seen["memory"], "ok peak .* of 24.0 GiB$")
+    assert status == 1
 
 
 def test_a_tracker_that_is_not_installed(check):

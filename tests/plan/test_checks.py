@@ -1,6 +1,7 @@
 """The checks before a run: what the Hub is asked, what is loaded, what a run keeps of them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ft.errors import UserError
 from ft.plan import check_environment as around
 from ft.plan import check_text
 from ft.plan.case import Case, Seen, no_network, share
+from ft.runs import checkpoints
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_" + "tokenOfMorgane" * 2
@@ -137,3 +139,14 @@ def test_a_prompt_without_an_answer_is_compared_with_one():
     assert check_text._talk(asked | {"response": "2"})[-1]["content"] == "2"
     assert check_text._talk({"messages": talk}) == talk
     assert check_text._talk({"messages": talk[:-1]}) == talk
+
+
+def test_room_is_needed_for_states_of_the_adapter_that_a_run_starts_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(around, "TOKENIZER", 0)
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(3_000_000))
+
+    def needed(**settings) -> float:
+        return float(re.search(r"needs ([\d.]+) MB", around.disk(case(**settings)).text)[1])
+
+    with_states = needed(run=str(tmp_path)) - needed()
+    assert with_states == pytest.approx(9 * (checkpoints.KEPT + 2) + 3, abs=0.2)

@@ -44,6 +44,13 @@ def test_the_loss_falls_and_is_written_down(whole):
     assert json.loads((whole / run.RECORD).read_text())["training"]["steps"] == 12
 
 
+def test_the_loss_before_the_first_step_is_one_of_the_runs_checks(whole):
+    start = lines(whole, "eval_loss")[0]
+    *_, seen = json.loads((whole / run.RECORD).read_text())["checks"]
+    assert (seen["status"], seen["name"]) == ("ok", "start loss")
+    assert seen["text"].startswith(f"{start:.3f} nats a token, finite, under ")
+
+
 def test_the_tutorials_lines_are_printed(tmp_path, capsys):
     trained = toy.go(tmp_path / "run", epochs=1)
     out = capsys.readouterr().out.splitlines()
