@@ -185,14 +185,74 @@ AXOLOTL = {
 }
 
 
-def axolotl(program: str, place: Path, model: Path, data: Path, flags: tuple[str, ...]) -> set[str]:
-    """The warnings of `axolotl preprocess`, or the error that it ends with."""
+# lines of its log that may name a fault
+NAMED = re.compile(
+    r"(?:\[(?:WARNING|ERROR)\] \[[\w.]+\] |\[INFO\] \[[\w.]+\] (?=Dropped)|^(?=ends: ))(.*)",
+    re.MULTILINE,
+)
+# runs the command for each of some files, in a process of its own that has imported everything already
+EACH = """
+import os, sys, time
+import axolotl.cli.preprocess
+from axolotl.cli.main import cli
+for file in sys.argv[1:]:
+    print("file", file, flush=True)
+    child, until = os.fork(), time.time() + 90
+    if child == 0:
+        status = 1
+        try:
+            sys.argv = ["axolotl", "preprocess", file]
+            cli(["preprocess", file], standalone_mode=False)
+            status = 0
+        except BaseException as error:
+            print(f"ends: {type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.1)
+        if time.time() > until:
+            os.kill(child, 9)
+            print("ends: no end within 90 s", flush=True)
+            until = float("inf")
+"""
+
+
+def axolotl(
+    program: str, place: Path, cases: list[tuple[Path, Path, tuple[str, ...]]]
+) -> list[set[str]]:
+    """The warnings of `axolotl preprocess` for each model, data and flags, or the error that it ends with."""
+    files = []
+    for number, (model, data, flags) in enumerate(cases):
+        files.append(str(place / f"axolotl-{number}.json"))  # which YAML reads as well
+        settings = _settings(place, model, data, flags)
+        Path(files[-1]).write_text(json.dumps(settings))
+    _, said = call(
+        [str(Path(program).parent / "python"), "-c", EACH, *files],
+        seconds=100 * (len(files) + 3),
+        PYTHONPATH="",
+        AXOLOTL_DO_NOT_TRACK="1",
+    )
+    parts = re.split(r"^file .*\n", said, flags=re.MULTILINE)[1:]
+    if len(parts) < len(files):
+        raise SystemExit(
+            f"axolotl preprocess looked at {len(parts)} of {len(files)} files:\n{said[-2000:]}"
+        )
+    named = (
+        part.replace(str(model), "the model")
+        for part, (model, *_) in zip(parts, cases, strict=True)
+    )
+    return [set(NAMED.findall(part)) for part in named]
+
+
+def _settings(place: Path, model: Path, data: Path, flags: tuple[str, ...]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "base_model": str(model),
         "chat_template": "tokenizer_default",
         "eot_tokens": ["<end_of_turn>"],  # else it warns of every Gemma that the end is not learnt
         "datasets": [{"path": str(data), "ds_type": "json", "type": "chat_template"}],
         "dataset_prepared_path": tempfile.mkdtemp(dir=place),
+        "dataset_num_proc": 1,
         "output_dir": str(place / "axolotl"),
         "sequence_len": 256,
         "adapter": "lora",
@@ -211,22 +271,11 @@ def axolotl(program: str, place: Path, model: Path, data: Path, flags: tuple[str
     settings |= {AXOLOTL[k]: v for k, v in zip(flags, flags[1:], strict=False) if k in AXOLOTL}
     if "lora_target_modules" in settings:
         settings["lora_target_modules"] = [settings["lora_target_modules"]]
-    file = place / "axolotl.json"  # which YAML reads as well
-    file.write_text(json.dumps(settings))
-    status, said = call([program, "preprocess", str(file)], PYTHONPATH="", AXOLOTL_DO_NOT_TRACK="1")
-    found = {
-        line.partition("] [")[2]
-        for line in said.splitlines()
-        if re.search(r"\[(WARNING|ERROR)\]", line)
-    }
-    last = said.splitlines()[-1] if said else ""
-    return {re.sub(r"^\w+\] \[[\w.]+\] ", "", line) for line in found} | (
-        {f"ends: {last}"} if status else set()
-    )
+    return settings
 
 
-def call(words: list[str], **more: str) -> tuple[int, str]:
-    """Exit status of a program and what it said."""
+def call(words: list[str], seconds: float = 600, **more: str) -> tuple[int, str]:
+    """Exit status of a program and what it said, within so many seconds."""
     settings = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -241,10 +290,10 @@ def call(words: list[str], **more: str) -> tuple[int, str]:
             stderr=subprocess.STDOUT,
             text=True,
             env=settings,
-            timeout=600,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return 1, "no end within 600 s"
+        return 1, f"no end within {seconds:.0f} s"
     return done.returncode, done.stdout
 
 
@@ -256,19 +305,19 @@ def cell(text: str, most: int = 160) -> str:
 
 def main() -> None:
     program = sys.argv[1] if len(sys.argv) > 1 else ""
-    print(
-        "| no. | fault | `ft check` | `trl sft`, one step | `axolotl preprocess` |\n|---|---|---|---|---|"
-    )
+    columns = ["no.", "fault", "`ft check`", "`trl sft`, one step"]
+    columns += ["`axolotl preprocess`"] * bool(program)
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         bench = faults.Bench(place)
-        chat = bench.data(faults.chats(), "chat.jsonl")
-        usual = axolotl(program, place, bench.model(), chat, ()) if program else set()
-        for number, words, model, data, flags, its in fixtures(bench):
-            said = [ft(place, model, data, flags), trl(place, model, data, its), "not run"]
-            if program:
-                more = axolotl(program, place, model, data, its) - usual
-                said[2] = "; ".join(sorted(more)) or "nothing"
+        known = list(fixtures(bench))
+        plain = (bench.model(), bench.data(faults.chats(), "chat.jsonl"), ())
+        cases = [plain, *((model, data, its) for _, _, model, data, _, its in known)]
+        usual, *more = axolotl(program, place, cases) if program else [set()] * len(cases)
+        for (number, words, model, data, flags, its), found in zip(known, more, strict=True):
+            looked = ["; ".join(sorted(found - usual)) or "nothing"] if program else []
+            said = [ft(place, model, data, flags), trl(place, model, data, its), *looked]
             for folder in (str(place), str(ROOT)):
                 said = [text.replace(folder + "/", "") for text in said]
             print(f"| {number} | {words} | {' | '.join(map(cell, said))} |", flush=True)

@@ -193,7 +193,7 @@ def memory(case: Case) -> Seen:
     given = case.settings
     assert case.shape
     if any(name not in given for name in settings.NEEDED):
-        return Seen("--", "memory", "not looked at: `ft plan` knows what learns from given answers")
+        return Seen("--", "memory", "not looked at: of rewards and preferences no plan is made")
     if given["lora_r"] == 0 and given["precision"] == "nf4":
         return Seen("--", "memory", "not looked at: such a run is refused")
     here = case.room is None and case.device is None

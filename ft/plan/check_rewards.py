@@ -23,7 +23,9 @@ def rewards(case: Case) -> Seen | None:
         return Seen("ok", "rewards", guards)
     status, paid = "ok", f"{given['reward']} is a model, which is not asked here"
     reward = own.without_model(given["reward"])
-    if reward and case.sample:
+    if reward and not case.sample:
+        status, paid = "--", f"{reward.name} is not asked: there are no rows"
+    elif reward and case.sample:
         texts, rows = _answers(case.sample["train"][:TRIED])
         values = reward.values(texts, rows)
         paid = f"{reward.name} is {min(values):.3g} to {max(values):.3g} for {len(values)} answers tried"

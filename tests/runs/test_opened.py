@@ -52,6 +52,17 @@ def test_a_finished_run_says_what_it_was_made_of(run_folder: Path) -> None:
     }
 
 
+def test_a_run_that_had_hardly_begun(run_folder: Path) -> None:
+    record = {key: value for key, value in finished_run.RUN.items() if key != "template"}
+    (run_folder / "run.json").write_text(json.dumps(record))
+    (run_folder / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"run\.json names no template"):
+        opened.finished(run_folder)
+    (run_folder / "config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"config\.yaml holds no settings"):
+        opened.finished(run_folder)
+
+
 @pytest.mark.parametrize("name", ["run.json", "config.yaml", "adapter_model.safetensors"])
 def test_a_run_that_is_not_whole(name: str, run_folder: Path) -> None:
     (run_folder / name).unlink()
