@@ -16,7 +16,6 @@ Source    F. Chollet, Deep Learning with Python, third edition (preset book); QL
           https://arxiv.org/abs/2305.14314
 """
 
-import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -163,18 +162,14 @@ def main(c: Config) -> None:
         plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
 
-    watched = functools.partial(
-        score.instructions.watched,
-        *(model, base.tokenizer, t, splits["valid"]),
-        max_new_tokens=c.max_new_tokens,
-    )
+    watched = (model, base.tokenizer, t, splits["valid"])
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
-        scores=None if c.best_by == "loss" else watched,
+        scores=lambda: score.instructions.watched(*watched, max_new_tokens=c.max_new_tokens),
         save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )

@@ -105,8 +105,7 @@ def asked(c: Config) -> dict[str, Any]:
 
 
 def main(c: Config) -> None:
-    # what can be wrong without a model is found before torch is loaded, and nothing is written before
-    # model and data are known to be good
+    # before torch is loaded, and before anything is written
     target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
     t = template(c)
     say(machine.use_all_cores())
@@ -130,28 +129,24 @@ def main(c: Config) -> None:
         encoded=encoded,
         plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
     )
-    watched = functools.partial(
-        score.translation.watched, model, base.tokenizer, t, splits["valid"], pair=c.language_pair
-    )
+    watched = (model, base.tokenizer, t, splits["valid"])
     trained = train.sft(
         model,
         base.tokenizer,
         encoded["train"].examples,
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
-        scores=None if c.best_by == "loss" else watched,
+        scores=lambda: score.translation.watched(*watched, pair=c.language_pair),
         warmup_ratio=0.05,  # then it falls to 0 in a line
         save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )
-    chosen = score.decoding.choose(model, base.tokenizer, t, splits["valid"], how=c.decoding)
+    chosen = score.decoding.choose(*watched, how=c.decoding)
     say(chosen.line)
     r.note(training=asdict(trained), decoding=chosen.record)
-    how: dict[str, Any] = {"sampler": chosen.sampler, **asked(c)}
+    how: dict[str, Any] = {"sampler": chosen.sampler, "base_rows": c.base_rows, **asked(c)}
     result = score.translation.before_after(
-        *(model, base.tokenizer, t, splits["test"], encoded["test"].examples),
-        base_rows=c.base_rows,
-        **how,
+        model, base.tokenizer, t, splits["test"], encoded["test"].examples, **how
     )
     runs.finish(r, test=result, push_to_hub=c.push_to_hub)
     say(f'try it: ft translate {r.folder} "idk what ur talking about lol"')

@@ -94,8 +94,8 @@ def sft(
     but for ``accept_loss``.
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
-    checkpoint stays: of the lowest loss, or with ``best_by`` of the highest of these ``scores``, which are taken
-    at every validation. The training ends after ``early_stopping_patience`` validations without a better one.
+    checkpoint stays: of the lowest loss, or with ``best_by`` the highest of that name among the ``scores``, which
+    are taken at every validation then. The training ends after ``early_stopping_patience`` validations without a better one.
     ``resume_from_checkpoint`` is ``"last"`` or a checkpoint's folder, refused with
     ``UserError`` when ``fingerprint`` (by default the run's: data, model, template, recipe, settings) differs
     from the one that the checkpoint was made with. SIGTERM and Ctrl-C save a checkpoint at the end of the
@@ -145,6 +145,7 @@ def sft(
         )
         args._n_gpu = 1
     best, patience = keep == "best", early_stopping_patience
+    scores = None if best_by == "loss" else scores
     journal = Journal(run, validate, eval_steps, best, patience, accept_loss, scores, best_by)
     trainer = Trainer(
         model=model,
