@@ -1,5 +1,7 @@
 """What every test shares: no network, a cache of its own unless it is marked ``real``, its worker's cores."""
 
+import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -17,10 +19,21 @@ import pytest
 from hypothesis import settings
 from support import tiny
 
+from ft import machine
+
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 settings.load_profile("any machine")
 
+# of a training's validations each measures the processor, for 0.2 s: one product is enough here
+machine.matrix_peak = functools.partial(machine.matrix_peak, seconds=0.0)
+
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries brought stays: trainers collect garbage, and would look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

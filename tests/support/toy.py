@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +49,8 @@ class Interrupt(TrainerCallback):
 
 
 def main() -> None:
+    """One run, or one after the other: ``--then`` stands between their flags."""
+    machine.matrix_peak = functools.partial(machine.matrix_peak, seconds=0.0)
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", default="gemma3_text")
@@ -64,13 +69,16 @@ def main() -> None:
     parser.add_argument("--keep", default="last")
     parser.add_argument("--nf4", help="a model's folder: train on it in 4 bits")
     parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
-    a = vars(parser.parse_args())
+    words = sys.argv[1:]
+    ends = [i for i, word in enumerate(words) if word == "--then"]
     with exit_cleanly():
-        if step := a.pop("interrupt"):
-            with contextlib.suppress(SystemExit):
-                go(**a, callbacks=[Interrupt(step)])
-            a["resume"] = "last"
-        go(**a)
+        for begin, end in itertools.pairwise([-1, *ends, len(words)]):
+            a = vars(parser.parse_args(words[begin + 1 : end]))
+            if step := a.pop("interrupt"):
+                with contextlib.suppress(SystemExit):
+                    go(**a, callbacks=[Interrupt(step)])
+                a["resume"] = "last"
+            go(**a)
 
 
 def in_4_bits(place: str) -> Any:

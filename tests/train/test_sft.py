@@ -165,19 +165,18 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_killed_and_resumed_is_bit_identical_to_uninterrupted(number, whole, tmp_path):
+def test_killed_stopped_and_resumed_is_bit_identical_to_uninterrupted(whole, tmp_path):
+    """SIGKILL from outside at any time; a new process goes on, gets SIGTERM, and goes on once more."""
     out = tmp_path / "run"
     process = spawn(out)
     wait_for(out / "checkpoint-4", process)
     time.sleep(torch.rand(()).item() * 0.1)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=300)
-    if number == signal.SIGTERM:
-        assert process.returncode == 143, said
-        assert "go on with --resume last" in said
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=300)
     assert not (out / ADAPTER).exists()
-    assert "Resumed after step" in finish(spawn(out, "--resume", "last"))
+    said = finish(spawn(out, "--resume", "last", "--interrupt", "10"))
+    assert said.count("stopped by SIGTERM; go on with --resume last") == 1
+    assert said.count("Resumed after step") == 2
     ours, theirs = load_file(out / ADAPTER), load_file(whole / ADAPTER)
     assert ours.keys() == theirs.keys()
     assert lines(out, "loss") == lines(whole, "loss")
@@ -193,21 +192,37 @@ def one(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("variables", [{}, FSDP], ids=["replicated", "sharded"])
-def test_two_processes_equal_one_also_when_stopped_and_resumed(variables, one, tmp_path):
-    flags = ("--batch", "2", "--rows", "21", "--dropout", "0", "--judge", "--interrupt", "6")
-    said = finish(spawn(tmp_path / "two", *flags, launch=TWO, **variables))
+RISING = {"rate": 0.3, "epochs": 4, "keep": "best"}  # of 24 steps; the validation is best early on
+
+
+@pytest.fixture(scope="module", params=[{}, FSDP], ids=["replicated", "sharded"])
+def two(request, tmp_path_factory):
+    """Three runs of two processes that are started once: their folder, what they said, whether they shared."""
+    place = tmp_path_factory.mktemp("two")
+    flags = {
+        "stopped": "--batch 2 --rows 21 --dropout 0 --judge --interrupt 6",
+        "best": "--batch 2 --rate 0.3 --epochs 4 --keep best",
+        "all": "--batch 2 --full --rate 1e-3",
+    }
+    first, *more = (f"{place / name} {words}" for name, words in flags.items())
+    words = " --then --out ".join([first, *more]).split()
+    said = finish(spawn(Path(words[0]), *words[1:], launch=TWO, **request.param))
+    return place, said, bool(request.param)
+
+
+def test_two_processes_equal_one_also_when_stopped_and_resumed(two, one):
+    place, said, shared = two
+    out = place / "stopped"
     assert said.count("stopped by SIGTERM; go on with --resume last") == 1
     assert said.count("Resumed after step 7") == 1
     for key in ("loss", "grad_norm", "eval_loss"):
-        assert lines(tmp_path / "two", key) == pytest.approx(lines(one, key), rel=1e-4), key
-    assert lines(tmp_path / "two", "tokens")[:7] == lines(one, "tokens")[:7]
-    sharded = (tmp_path / "two" / "checkpoint-12" / "pytorch_model_fsdp.bin").exists()
-    assert sharded == bool(variables)
-    ours, theirs = load_file(tmp_path / "two" / ADAPTER), load_file(one / ADAPTER)
+        assert lines(out, key) == pytest.approx(lines(one, key), rel=1e-4), key
+    assert lines(out, "tokens")[:7] == lines(one, "tokens")[:7]
+    assert (out / "checkpoint-12" / "pytorch_model_fsdp.bin").exists() == shared
+    ours, theirs = load_file(out / ADAPTER), load_file(one / ADAPTER)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
-    ours, theirs = (run.read(folder)["judged"] for folder in (tmp_path / "two", one))
+    ours, theirs = (run.read(folder)["judged"] for folder in (out, one))
     assert ours["samples"] == theirs["samples"]
     for system in ("base", "tuned"):
         assert ours[system]["loss"] == pytest.approx(theirs[system]["loss"], rel=1e-5)
@@ -240,26 +255,35 @@ def test_the_shipped_configs_train_on_4_bit_weights_like_one_process(config, in_
     assert shared["all"] == shared["found"] > 0 if "fsdp" in config else shared["found"] == 0
 
 
-def test_sharded_processes_train_and_save_all_parameters_like_one(tmp_path):
-    toy.go(tmp_path / "one", batch=4, full=True, rate=1e-3)
-    flags = ("--batch", "2", "--full", "--rate", "1e-3")
-    finish(spawn(tmp_path / "two", *flags, launch=TWO, **FSDP))
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """One process that trains all parameters, uninterrupted."""
+    folder = tmp_path_factory.mktemp("all") / "run"
+    toy.go(folder, full=True, rate=1e-3)
+    return folder
+
+
+def test_two_processes_train_and_save_all_parameters_like_one(two, everything):
+    out = two[0] / "all"
     for key in ("loss", "grad_norm", "eval_loss"):
-        one, two = lines(tmp_path / "one", key), lines(tmp_path / "two", key)
-        assert two == pytest.approx(one, rel=1e-4), key
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert two.keys() == one.keys()
-    assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
+        assert lines(out, key) == pytest.approx(lines(everything, key), rel=1e-4), key
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, everything))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
-def test_all_parameters_stopped_and_resumed_are_bit_identical_to_uninterrupted(tmp_path):
-    toy.go(tmp_path / "whole", full=True, rate=1e-3)
-    stopped = spawn(tmp_path / "stopped", "--full", "--rate", "1e-3", "--interrupt", "6")
-    assert "Resumed after step 7" in finish(stopped)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert lines(stopped, "loss") == lines(whole, "loss")
-    assert lines(stopped, "eval_loss") == lines(whole, "eval_loss")
-    ours, theirs = (load_file(place / "model.safetensors") for place in (stopped, whole))
+def test_all_parameters_stopped_and_resumed_are_bit_identical_to_uninterrupted(
+    everything, tmp_path
+):
+    out, options = tmp_path / "run", {"full": True, "rate": 1e-3}
+    with pytest.raises(SystemExit) as stopped:
+        toy.go(out, **options, callbacks=[toy.Interrupt(6)])
+    assert stopped.value.code == 143
+    assert checkpoints.complete(out)[-1].name == "checkpoint-7"
+    toy.go(out, **options, resume="last")
+    assert lines(out, "loss") == lines(everything, "loss")
+    assert lines(out, "eval_loss") == lines(everything, "eval_loss")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, everything))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -351,9 +375,6 @@ def test_a_run_that_was_killed_after_its_last_step_learns_no_more(whole, tmp_pat
     assert checkpoints.complete(out)[-1].name == "checkpoint-12"
 
 
-RISING = {"rate": 0.3, "epochs": 4, "keep": "best"}  # of 24 steps; the validation is best early on
-
-
 @pytest.fixture(scope="module")
 def best(tmp_path_factory):
     folder = tmp_path_factory.mktemp("best") / "run"
@@ -396,20 +417,19 @@ def test_a_best_checkpoint_that_is_gone_is_said_and_another_is_kept(tmp_path, ca
     assert trained.kept_step != first
 
 
-@pytest.mark.parametrize("variables", [{}, FSDP], ids=["replicated", "sharded"])
-def test_two_processes_keep_the_best_too(variables, tmp_path):
+def test_two_processes_keep_the_best_too(two):
     from peft import PeftModel
 
     from ft.kernels import cross_entropy
     from ft.score import likelihood
 
-    flags = ("--batch", "2", "--rate", "0.3", "--epochs", "4", "--keep", "best")
-    said = finish(spawn(tmp_path / "run", *flags, launch=TWO, **variables))
-    trained = run.read(tmp_path / "run")["training"]
+    place, said, _ = two
+    out = place / "best"
+    trained = run.read(out)["training"]
     assert said.count(f"kept: step {trained['kept_step']}") == 1
-    assert trained["best_loss"] == min(lines(tmp_path / "run", "eval_loss")[1:])
+    assert trained["best_loss"] == min(lines(out, "eval_loss")[1:])
     assert trained["best_loss"] < trained["eval_loss"]
-    model = PeftModel.from_pretrained(tiny.build("gemma3_text"), str(tmp_path / "run"))
+    model = PeftModel.from_pretrained(tiny.build("gemma3_text"), str(out))
     cross_entropy.install(model.get_base_model())
     found = likelihood.loss(model, toy.examples(6, seed=1))
     assert found == pytest.approx(trained["best_loss"], rel=1e-5)
