@@ -82,15 +82,12 @@ def recipe(stem: str, place: Path):
 )
 def test_a_killed_run_goes_on_to_the_same(stem, points, tmp_path) -> None:
     act, run = recipe(stem, tmp_path), tmp_path / "run"
-    act()  # what comes but once, such as caches
-    shutil.rmtree(run)
-    count = kills.operations(run, act)
+    count = kills.operations(run, act)  # and what comes but once, such as caches
     told = lambda name: name.endswith(TIMES)  # noqa: E731
     wanted, metrics = kills.content(run, told), lines(run)
+    shutil.rmtree(run)
     assert count > 3 * points
-    for at in spread(points, count):
-        shutil.rmtree(run)
-        assert kills.killed(run, at, act)
+    for at in kills.left(run, act, spread(points, count), tmp_path / "left"):
         with kills.layer(run):
             go_on(act, run)
         assert kills.content(run, told) == wanted, f"killed at {at} of {count}"
@@ -111,10 +108,9 @@ def test_a_killed_merge_is_repeated(there, done: Path, tmp_path: Path) -> None:
     act = lambda: merge.merge_run(opened.finished(done), place / "out")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in spread(12, count):
-        shutil.rmtree(place)
-        (place / "out").mkdir(parents=True) if there else place.mkdir()
-        assert kills.killed(place, at, act)
+    shutil.rmtree(place)
+    (place / "out").mkdir(parents=True) if there else place.mkdir()
+    for at in kills.left(place, act, spread(12, count), tmp_path / "left"):
         with contextlib.suppress(UserError):  # it was done but for its last words
             act()
         assert kills.content(place) == wanted, f"killed at {at} of {count}"
@@ -127,10 +123,9 @@ def test_a_killed_export_is_repeated(tmp_path: Path) -> None:
     act = lambda: export_command.command(str(model), place / "out.gguf", "f16")  # noqa: E731
     count = kills.operations(place, act)
     wanted = kills.content(place)
-    for at in spread(40, count):
-        shutil.rmtree(place)
-        place.mkdir()
-        assert kills.killed(place, at, act)
+    shutil.rmtree(place)
+    place.mkdir()
+    for at in kills.left(place, act, spread(40, count), tmp_path / "left"):
         with contextlib.suppress(UserError):
             act()
         assert kills.content(place) == wanted, f"killed at {at} of {count}"

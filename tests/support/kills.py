@@ -1,9 +1,10 @@
-"""A process that ends at a chosen file operation, in this process: nothing after it reaches the disk."""
+"""What a process leaves that ends at a chosen file operation: a copy of its folder, taken just before."""
 
 import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ft.files import sha256
@@ -13,26 +14,21 @@ CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod",
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-class Killed(BaseException):
-    """No handler of errors expects it, and none of them can write any more."""
-
-
 class Layer:
-    """Counts what changes files below a folder; from operation ``at`` on none takes place."""
+    """Counts what changes files below a folder, and copies it as it is before the operations ``at``."""
 
-    def __init__(self, folder: Path, at: int | None) -> None:
-        self.folder, self.at, self.count = str(folder), at, 0
+    def __init__(self, folder: Path, at: Collection[int], place: Path) -> None:
+        self.folder, self.at, self.place, self.count = folder, at, place, 0
 
     def see(self, event: str, args: tuple) -> None:
         if event == "open" and not (isinstance(args[2], int) and args[2] & WRITES):
             return
-        if not any(
-            isinstance(a, str | os.PathLike) and str(a).startswith(self.folder) for a in args[:2]
-        ):
+        names = [str(a) for a in args[:2] if isinstance(a, str | os.PathLike)]
+        if not any(name.startswith(str(self.folder)) for name in names):
             return
         self.count += 1
-        if self.at is not None and self.count >= self.at:
-            raise Killed(f"{event} {args[:2]}")
+        if self.count in self.at and self.folder.exists():
+            shutil.copytree(self.folder, self.place / str(self.count), symlinks=True)
 
 
 _layers: list[Layer] = []
@@ -40,16 +36,20 @@ _layers: list[Layer] = []
 
 def _audit(event: str, args: tuple) -> None:
     if event in CHANGES and _layers:
-        _layers[-1].see(event, args)
+        layer = _layers.pop()  # copying is no operation of the run
+        try:
+            layer.see(event, args)
+        finally:
+            _layers.append(layer)
 
 
 @contextlib.contextmanager
-def layer(folder: Path, at: int | None = None) -> Iterator[Layer]:
-    """Watch a folder while this lasts; the process "dies" at operation ``at``, and its locks with it."""
+def layer(folder: Path, at: Collection[int] = (), place: Path = Path()) -> Iterator[Layer]:
+    """Watch a folder while this lasts; at its end the "process" is over, and its locks are free."""
     if not hasattr(sys, "_kills"):
         sys.addaudithook(_audit)
         sys._kills = True  # type: ignore[attr-defined]  # a hook stays until the interpreter ends
-    _layers.append(Layer(folder, at))
+    _layers.append(Layer(folder, at, place))
     try:
         yield _layers[-1]
     finally:
@@ -60,20 +60,27 @@ def layer(folder: Path, at: int | None = None) -> Iterator[Layer]:
 
 
 def operations(folder: Path, act: Callable[[], object]) -> int:
-    """How many there are without a kill."""
+    """How many there are."""
     with layer(folder) as seen:
         act()
     return seen.count
 
 
-def killed(folder: Path, at: int, act: Callable[[], object]) -> bool:
-    """Whether ``act`` was ended at its operation ``at``; it has fewer of them otherwise."""
-    with layer(folder, at):
-        try:
-            act()
-        except Killed:
-            return True
-    return False
+def left(
+    folder: Path, act: Callable[[], object], at: Collection[int], place: Path
+) -> Iterator[int]:
+    """What a process leaves that is killed at its operations ``at``: ``folder`` holds it, one after the other.
+
+    The process runs once and to its end; what it had not yet written to the disk is lost, as by SIGKILL.
+    """
+    with layer(folder, at, place) as seen:
+        act()
+    assert seen.count >= max(at)
+    for number in at:
+        shutil.rmtree(folder)
+        if (place / str(number)).exists():
+            shutil.move(place / str(number), folder)
+        yield number
 
 
 def content(folder: Path, but: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
