@@ -145,8 +145,6 @@ def _fit(request: Request) -> None:
     """Raise ``Refused`` for what is right alone and not together."""
     if request.top_p == 0:
         raise Refused("top_p = 0; it must be above 0", key="top_p")
-    if request.stream and request.logprobs is not None:
-        raise Refused("logprobs cannot be streamed", key="logprobs")
     if request.stream and request.echo:
         raise Refused("a prompt is not echoed in a stream", key="echo")
     if request.n > 1 and request.temperature == 0:

@@ -41,7 +41,7 @@ def completion(
             if request.echo:
                 prompt = prompts[index // request.n]
                 said["text"] = tokenizer.decode(prompt, skip_special_tokens=True) + said["text"]
-        logprobs = _likelihoods(found, tokenizer, request.chat) if found else None
+        logprobs = likelihoods(found, tokenizer, request.chat) if found else None
         reason = {"finish_reason": _reason(answer, message)}
         choices.append({"index": index, **said, "logprobs": logprobs, **reason})
     written = [answer for answer in answers if answer]
@@ -163,7 +163,7 @@ def _said(request: Request, answer: "Answer", form: "Form | None") -> dict[str, 
     return said
 
 
-def _likelihoods(scored: "Scored", tokenizer: Any, chat: bool) -> dict[str, Any]:
+def likelihoods(scored: "Scored", tokenizer: Any, chat: bool) -> dict[str, Any]:
     """Tokens with their log-probabilities, and where in the text each begins."""
     tokens = [tokenizer.decode([token]) for token in scored.ids]
     chances = [_finite(chance) for chance in scored.chances]

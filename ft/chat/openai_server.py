@@ -97,27 +97,46 @@ class Completions:
             async with contextlib.aclosing(line.steps(work)) as steps:
                 async for _, groups in steps:
                     answers = [answer for group in groups or [] for answer in group]
-        scored: list[Any] = [None] * len(answers)
-        for at, answer in enumerate(answers if request.logprobs is not None else []):
-            line.check()
-            prompt = prompts[at // request.n]
-            score = partial(openai_work.score, self.server.partner, request, prompt, answer)
-            scored[at] = await line.do(score)
+        scored = [await self._score(request, prompts, at, each) for at, each in enumerate(answers)]
         return answers, scored
+
+    async def _score(
+        self, request: openai_request.Request, prompts: list[list[int]], at: int, answer: Any
+    ) -> Any:
+        """How likely an answer was, where that is asked."""
+        if request.logprobs is None:
+            return None
+        line, prompt = self.server.line, prompts[at // request.n]
+        line.check()
+        return await line.do(
+            partial(openai_work.score, self.server.partner, request, prompt, answer)
+        )
 
     async def _events(
         self, request: openai_request.Request, prompts: list[list[int]], work: Any
     ) -> AsyncGenerator[str, None]:
         """A stream's events; what goes wrong once it has begun is the last one."""
-        line = self.server.line
-        stream = response.Stream(request, openai_work.form(self.server.partner))
+        line, partner = self.server.line, self.server.partner
+        stream = response.Stream(request, openai_work.form(partner))
         try:
-            async with line.turn(), contextlib.aclosing(line.steps(work)) as steps:
-                async for drafts, groups in steps:
-                    for chunk in stream.chunks(drafts or {}):
-                        yield _event(chunk)
-                    if groups is not None and request.usage:
-                        yield _event(stream.usage(prompts, [a for g in groups for a in g]))
+            async with line.turn():
+                answers, last = list[Any](), dict[int, dict[str, Any]]()
+                async with contextlib.aclosing(line.steps(work)) as steps:
+                    async for drafts, groups in steps:
+                        for chunk in stream.chunks(drafts or {}):
+                            (choice,) = chunk["choices"]
+                            if choice["finish_reason"] and request.logprobs is not None:
+                                last[choice["index"]] = chunk
+                            else:
+                                yield _event(chunk)
+                        answers = [answer for group in groups or [] for answer in group]
+                for at, chunk in last.items():  # the model reads an answer as a whole
+                    found = await self._score(request, prompts, at, answers[at])
+                    likely = response.likelihoods(found, partner.tokenizer, request.chat)
+                    chunk["choices"][0]["logprobs"] = likely
+                    yield _event(chunk)
+                if request.usage:
+                    yield _event(stream.usage(prompts, answers))
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield _event(told(error)[1])

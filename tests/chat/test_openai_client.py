@@ -80,6 +80,25 @@ def test_several_answers_and_their_likelihood(client):
         assert all(len(place.top_logprobs) == 2 for place in choice.logprobs.content)
 
 
+def test_the_likelihood_of_a_streamed_answer_is_that_of_the_whole_one(client):
+    options = ASK | {"temperature": 1, "n": 2, "seed": 1, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**options)
+    with client.chat.completions.stream(**options) as stream:
+        assert list(stream)
+        read = stream.current_completion_snapshot
+    assert len(whole.choices) == 2
+    for choice, streamed in zip(whole.choices, read.choices, strict=True):
+        assert streamed.message.content == choice.message.content
+        assert streamed.logprobs.content == choice.logprobs.content != []
+    options = {"model": "tiny", "prompt": ["hi", "the cat"], "max_tokens": 4, "logprobs": 1}
+    whole = client.completions.create(**options, seed=1)
+    with client.completions.create(**options, seed=1, stream=True) as stream:
+        ended = {c.choices[0].index: c.choices[0] for c in stream if c.choices[0].finish_reason}
+    assert len(whole.choices) == 2
+    for choice in whole.choices:
+        assert ended[choice.index].logprobs == choice.logprobs
+
+
 def test_a_completion_with_echo(client):
     found = client.completions.create(
         model="tiny", prompt="hi", max_tokens=0, echo=True, logprobs=1

@@ -236,7 +236,6 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"stop": ["a"] * 17}, "stop", "16 at most"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"chunk": 1}}, "stream_options", "unknown parameter 'chunk'"),
-        ({"logprobs": True, "stream": True}, "logprobs", "cannot be streamed"),
         ({"top_logprobs": 3}, "top_logprobs", "top_logprobs needs logprobs = true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
         ({"presence_penalty": 2.5}, "presence_penalty", "from -2 to 2"),
