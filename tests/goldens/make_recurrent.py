@@ -73,25 +73,15 @@ def main() -> None:
 
     import jax.numpy as jnp
     import torch
-    from recurrentgemma import common, conversion
+    from recurrentgemma import conversion
     from recurrentgemma.jax import griffin as in_jax
     from recurrentgemma.torch import griffin as in_torch
     from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
     source = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**CONFIG))
     fill(source)
-    kinds = (common.TemporalBlockType.RECURRENT,) * 2 + (common.TemporalBlockType.ATTENTION,)
-    config = common.GriffinConfig(
-        vocab_size=CONFIG["vocab_size"],
-        width=CONFIG["hidden_size"],
-        mlp_expanded_width=CONFIG["intermediate_size"] // 2,
-        num_heads=CONFIG["num_attention_heads"],
-        block_types=kinds * (CONFIG["num_hidden_layers"] // 3),
-        embeddings_scale_by_sqrt_dim=True,
-        attention_window_size=CONFIG["attention_window_size"],
-        logits_soft_cap=30.0,
-    )
-    state = _theirs(source.state_dict())
+    config = their_config()
+    state = theirs(source.state_dict())
     port = in_torch.Griffin(config, gradient_checkpointing=False)
     port.load_state_dict(state)
     params = conversion.pytorch_state_dict_to_flax_params(
@@ -132,7 +122,24 @@ def main() -> None:
     (HERE / "recurrent.json").write_text(text + "\n")
 
 
-def _theirs(state: dict[str, Any]) -> dict[str, Any]:
+def their_config() -> Any:
+    """The same sizes as Google's library names them."""
+    from recurrentgemma import common
+
+    kinds = (common.TemporalBlockType.RECURRENT,) * 2 + (common.TemporalBlockType.ATTENTION,)
+    return common.GriffinConfig(
+        vocab_size=CONFIG["vocab_size"],
+        width=CONFIG["hidden_size"],
+        mlp_expanded_width=CONFIG["intermediate_size"] // 2,
+        num_heads=CONFIG["num_attention_heads"],
+        block_types=kinds * (CONFIG["num_hidden_layers"] // 3),
+        embeddings_scale_by_sqrt_dim=True,
+        attention_window_size=CONFIG["attention_window_size"],
+        logits_soft_cap=30.0,
+    )
+
+
+def theirs(state: dict[str, Any]) -> dict[str, Any]:
     """The weights by the names and in the layouts of Google's PyTorch port."""
     import re
 

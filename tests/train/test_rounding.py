@@ -1,25 +1,25 @@
-"""AdamW is the published rule, and fp32 stays with exact arithmetic: what two implementations can be asked for."""
+"""AdamW is the published rule, learns what JAX's does, and fp32 stays with exact arithmetic."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 from goldens import make_recurrent as golden
+from goldens import make_recurrent_adamw as trained
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from ft.kernels import recurrent
 from ft.train import optim
 
-STEPS, RATE, DECAY = 60, 0.003, 0.1
+RATE, DECAY = trained.RATE, trained.DECAY
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[torch.Tensor]:
     """A row of up to 100 tokens for each step."""
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(20, 101, STEPS)
-    return [torch.from_numpy(rng.integers(6, golden.CONFIG["vocab_size"], (1, n))) for n in sizes]
+    return [torch.from_numpy(ids) for ids in trained.rows()]
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def model() -> RecurrentGemmaForCausalLM:
 
 def losses(model, rows, name: str, after=lambda model: None) -> np.ndarray:
     """The loss of each step, of one row each, in the model's own precision."""
-    optimizer = optim.create(model, name, learning_rate=RATE, weight_decay=DECAY)
+    options = {"weight_decay": DECAY, "betas": trained.BETAS}
+    optimizer = optim.create(model, name, learning_rate=RATE, **options)
     found = []
     for ids in rows:
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
@@ -50,7 +51,7 @@ def losses(model, rows, name: str, after=lambda model: None) -> np.ndarray:
 def test_adamw_is_the_published_rule_in_exact_arithmetic(model, rows, monkeypatch) -> None:
     """Bias correction, epsilon and decay as Loshchilov & Hutter and optax have them, to the last digits."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the norms' own widening
-    model, (b1, b2, eps) = model.double(), (0.9, 0.999, 1e-8)
+    model, (b1, b2), eps = model.double(), trained.BETAS, trained.EPSILON
     wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in wanted.items()}
     groups, step = optim.groups(model, DECAY, None), 0
@@ -69,6 +70,16 @@ def test_adamw_is_the_published_rule_in_exact_arithmetic(model, rows, monkeypatc
     losses(model, rows, "adamw", update)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), wanted[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_adamw_learns_what_google_and_optax_do(model, rows, monkeypatch) -> None:
+    """To 9 digits in exact arithmetic: what fp32 differs by is rounding, here as in JAX."""
+    theirs = json.loads(trained.FILE.read_text())
+    single = losses(copy.deepcopy(model), rows, "adamw")
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    exact = losses(model.double(), rows, "adamw")
+    np.testing.assert_allclose(exact, theirs["fp64"], rtol=0, atol=2e-9)
+    np.testing.assert_allclose(single, theirs["fp32"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
