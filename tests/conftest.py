@@ -30,6 +30,19 @@ machine.matrix_peak = functools.partial(machine.matrix_peak, seconds=0.0)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+# files that take longest, in this order first: what is left at the end is short, and no worker waits for another
+LONGEST = ("train/test_sft.py", "recipes/test_tutorials.py", "runs/test_kills.py")
+LONGEST += ("benchmarks/test_gpu.py", "data/test_instructions.py", "kernels/test_fused.py")
+LONGEST += ("recipes/test_minigpt_pretrain.py", "recipes/test_reward_recipes.py")
+LONGEST += ("recipes/test_recipes.py", "recipes/test_launch.py", "recipes/test_vision_lora.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    places = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_collection_finish() -> None:
     """What the libraries brought stays: trainers collect garbage, and would look through it each time."""
     gc.collect()

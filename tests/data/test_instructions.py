@@ -1,5 +1,6 @@
 """Instructions and conversations: each format of users' data, bad rows with file and number, splits without overlap."""
 
+import functools
 import json
 
 import pytest
@@ -184,13 +185,18 @@ def test_the_mask_covers_every_completion_and_its_end_and_nothing_else(name, tex
     check_mask(template, {"messages": [*start, *talk]}, tokenizer)
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("name", ["chat", *prompts.INSTRUCTION])
-def test_the_mask_of_every_row_of_dolly(name, shared):
+@pytest.fixture(scope="module")
+def gemma():
+    """The embedded model's tokenizer."""
     from ft import models
 
-    tokenizer = models.load_tokenizer("embedded")
-    template = prompts.by_name(name, tokenizer)
+    return models.load_tokenizer("embedded")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["chat", *prompts.INSTRUCTION])
+def test_the_mask_of_every_row_of_dolly(name, shared, gemma):
+    tokenizer, template = gemma, prompts.by_name(name, gemma)
     rows = open_dolly(shared / "data" / "dolly")
     assert len(rows) == 15_014
     if name not in ("chat", "dolly"):  # every row by the two that recipes use; the others' by seed
@@ -199,10 +205,9 @@ def test_the_mask_of_every_row_of_dolly(name, shared):
     assert len(encoded.examples) == len(rows)
     end = tokenizer.convert_tokens_to_ids(template.end) if template.end else tokenizer.eos_token_id
     pairs = [template.render(row) for row in rows]
-    written = tokenizer.batch_decode([e["input_ids"] for e in encoded.examples])
-    told = tokenizer.batch_decode(
-        [[i for i in e["labels"] if i != tokens.IGNORE] for e in encoded.examples]
-    )
+    decode = functools.partial(tokenizer.backend_tokenizer.decode_batch, skip_special_tokens=False)
+    written = decode([e["input_ids"] for e in encoded.examples])
+    told = decode([[i for i in e["labels"] if i != tokens.IGNORE] for e in encoded.examples])
     last = template.end + template.tail if template.end else tokenizer.eos_token
     for example, pair, text, completion in zip(encoded.examples, pairs, written, told, strict=True):
         assert text == tokenizer.bos_token + pair["prompt"] + pair["completion"] + last
@@ -214,11 +219,8 @@ def test_the_mask_of_every_row_of_dolly(name, shared):
 
 
 @pytest.mark.real
-def test_chat_has_the_ids_of_apply_chat_template_on_dolly(shared):
-    from ft import models
-
-    tokenizer = models.load_tokenizer("embedded")
-    template = prompts.by_name("chat", tokenizer)
+def test_chat_has_the_ids_of_apply_chat_template_on_dolly(shared, gemma):
+    tokenizer, template = gemma, prompts.by_name("chat", gemma)
     rows = open_dolly(shared / "data" / "dolly").sample(1000, seed=0)
     encoded = tokens.encode_rows(rows, template, tokenizer, max_length=10**6)
     for row, example in zip(rows, encoded.examples, strict=True):

@@ -1,5 +1,6 @@
 """The recipes' presets compute what Google's JAX libraries computed: rows, ids, masks and every loss."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -77,8 +78,23 @@ def checkpoint(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def one_tokenizer():
+    """All checkpoints have the same, which takes seconds to read: it is read once."""
+    load = importlib.import_module("ft.models.load")
+    plain, made = load._tokenizer, []
+
+    def once(path: Path, name: str):
+        made.extend([] if made else [plain(path, name)])
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_tokenizer", once)
+        yield
+
+
 @pytest.fixture(params=GOLDEN, scope="module")
-def ours(request, checkpoint, tmp_path_factory):
+def ours(request, checkpoint, one_tokenizer, tmp_path_factory):
     """The recipe's module, its settings and its finished run, for each trajectory."""
     golden = GOLDEN[request.param]
     path = ROOT / "recipes" / f"{golden.recipe}.py"
