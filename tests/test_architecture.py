@@ -26,7 +26,8 @@ MAY_IMPORT = {  # each row also its own package
     "train": {"text", "kernels", "models", "runs", "machine"},
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
     | {"config", "machine"},
-    "plan": {"text", "data", "kernels", "models", "runs", "score", "train", "config", "machine"},
+    "plan": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
+    | {"config", "machine"},
     "chat": {"text", "data", "models", "generate", "runs", "score", "machine"},
 }
 FACES = {  # the public names of each package, for recipes and users

@@ -213,6 +213,23 @@ class Tape:
     def _repeat(self, x: Value, times: int) -> Value:
         return self.record(Value(x.numbers * times, x.width, False), (x,), ())
 
+    def forward(self) -> int:
+        """The most bytes that a layer takes at once where no backward follows.
+
+        A result goes after its last use; what the layer was given stays, its caller has it.
+        """
+        uses = [{id(v): v for v in _storages((*s.inputs, s.output))} for s in self.steps]
+        last = {key: index for index, step in enumerate(uses) for key in step}
+        made = {id(step.output.storage) for step in self.steps}
+        last |= {key: len(uses) for key in last if key not in made}
+        live: dict[int, int] = {}
+        peak = 0
+        for index, step in enumerate(uses):
+            live |= {key: v.bytes for key, v in step.items()}
+            peak = max(peak, sum(live.values()))
+            live = {key: size for key, size in live.items() if last[key] > index}
+        return peak
+
     def backward(self) -> int:
         """The most bytes that the backward takes at once beyond what the forward kept.
 

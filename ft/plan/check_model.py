@@ -217,7 +217,7 @@ def memory(case: Case) -> Seen:
         lengths=longest if case.everything else None,
     )
     text = f"peak {case.plan.peak / GIB:.1f} of {room / GIB:.1f} GiB"
-    text += " free here, on the CPU" * here
+    text += " free here, on the CPU" * here + f", {case.plan.moment}"
     if case.plan.peak > room:
         if here:
             return Seen(

@@ -110,14 +110,15 @@ def per_layer_input(t: Tape, shape: Shape, x: Value, shared: Shared) -> Value:
 
 
 def trunk(
-    shape: Shape, mode: Mode, seen: Sequence[int] = (1,), rows: int = 1
+    shape: Shape, mode: Mode, seen: Sequence[int] = (1,), rows: int = 1, pairs: int | None = None
 ) -> tuple[list[Tape], Tape]:
     """A tape for each layer, and one for what stands before and behind them.
 
     ``seen`` are the lengths that attention sees at once: of examples where it goes by example, of
-    rows elsewhere. The embedding tables are left out: a look-up keeps ids alone.
+    rows elsewhere; ``pairs`` of a query and a key, where these are no squares. The embedding tables are left out: a look-up keeps ids alone.
     """
-    sizes = (sum(seen), rows, sum(n * n for n in seen), max(seen))
+    squares = sum(n * n for n in seen) if pairs is None else pairs
+    sizes = (sum(seen), rows, squares, max(seen))
     around = Tape(mode, *sizes)
     width, d = mode.width, shape.hidden_size
     x = around.value(d, each=width, grad=mode.full)

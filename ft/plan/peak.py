@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ft.plan import answers, parts
 from ft.plan import layers as blocks
-from ft.plan import parts
 from ft.plan.autograd import Mode
 from ft.plan.shapes import Shape
 from ft.text import batches
@@ -45,14 +45,12 @@ class Plan:
     tokens: int  # in one pass through the model
     flops: tuple[float, float]  # a training step's, per token and per supervised token
     layers: int  # of the language model
-    passing: int = (
-        0  # bytes that rows of a CUDA graph hold for a second time; none where it cannot be one
-    )
+    passing: int = 0  # bytes that a row's CUDA graph holds once more; none where rows are no graphs
+    staying: int = 0  # the others of a step
 
     def graphs_fit(self, room: int) -> bool:
         """Whether rows become CUDA graphs on a GPU of ``room`` bytes, by the rule of the training itself."""
-        held = self.allocated - self.passing
-        return bool(self.passing) and graphs.fits(room - CONTEXT - held, self.passing)
+        return bool(self.passing) and graphs.fits(room - CONTEXT - self.staying, self.passing)
 
     @property
     def peak(self) -> int:
@@ -62,8 +60,7 @@ class Plan:
     @property
     def allocated(self) -> int:
         """The part that ``torch.cuda.max_memory_allocated`` counts, of a GPU."""
-        outside = ("CUDA context", "fragmentation")
-        return sum(size for name, size in self.parts if name not in outside)
+        return _allocated(dict(self.parts))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a run's record."""
@@ -80,6 +77,11 @@ class Plan:
         where = "process" if self.device == "cpu" else "GPU"
         lines.append(f"  {f'peak of the {where}, {self.moment}':<49}{self.peak / GIB:>13.3f}")
         return "\n".join(lines)
+
+
+def _allocated(named: Mapping[str, int]) -> int:
+    outside = ("CUDA context", "fragmentation")
+    return sum(size for name, size in named.items() if name not in outside)
 
 
 def plan_of(
@@ -103,14 +105,17 @@ def plan_of(
     bf16: bool = True,
     processes: int = 1,
     sharded: bool = False,
+    evaluation: answers.Evaluation | None = None,
+    room: int | None = None,
 ) -> Plan:
-    """The plan of a training run; ``lora_r`` 0 trains all parameters.
+    """The plan of a training run and its ``evaluation``; ``lora_r`` 0 trains all parameters.
 
     ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
     rows (by default train.sft's); ``supervised`` the largest share of a row that a loss is taken of;
-    ``processes`` share gradients (DDP) or, ``sharded``, everything (FSDP). What DoRA and Unsloth keep
-    besides is not counted.
+    ``processes`` share gradients (DDP) or, ``sharded``, everything (FSDP). Answers take no more than
+    half of what is left of a GPU's ``room`` (none: there is enough). What DoRA and Unsloth keep besides is
+    not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
     row = row_length or batches.row_length(device)
@@ -140,6 +145,8 @@ def plan_of(
         processes=processes,
         sharded=sharded,
         packed=packing,
+        evaluation=evaluation,
+        room=room,
     )
     return _plan(step, precision=precision)
 
@@ -169,6 +176,8 @@ class _Step:
     processes: int
     sharded: bool
     packed: bool
+    evaluation: answers.Evaluation | None
+    room: int | None
 
     @property
     def share(self) -> int:
@@ -197,7 +206,10 @@ class _Step:
 
 
 def _plan(step: _Step, *, precision: str) -> Plan:
-    moments = _moments(step)
+    training = _moments(step)
+    fullest = max(training.values(), key=lambda named: sum(named.values()))
+    passing = _passing(step, fullest)
+    moments = training | _answering(step, training["in the loss"]["fragmentation"])
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     most: dict[str, int] = {}
     for named in moments.values():
@@ -215,7 +227,8 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         tokens=sum(step.seen),
         flops=parts.flops(shape, mode),
         layers=shape.num_hidden_layers,
-        passing=_passing(step, moments[moment]),
+        passing=passing,
+        staying=_allocated(fullest) - passing,
     )
 
 
@@ -290,6 +303,20 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
     if step.device == "cpu":
         moments["while it loads"] = _loading(step)
     return moments
+
+
+def _answering(step: _Step, fragmentation: int) -> dict[str, dict[str, int]]:
+    """The moments of an evaluation, when optimizer, gradients and activations are gone."""
+    if not step.evaluation:
+        return {}
+    held = _always(step) | {f"optimizer states, {step.optim}": 0, "DDP buckets": 0}
+    if step.device == "cpu":  # the holes that training left stay, and every length has kernels
+        held["fragmentation"] = fragmentation
+        held["kernels, by shape"] = KERNELS * (step.mode.width == 2)
+    free = (step.room or 2**60) - sum(held.values())
+    attention = _attention(step.shape, step.device, packing=False)
+    found = answers.moments(step.shape, step.mode, step.evaluation, step.device, attention, free)
+    return {name: held | named for name, named in found.items()}
 
 
 def _loading(step: _Step) -> dict[str, int]:

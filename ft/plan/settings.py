@@ -9,7 +9,7 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import precision as hardware
 from ft.models import sources
-from ft.plan import layers, parts, peak, shapes
+from ft.plan import answers, layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
 from ft.plan.shapes import Shape
 from ft.text.examples import lengths_of
@@ -96,6 +96,8 @@ def of(
         bf16=bf16,
         processes=processes,
         sharded=sharded,
+        evaluation=answers.of(settings, max(lengths or (settings["max_length"],))),
+        room=room,
     )
     if not sees:
         return plan

@@ -1,5 +1,6 @@
 """Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
 
+import gc
 import signal
 import sys
 import time
@@ -162,6 +163,16 @@ def sft(
         make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
     )
     journal.attach(trainer)
+    ended = _trained(trainer, journal, run, checkpoint)
+    del (
+        trainer,
+        journal,
+    )  # they know each other and the optimizer's states: an evaluation needs the room
+    gc.collect()
+    return ended
+
+
+def _trained(trainer: Any, journal: Any, run: Run, checkpoint: Any) -> Trained:
     start = time.perf_counter()
     with signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,5 +1,6 @@
 """Training relates: packed = padded, 1×4 = 4×1, one process = two, resumed = uninterrupted."""
 
+import gc
 import json
 import os
 import shutil
@@ -82,6 +83,16 @@ def test_a_full_disk_leaves_nothing_half_written(what, tmp_path, monkeypatch):
     hidden = {path.name for path in (tmp_path / "run").glob(".*")}
     assert not hidden
     assert not list((tmp_path / "run").glob(ADAPTER))
+
+
+def test_no_optimizer_is_left_when_an_evaluation_begins(tmp_path):
+    def there() -> int:
+        return sum(issubclass(type(each), torch.optim.Optimizer) for each in gc.get_objects())
+
+    gc.collect()
+    before = there()
+    toy.go(tmp_path / "run", epochs=1)
+    assert there() == before
 
 
 def test_trackers_get_the_validations_too(tmp_path):
