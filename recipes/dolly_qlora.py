@@ -175,10 +175,7 @@ def main(c: Config) -> None:
     )
     r.note(training=asdict(trained))
     result = score.instructions.before_after(
-        model,
-        base.tokenizer,
-        t,
-        [splits["test"][i] for i in encoded["test"].rows],
+        *(model, base.tokenizer, t, [splits["test"][i] for i in encoded["test"].rows]),
         encoded["test"].examples,
         ask=ASK,
         max_new_tokens=c.max_new_tokens,

@@ -105,7 +105,6 @@ def asked(c: Config) -> dict[str, Any]:
 
 
 def main(c: Config) -> None:
-    # before torch is loaded, and before anything is written
     target, splits = plan.checked(c, rows, template, __file__, **config.pick(c, plan.checked))
     t = template(c)
     say(machine.use_all_cores())

@@ -23,9 +23,8 @@ TOKENIZER = 1120
 # each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
 KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
-# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU,
-# where the results of one pass do not fit the holes that another's left unless checkpointing keeps few of
-# them. Assumed of a GPU.
+# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU, where
+# the results of one pass do not fit another's holes unless checkpointing keeps few of them. Assumed of a GPU.
 SCATTERED = {("cpu", False): 0.2, ("cpu", True): 0.4, ("cuda", False): 0.1, ("cuda", True): 0.02}
 SCATTERED_BY_PASSES = 0.95  # on a CPU, of several passes in a step
 
