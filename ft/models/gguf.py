@@ -4,6 +4,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,20 @@ def lists(folder: Path, pieces: Path, rows: int) -> tuple[list[str], list[float]
         )
         kind = next((kind for kind, is_it in kinds if is_it), NORMAL)
         found[i] = (model.id_to_piece(i), model.get_score(i), kind)
+    for at, token, kind in added_tokens(fast):
+        if at < rows:  # Gemma 3's placeholder of an image has no row in its text models
+            found[at] = (token, -1000.0, kind)
+    tokens, scores, types = map(list, zip(*found, strict=True))
+    return tokens, scores, types
+
+
+def added_tokens(fast: Path) -> Iterator[tuple[int, str, int]]:
+    """Id, text and GGUF's type of each token that is cut out of a text first, by a ``tokenizer.json``."""
     for added in json.loads(fast.read_text("utf-8"))["added_tokens"]:
         token = added["content"]
         special = added["special"] or LIKE_CONTROL.fullmatch(token)
-        if added["id"] < rows:  # Gemma 3's placeholder of an image has no row in its text models
-            plain = token if special else token.replace("▁", " ")
-            found[added["id"]] = (plain, -1000.0, CONTROL if special else USER_DEFINED)
-    tokens, scores, types = map(list, zip(*found, strict=True))
-    return tokens, scores, types
+        kind = CONTROL if special else USER_DEFINED
+        yield added["id"], token if special else token.replace("▁", " "), kind
 
 
 def _pieces(

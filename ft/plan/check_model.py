@@ -12,7 +12,7 @@ from ft.models.sources import fetch, read_config, shapes_of
 from ft.plan import layers, settings, shapes, time
 from ft.plan.case import Case, Seen
 from ft.plan.peak import GIB, Plan
-from ft.runs.export import ARCHITECTURES
+from ft.runs.gguf_settings import ARCHITECTURES
 from ft.text.examples import lengths_of
 from ft.text.tokens import IGNORE
 
@@ -271,7 +271,7 @@ def exported(case: Case) -> Seen:
     kind = case.raw["model_type"]
     if kind not in ARCHITECTURES:
         return Seen("ok", "export", f"merged folder; GGUF: not of {_named(kind)}")
-    if not (case.folder / "tokenizer.model").is_file():
+    if ARCHITECTURES[kind] != "gemma4" and not (case.folder / "tokenizer.model").is_file():
         return Seen(
             "ok", "export", "merged folder; GGUF: not without a tokenizer.model beside the model"
         )
