@@ -124,14 +124,14 @@ def _split(
 ) -> "Comparison":
     from ft.rewards import reward_model
     from ft.runs import opened
-    from ft.score import instructions, reasoning, translation
+    from ft.score import instructions, reasoning, splits, translation
     from ft.text import tokens
 
     if run.task == "text":
         return _documents(run, data, split, limit, precision, max_new_tokens)
     if run.task == "images":
         return _seen(run, data, split, limit, precision, max_new_tokens)
-    rows = _rows(run, data, split, quoting)
+    rows = splits.rows_of(run, data, split, quoting)
     if (
         run.task == "reasoning" and not data
     ):  # thousands of chains take hours: as many questions as the run
@@ -226,54 +226,3 @@ def _seen(
     return images.before_after(
         o.model, o.tokenizer, run.template, o.see, rows, max_new_tokens=most, split=split
     )
-
-
-def _rows(run: Any, data: str | None, split: str, quoting: str) -> Any:
-    from ft.data import gsm8k
-    from ft.data.instructions import instructions as open_instructions
-    from ft.data.instructions import splits
-
-    s = run.asked  # a run that went on from another is judged as that one
-    one_of("split", split, ("train", "valid", "test"))
-    if run.task == "translation":
-        return _pairs(run, data, split, quoting)
-    if data and split != "test":
-        raise UserError(f"--split {split}: other data than the run's is scored whole; leave it out")
-    if run.task == "reasoning":
-        if data:
-            return gsm8k.gsm8k(data, split="test")
-        chosen = {key: s[key] for key in ("valid_rows", "seed", "on_bad_row")}
-        return gsm8k.splits(s["data"], **chosen)[split]
-    if data:
-        return open_instructions(data)
-    options = ("categories", "no_context", "drop_duplicates", "valid_rows", "test_rows", "seed")
-    chosen = {key: s[key] for key in options} | {"max_rows": s.get("max_rows")}
-    return splits(s["data"], **chosen, on_bad_row=s["on_bad_row"])[split]
-
-
-def _pairs(run: Any, data: str | None, split: str, quoting: Any) -> Any:
-    """Pairs in the run's direction: a split of its own data, or other data. None may hold its stop strings."""
-    from ft.data import translation
-
-    s = run.settings
-    if data:
-        rows = translation.translation_split(split, data, s["language_pair"], quoting=quoting)
-    else:
-        names = (
-            "data",
-            "language_pair",
-            "valid_data",
-            "test_data",
-            "quoting",
-            "on_bad_row",
-            "seed",
-            "max_rows",
-        )
-        chosen = {key: s[key] for key in names if key in s}
-        rows = translation.translation_splits((split,), **chosen)[split]
-    if "\n" in run.template.stop and (broken := [r for r in rows if "\n" in r["target"]]) and data:
-        raise UserError(
-            f"{rows.origin}: {len(broken)} translations have line breaks, at which this run's answers end, "
-            f"the first is {broken[0]['target']!r}; leave them out, or train on such pairs"
-        )
-    return rows
