@@ -140,14 +140,12 @@ def sft(
         **of_every_trainer(model, gradient_checkpointing, autocast),
     )
     if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
-        say(
-            f"one of {args.n_gpu} GPUs is used; all of them: accelerate launch --num_processes "
-            f"{args.n_gpu} {' '.join(sys.argv)}"
-        )
+        launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
+        say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
         args._n_gpu = 1
     best, patience = keep == "best", early_stopping_patience
-    scores = None if best_by == "loss" else scores
-    journal = Journal(run, validate, eval_steps, best, patience, accept_loss, scores, best_by)
+    judged = (None if best_by == "loss" else scores, best_by)
+    journal = Journal(run, validate, eval_steps, best, patience, accept_loss, *judged)
     trainer = Trainer(
         model=model,
         args=args,
