@@ -99,18 +99,20 @@ def load(
     template: str | None = None,
     images: bool = False,
     any_base: bool = False,
+    model: str | None = None,
 ) -> Partner:
     """The partner that ``name`` means: a run's folder or Hub repository, else a model.
 
     A run brings its template; a model is asked with ``template``, a name or a file that
     ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. With ``images``
-    it can be shown some; ``any_base`` is of ``opened.find``. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
+    it can be shown some; ``any_base`` and ``model`` are of ``opened.find``. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
     """
     from ft.models import sources
     from ft.models.load import load_tokenizer
     from ft.text import prompts
 
-    run, note = opened.find(name, any_base=any_base), ""
+    run = opened.find(name, any_base=any_base, template=template, model=model)
+    note = ""
     if run:
         asked = run.template
     else:
@@ -119,8 +121,7 @@ def load(
         asked = prompts.by_name(template or ("chat" if answers else "plain"), tokenizer)
         note = "" if answers or template else NOTE.format(name)
     Conversation(asked)  # the template's faults, before any weight is read
-    chosen = template if run else asked
-    found = opened.load(run or name, precision, template=chosen, images=images)
+    found = opened.load(run or name, precision, template=None if run else asked, images=images)
     return Partner(**vars(found), note=note)
 
 

@@ -22,14 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=512, help="longest answer (default 512)")
     add("--seed", type=int, default=0, help="of what is drawn (default 0)")
     add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-    add("--template", help="of a MODEL: chat, book, dolly, alpaca, plain, or a YAML file")
+    asked = (
+        "of a model or an adapter made elsewhere: chat, book, dolly, alpaca, plain, or a YAML file"
+    )
+    console.adapter_options(parser, template=asked)
     add(
         "--show-thinking",
         action="store_true",
         help="say after an answer what was thought before it",
     )
     add("--image", action="append", default=[], help="show it with the first question; repeatable")
-    console.any_base_option(parser)
 
 
 def command(
@@ -44,6 +46,7 @@ def command(
     show_thinking: bool = False,
     image: Sequence[str] = (),
     any_base: bool = False,
+    model: str | None = None,
 ) -> None:
     """Load, and answer until the input ends."""
     shown = [images.open_image(path) for path in image]
@@ -51,7 +54,7 @@ def command(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: an answer needs 1 token at least")
     screen = Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
-    asked = {"precision": precision, "template": template, "any_base": any_base}
+    asked = {"precision": precision, "template": template, "any_base": any_base, "model": model}
     found = partner.load(name, **asked, images=bool(shown))
     chat = Chat(found, screen, system, temperature, top_p, max_new_tokens, seed, show_thinking)
     chat.shown = shown

@@ -12,13 +12,29 @@ if TYPE_CHECKING:
 WIDE = 10_000  # columns of a pipe or file: nothing is wrapped there
 
 
-def any_base_option(parser: argparse.ArgumentParser) -> None:
-    """``--any-base``, of each command that puts a run's adapter on its base."""
-    parser.add_argument(
+def base_options(parser: argparse.ArgumentParser) -> None:
+    """The options of each command that puts an adapter on its base, a run's or one that was made elsewhere."""
+    add = parser.add_argument
+    add(
         "--any-base",
         action="store_true",
         help="take the base that is there, though its weights are not those of the run's training",
     )
+    add(
+        "--model",
+        metavar="BASE",
+        help="of an adapter made elsewhere: its base, where it names another",
+    )
+
+
+def adapter_options(parser: argparse.ArgumentParser, *, template: str = "") -> None:
+    """``base_options``, and how an adapter that was made elsewhere is asked.
+
+    ``template`` is said of ``--template`` where the command takes a model, too.
+    """
+    base_options(parser)
+    alone = "of an adapter made elsewhere: chat, book, dolly, alpaca, steps, plain, a pair such as en-fr, or a YAML file"
+    parser.add_argument("--template", help=template or alone)
 
 
 def standard_output() -> "Console":

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from ft.score.comparison import Comparison
 
 LONGEST = 256  # tokens of an answer
+EXAMPLE = (
+    2048  # of an example that an adapter made elsewhere is scored on, where its base takes as many
+)
 CHAINS = 16  # of thought for a question
 
 
@@ -32,7 +35,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a("--tasks", help="benchmarks of lm-eval instead: gsm8k,hellaswag,… or YAML files")
     a("--num-fewshot", type=int, help="with --tasks: examples in the prompt (default: the task's)")
     a("--batch-size", type=int, help="with --tasks: prompts at a time (default 1)")
-    console.any_base_option(parser)
+    a(
+        "--language-pair",
+        help="of an adapter made elsewhere whose template is a YAML file, as en-fr",
+    )
+    console.adapter_options(parser)
 
 
 def command(
@@ -51,6 +58,9 @@ def command(
     batch_size: int | None,
     quoting: str = "auto",
     any_base: bool = False,
+    model: str | None = None,
+    template: str | None = None,
+    language_pair: str | None = None,
 ) -> None:
     """Score a finished run. Raises ``UserError`` for data or options that are not of the run's kind."""
     from ft.files import check_new_file, write_json
@@ -69,7 +79,9 @@ def command(
         if value is not None:
             raise UserError(f"--{flag} does not go {'with' if tasks else 'without'} --tasks")
     one_of("--quoting", quoting, ("auto", "quoted", "raw"))
-    run = opened.finished(run_folder, any_base=any_base)
+    run = opened.finished(run_folder, any_base=any_base, model=model, template=template)
+    if not tasks:
+        _check_alone(run, data, language_pair)
     if quoting != "auto" and (run.task != "translation" or not data):
         raise UserError("--quoting is of pairs of your own, which --data names")
     if tasks:
@@ -88,6 +100,36 @@ def command(
         from ft.runs import curves
 
         curves.accuracy(found.values, plot)
+
+
+def _check_alone(run: Any, data: str | None, language_pair: str | None) -> None:
+    """Raise ``UserError`` for what an adapter made elsewhere does not say, and no option does; note its languages."""
+    from ft.models.load import context_of, load_config
+    from ft.text import languages
+
+    if not run.alone:
+        if language_pair:
+            raise UserError(
+                f"--language-pair {language_pair}: {run.named} is a run and has its own"
+            )
+        return
+    task = run.task  # asks for a template
+    if not data:
+        raise UserError(
+            f"{run.named} was made elsewhere and does not say what it is judged by: give --data"
+        )
+    context = context_of(load_config(run.base)) or EXAMPLE
+    run.settings["max_length"] = min(context, EXAMPLE)
+    if task != "translation" or "language_pair" in run.settings:
+        if language_pair:
+            raise UserError(f"--language-pair {language_pair}: --template says what it is asked")
+        return
+    if not language_pair:
+        raise UserError(
+            f"--language-pair: {run.template.name!r} does not say from which language into which; give it as en-fr"
+        )
+    languages.pair(language_pair)
+    run.settings["language_pair"] = language_pair
 
 
 def _benchmarks(

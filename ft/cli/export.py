@@ -8,7 +8,7 @@ from ft import files, machine
 from ft.cli import console
 from ft.errors import UserError
 from ft.models.sources import license_of
-from ft.runs import export, merge, opened
+from ft.runs import elsewhere, export, merge, opened
 from ft.runs.card_header import hub_name, title
 from ft.text.modelfile import modelfile
 
@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="with --verify: fail where fewer answers are equal (default: by the type)",
     )
-    console.any_base_option(parser)
+    console.adapter_options(parser)
 
 
 def command(
@@ -62,6 +62,8 @@ def command(
     out: Path,
     outtype: str,
     any_base: bool = False,
+    model: str | None = None,
+    template: str | None = None,
     verify: int | None = None,
     data: str | None = None,
     min_equal: float | None = None,
@@ -72,7 +74,7 @@ def command(
     export.check(out, outtype)
     _check_options(verify, data, min_equal)
     compared = None
-    if run := opened.find(name, any_base=any_base):
+    if run := opened.find(name, any_base=any_base, model=model, template=template):
         if run.base == "embedded" and outtype == "q4_k_m":
             print(ROUNDED)
         rows = _rows(run, data, verify) if verify else None
@@ -96,6 +98,10 @@ def command(
     elif verify:
         raise UserError(f"--verify is for a run, which has rows and a template; {name} is a model")
     else:
+        if template:
+            raise UserError(
+                f"--template {template}: {name} is a model, whose own chat template goes along"
+            )
         known = sources.published_name(name)
         tensors = export.write(
             sources.fetch(name),
@@ -190,6 +196,9 @@ def _for_ollama(out: Path, run: opened.Finished) -> None:
     """Write the template beside the file, which has no room for it, and say what else it cannot hold."""
     from ft.models.load import load_tokenizer
 
+    if run.trained_with is None:
+        print(f"Ollama: no Modelfile, as {elsewhere.unasked(run.named)}")
+        return
     if stop := run.template.stop:
         print(
             f"GGUF has no room for stop strings; give your program these: {', '.join(map(repr, stop))}"

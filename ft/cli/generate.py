@@ -43,13 +43,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of what is drawn (default 0)")
     add("--max-new-tokens", type=int, default=256, help="longest answer (default 256)")
     add("--stop", action="append", default=[], help="end before this text; may be repeated")
-    add("--template", help="put the prompt into this template: chat, dolly, … or a YAML file")
     add("--raw", action="store_true", help="a run: the prompt as it is, not in the run's template")
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
     add("--image", action="append", default=[], help="an image that it sees first; repeatable")
     add("--json", action="store_true", help="JSON lines with ids, log-probabilities and reason")
-    console.any_base_option(parser)
+    into = "put the prompt into this template: chat, dolly, … or a YAML file; a run has its own"
+    console.adapter_options(parser, template=into)
 
 
 def command(
@@ -68,6 +68,7 @@ def command(
     json: bool,
     image: Sequence[str] = (),
     any_base: bool = False,
+    model: str | None = None,
     **settings: float | None,
 ) -> None:
     """Print the answers; a single one while it is written."""
@@ -81,12 +82,13 @@ def command(
     generate.check(chosen, max_new_tokens=max_new_tokens, stop=stop, n=n)
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("a prompt is empty: there is nothing to go on from")
-    run = opened.find(name, any_base=any_base)
+    run = opened.find(name, any_base=any_base, template=template, model=model)
     for flag, given in (("--raw", raw), ("--base", base)):
         if given and run is None:
             raise UserError(f"{flag}: {name} is a model, not a run")
-    o = opened.load(run or name, precision, template=template, tuned=not base, images=bool(shown))
-    model, tokenizer, used = o.model, o.tokenizer, None if raw else o.template
+    asked = None if run else template
+    o = opened.load(run or name, precision, template=asked, tuned=not base, images=bool(shown))
+    loaded, tokenizer, used = o.model, o.tokenizer, None if raw else o.template
     shared: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "template": used,
@@ -99,12 +101,12 @@ def command(
     else:
         ids = prompts if used is None else [_filled(used, prompt, tokenizer) for prompt in prompts]
     if len(ids) == n == 1 and sampler != "beam" and not json:
-        for piece in growing.stream(model, tokenizer, ids[0], chosen, **shared):
+        for piece in growing.stream(loaded, tokenizer, ids[0], chosen, **shared):
             print(piece, end="", flush=True)
         print()
         return
     quiet = len(ids) == 1 or not sys.stderr.isatty()
-    found = generate.generate(model, tokenizer, ids, chosen, n=n, progress=not quiet, **shared)
+    found = generate.generate(loaded, tokenizer, ids, chosen, n=n, progress=not quiet, **shared)
     for prompt, answers in zip(prompts, found, strict=True):
         for number, answer in enumerate(answers, 1):
             print(_line(prompt, answer) if json else _block(prompt, number, n, answer))

@@ -11,11 +11,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: ft merge runs/mtnt_lora merged/"
     parser.add_argument("run_folder", metavar="RUN", help="a run's folder, or a Hub repository")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the merged model")
-    console.any_base_option(parser)
+    console.adapter_options(parser)
 
 
-def command(run_folder: str, out: Path, any_base: bool) -> None:
+def command(
+    run_folder: str, out: Path, any_base: bool, model: str | None, template: str | None
+) -> None:
     """Write a plain transformers model, and say how far it is from base and adapter."""
-    from ft.runs import merge, opened
+    from ft.runs import merge, opened, vllm
 
-    print(merge.merge_run(opened.finished(run_folder, any_base=any_base), out))
+    run = opened.finished(run_folder, any_base=any_base, model=model, template=template)
+    print(merge.merge_run(run, out))
+    print(vllm.line(run.folder, out))

@@ -53,6 +53,7 @@ def command(
     from ft.score import comparison
 
     start = opened.finished(run_folder)
+    start.check_own("to make a reward model of")
     translates = start.task == "translation"
     rows = preferences(pairs, asked="source" if translates else "instruction")
     if "chosen" not in rows[0]:

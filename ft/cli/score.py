@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--top", type=int, default=0, metavar="K", help="also the K likeliest tokens at each place")
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
-    console.any_base_option(parser)
+    console.base_options(parser)
 
 
 def command(
@@ -45,6 +45,7 @@ def command(
     base: bool,
     precision: str,
     any_base: bool = False,
+    model: str | None = None,
 ) -> None:
     """Print what ``score_texts`` finds."""
     from ft.runs import opened
@@ -58,7 +59,7 @@ def command(
     if top < 0:
         raise UserError(f"--top {top}: it must be 0 or above")
     rows = read(file, prompt) if file else [(prompt, each) for each in text]
-    run = opened.find(name, any_base=any_base)
+    run = opened.find(name, any_base=any_base, model=model)
     if base and run is None:
         raise UserError(f"--base: {name} is a model, not a run")
     o = opened.load(run or name, precision, tuned=not base)

@@ -39,8 +39,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a name of this machine that clients call it by, beside localhost; repeatable",
     )
     add("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-    add("--template", help="of a model: chat, book, dolly, alpaca, plain, or a YAML file")
-    console.any_base_option(parser)
+    asked = (
+        "of a model or an adapter made elsewhere: chat, book, dolly, alpaca, plain, or a YAML file"
+    )
+    console.adapter_options(parser, template=asked)
 
 
 def command(
@@ -55,6 +57,7 @@ def command(
     precision: str,
     template: str | None,
     any_base: bool = False,
+    model: str | None = None,
 ) -> None:
     """Listen, load, and answer until Ctrl-C."""
     try:
@@ -74,7 +77,7 @@ def command(
     server = Server(host, port, options)  # a port in use is known before a model is loaded
     try:
         server.partner = partner.load(
-            name, precision=precision, template=template, any_base=any_base
+            name, precision=precision, template=template, any_base=any_base, model=model
         )
         server.partner.name = served_model_name or server.partner.name
         if server.partner.note:

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", action="store_true", help="the base model of a run instead")
     add("--precision", default="auto", help="auto, fp32, bf16, nf4 or int8 (default auto)")
     add("--json", action="store_true", help="one JSON object with all chains")
-    console.any_base_option(parser)
+    console.adapter_options(parser)
 
 
 def command(
@@ -44,6 +44,8 @@ def command(
     precision: str,
     json: bool,
     any_base: bool = False,
+    model: str | None = None,
+    template: str | None = None,
 ) -> None:
     """Print the vote, the distribution of answers and a chain for each. Raises ``UserError``."""
     from ft.generate import answers
@@ -56,13 +58,13 @@ def command(
     answers.check(draw, max_new_tokens=max_new_tokens, n=n)
     if not question.strip():
         raise UserError("the question is empty")
-    run = opened.find(name, any_base=any_base)
+    run = opened.find(name, any_base=any_base, model=model, template=template)
     if run and "ANSWER:" not in run.template.prompt:
         raise UserError(
             f"{name} was not trained to write ANSWER: and a number, so its chains cannot vote; "
             "train one with recipes/gsm8k_lora.py"
         )
-    asked = None if run else "steps"
+    asked = None if run else template or "steps"
     o = opened.load(run or name, precision, template=asked, tuned=not base)
     assert o.template
     judge = reward_model.load(reward, o.tokenizer) if reward else None

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-beams", type=int, help="answers looked at together (default: as the run's scores)")
     add("--mbr", type=int, metavar="N", help="of N answers drawn, the one most like the others")
     add("--base", action="store_true", help="the base model's answer instead")
-    console.any_base_option(parser)
+    console.adapter_options(parser)
 
 
 def command(
@@ -34,6 +34,8 @@ def command(
     any_base: bool = False,
     num_beams: int | None = None,
     mbr: int | None = None,
+    model: str | None = None,
+    template: str | None = None,
 ) -> None:
     """Texts in, texts out, in the run's direction; of a file and of standard input a line for each line."""
     from ft.generate.samplers import Beam, Greedy
@@ -52,10 +54,13 @@ def command(
     wanted = [i for i, line in enumerate(lines) if line.strip()]
     if not wanted:
         raise UserError("there is nothing to translate: the input is empty")
-    run = opened.finished(run_folder, any_base=any_base)
+    run = opened.finished(run_folder, any_base=any_base, model=model, template=template)
     if run.task != "translation":
         raise UserError(
-            f"{run_folder} did not learn to translate ({run.task}): ask it with ft chat"
+            f"template {run.template.name!r} has no {{source}} to translate: give a pair such as en-fr, or a YAML "
+            "file with {source}"
+            if run.alone
+            else f"{run_folder} did not learn to translate ({run.task}): ask it with ft chat"
         )
     _refuse_control_tokens(lines, where, load_tokenizer(run.weights))
     o = opened.load(run, precision, tuned=not base)

@@ -106,12 +106,15 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
-def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
+def load(
+    base: Any, folder: Path, *, trainable: bool = False, any_base: bool = False
+) -> "PeftModel":
     """Attach the adapter that lies in ``folder`` to a ``models.Base``.
 
     Names that other versions of transformers gave the same tensors, and those of a compiled model, are
     taken for what they mean. Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids
-    of both, by the shapes, or by names of layers that only one of the two has.
+    of both, unless ``any_base`` says that it goes there, by the shapes, or by names of layers that only one of
+    the two has.
     """
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
@@ -119,14 +122,14 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
-    _check_kind(needed[0])
+    check_kind(needed[0])
     config = LoraConfig.from_pretrained(str(folder))
     recorded, given = in_16_bits(config.base_model_name_or_path or ""), base.model.name_or_path
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
     if recorded == given:
         wrong = f"the adapter {folder} does not fit {given}"
     hub_ids = not Path(recorded).is_absolute() and not Path(given).is_absolute()
-    if recorded != given and hub_ids:
+    if recorded != given and hub_ids and not any_base:
         raise UserError(
             f"{wrong}. Name {recorded} as the base; for a run that is model_name_or_path in its "
             "config.yaml."
@@ -173,11 +176,23 @@ def load(base: Any, folder: Path, *, trainable: bool = False) -> "PeftModel":
     return _ready(model)
 
 
-def _check_kind(file: Path) -> None:
+_BEYOND = {  # what PEFT's LoRA can have beside its matrices, and is not done here
+    "alora_invocation_tokens": "works behind certain tokens alone, and answers here are those of one model",
+    "layer_replication": "repeats layers of its base, which has others here",
+}
+
+
+def check_kind(file: Path) -> None:
     """Raise ``UserError`` for the configuration of another adapter than LoRA, and for one without a scale."""
     values = read_json(file)
+    merged = "merge it with PEFT's merge_and_unload and give that folder"
     if (kind := values.get("peft_type", "LORA")) != "LORA":
-        raise UserError(f"{file} is of a {kind} adapter; only LoRA is put on a base here")
+        raise UserError(
+            f"{file} is of a {kind} adapter; only LoRA, rsLoRA and DoRA are put on a base here: {merged}"
+        )
+    for key, why in _BEYOND.items():
+        if values.get(key):
+            raise UserError(f"{file} has {key}: such an adapter {why}")
     for key in ("r", "lora_alpha"):
         if not isinstance(value := values.get(key, 1), int | float) or not value > 0:
             raise UserError(f"{file}: {key} is {value!r}; expected a number above 0")
@@ -218,8 +233,10 @@ def settle_config(folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While this lasts: PEFT 0.21 asks transformers 5.23 by an old name; and missing keys are refused, not warned of."""
+    """While this lasts: PEFT 0.21 asks transformers 5.23 by an old name; and what it warns of is refused or done here."""
     with warnings.catch_warnings():
+        # weights of the embedding or the head that come along: they are read, and merging unties the two
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         yield

@@ -30,6 +30,7 @@ def run_of(name: str, *, any_base: bool = False) -> Finished:
     Raises ``UserError`` for none, and for one that answers about images or answers nothing.
     """
     found = opened.finished(name, any_base=any_base)
+    found.check_own("to learn on from")
     if found.task == "images":
         raise UserError(f"{name} answers about images; what learns here has text alone")
     if found.task in ("pretraining", "text"):

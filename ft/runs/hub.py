@@ -10,6 +10,7 @@ from typing import Any
 from ft.errors import LOG_IN, SECRET, UserError, hub_errors
 from ft.files import check_new_dir, new_dir
 from ft.models.sources import pinned
+from ft.runs import elsewhere
 from ft.runs.card import card, read
 from ft.runs.card_example import HERE
 from ft.runs.folder import ADAPTER, FILES, MODEL, TEXTS
@@ -39,6 +40,11 @@ def push(
     from huggingface_hub.errors import RepositoryNotFoundError
 
     _check_whole(run_folder)
+    if elsewhere.is_alone(run_folder):
+        raise UserError(
+            f"{run_folder} was made elsewhere, without a run's record that its card could be written from; `hf upload` "
+            "takes a folder as it is"
+        )
     check_name(repo)
     token = (token or get_token() or "").strip()
     if not re.fullmatch("[!-~]+", token):

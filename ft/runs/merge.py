@@ -11,6 +11,7 @@ from ft import files
 from ft.errors import UserError, nearest
 from ft.generate import draft
 from ft.models import lora
+from ft.runs import elsewhere
 from ft.text import chat_template
 from ft.text.template import OPTIONAL, Template
 
@@ -62,17 +63,19 @@ class Difference:
 def merge_run(run: "Finished", out: Path) -> Difference:
     """``merge`` of a run, with its base and its template, where ``opened.check_base`` lets it.
 
-    A run of a 4-bit base is compared with that, too.
+    A run of a 4-bit base is compared with that, too. An adapter whose template was not given keeps the chat
+    template that it brought.
     """
     from ft.runs.opened import check_base
 
     check_base(run)
-    pieces = run.template._pieces("prompt")
-    fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
-    rows = [OPTIONAL | dict.fromkeys(fields, text) for text in TEXTS]
-    prompts = [run.template.prompt_for(row) for row in rows]
+    prompts, asked = list(TEXTS), run.trained_with
+    if asked:
+        pieces = asked._pieces("prompt")
+        fields = {name for _, *names, _ in pieces for name in names if name} - OPTIONAL.keys()
+        prompts = [asked.prompt_for(OPTIONAL | dict.fromkeys(fields, text)) for text in TEXTS]
     quantised = run.record.get("model", {}).get("precision") == "nf4"
-    options = {"base": run.base, "template": run.template, "prompts": prompts}
+    options = {"base": run.base, "template": asked, "prompts": prompts, "any_base": run.any_base}
     return merge(run.folder, out, trained="nf4" if quantised else None, **options)
 
 
@@ -86,6 +89,7 @@ def merge(
     dtype: str = "auto",
     bound: float | None = None,
     trained: str | None = None,
+    any_base: bool = False,
 ) -> Difference:
     """Write base + adapter as one plain model folder, safetensors and tokenizer included.
 
@@ -98,7 +102,7 @@ def merge(
     The written folder is loaded again by plain transformers and compared with base + adapter;
     ``bound`` limits the mean KL divergence (by default ``BOUNDS``); ``trained`` is the precision of another
     base that the adapter learnt on, of which the divergence is told. Nothing is written
-    unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's.
+    unless all is well: ``UserError`` otherwise, as for a base that is not the adapter's, unless ``any_base``.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -116,27 +120,27 @@ def merge(
         dtype = "fp32" if stored.endswith("float32") else "bf16"
     loaded = load(base, precision=dtype, backend="transformers", text_only=False)
     ids = [loaded.tokenizer(text, return_tensors="pt").input_ids for text in texts]
-    model = lora.load(loaded, adapter_folder)
-    _check_tied(model, adapter_folder)
+    model = lora.load(loaded, adapter_folder, any_base=any_base)
+    _check_mergeable(model, adapter_folder)
     expected = logits(model, ids)
-    merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    with lora.quiet():
+        merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     with files.new_dir(out_folder) as new:
         if template:
             merged.generation_config.eos_token_id = _ends(merged, loaded.tokenizer, template)
-        own = template is not None and template.name != "chat"
-        if template and own:
+        if template and template.name != "chat":
             chat_template.install(loaded.tokenizer, template)
+        elif spoken := elsewhere.chat_template_of(adapter_folder):
+            loaded.tokenizer.chat_template = spoken
         merged.save_pretrained(new)
         loaded.tokenizer.save_pretrained(new)
-        kept = [loaded.path / name for name in KEPT]
-        kept += [adapter_folder / "chat_template.jinja"] * (not own)
-        for file in filter(Path.is_file, kept):
+        for file in filter(Path.is_file, (loaded.path / name for name in KEPT)):
             shutil.copyfile(file, new / file.name)
         device = next(merged.parameters()).device
         # older versions of transformers take sdpa for Gemma 2, which leaves out its soft cap
         attention = "eager" if loaded.attention == "eager" else None
         del model, merged, loaded  # make room for the second copy
-        learnt = _learnt(base, adapter_folder, trained, ids) if trained else None
+        learnt = _learnt(base, adapter_folder, trained, ids, any_base) if trained else None
         plain = AutoModelForCausalLM.from_pretrained(
             new,
             dtype=torch.float32 if dtype == "fp32" else torch.bfloat16,
@@ -165,8 +169,16 @@ def _check_dtype(dtype: str) -> None:
         )
 
 
-def _check_tied(model: Any, adapter: Path) -> None:
-    """Raise ``UserError`` for an adapter on one of two layers that share a weight: merged, both would change."""
+def _check_mergeable(model: Any, adapter: Path) -> None:
+    """Raise ``UserError`` for an adapter that no weight of its base can hold.
+
+    On one of two layers that share a weight: merged, both would change. With a bias, which Gemma's layers lack.
+    """
+    if model.active_peft_config.lora_bias:
+        raise UserError(
+            f"{adapter} has lora_bias, and the layers of a Gemma have no bias that it could be merged into. Use it "
+            "unmerged."
+        )
     names = [name for name, module in model.named_modules() if hasattr(module, "lora_B")]
     on = [name for name in names if name.endswith("embed_tokens")]
     if on and model.config.get_text_config().tie_word_embeddings:
@@ -192,7 +204,9 @@ def _base_of(adapter: Path) -> str:
     return f"{base}@{config['revision']}" if on_hub else base
 
 
-def _learnt(base: str, adapter: Path, precision: str, ids: Sequence[Any]) -> list[Any] | None:
+def _learnt(
+    base: str, adapter: Path, precision: str, ids: Sequence[Any], any_base: bool
+) -> list[Any] | None:
     """Logits of base + adapter in the precision that it learnt in; none where that is not possible here."""
     from ft.models.load import load
 
@@ -200,7 +214,7 @@ def _learnt(base: str, adapter: Path, precision: str, ids: Sequence[Any]) -> lis
         loaded = load(base, precision=precision, backend="transformers", text_only=False)
     except UserError:  # no bitsandbytes here
         return None
-    return logits(lora.load(loaded, adapter), ids)
+    return logits(lora.load(loaded, adapter, any_base=any_base), ids)
 
 
 def _ends(model: Any, tokenizer: Any, template: Template) -> list[int]:

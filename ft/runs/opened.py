@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ft import files
 from ft.errors import UserError, hub_errors
 from ft.models import sources
+from ft.runs import elsewhere
 from ft.runs.record import Task
 from ft.text.template import Template, from_record
 
@@ -25,11 +26,29 @@ class Finished:
     folder: Path
     record: dict[str, Any]  # run.json
     settings: dict[str, Any]  # config.yaml
-    template: Template  # the one it was trained with
+    trained_with: (
+        Template | None
+    )  # none: of an adapter made elsewhere, whose template was not given
     named: str = ""  # as the user named it
     any_base: bool = (
         False  # whether its adapter may go on other weights than those that it learnt on
     )
+    alone: bool = False  # an adapter that another program made, without a run's record
+
+    @property
+    def template(self) -> Template:
+        """The one that it was trained with. Raises ``UserError`` for an adapter whose template was not given."""
+        if self.trained_with is None:
+            raise elsewhere.unasked(self.named or str(self.folder))
+        return self.trained_with
+
+    def check_own(self, wanted: str) -> None:
+        """Raise ``UserError`` for an adapter made elsewhere, where a run with its record is needed."""
+        if self.alone:
+            raise UserError(
+                f"{self.named} was made elsewhere, without a run's record of data and settings: {wanted}, give a "
+                "run of ft, or its merged folder as a recipe's --model"
+            )
 
     @property
     def name(self) -> str:
@@ -160,11 +179,19 @@ def recipe(path: Path, flags: list[str], *, pairs: bool = False) -> tuple[Any, A
     return module, module.resolved(config) if hasattr(module, "resolved") else config
 
 
-def finished(run: str | Path, *, task: Task | None = None, any_base: bool = False) -> Finished:
+def finished(
+    run: str | Path,
+    *,
+    task: Task | None = None,
+    any_base: bool = False,
+    template: str | None = None,
+    model: str | None = None,
+) -> Finished:
     """The run in a folder or a Hub repository. Raises ``UserError`` if it is not a whole one.
 
     Also for one that learnt another ``task`` than the one that is wanted. With ``any_base`` its adapter
-    goes on the base that is there, whatever its weights.
+    goes on the base that is there, whatever its weights. An adapter that was made elsewhere takes ``template``,
+    which it is asked with, and ``model``, its base where it names another; a run has both.
     """
     import yaml
 
@@ -172,7 +199,17 @@ def finished(run: str | Path, *, task: Task | None = None, any_base: bool = Fals
     from ft.runs.folder import CONFIG, RECORD, read
 
     local = Path(run).expanduser()
-    folder = hub.pull(local if local.is_dir() else run)
+    folder = local if elsewhere.is_alone(local) else hub.pull(local if local.is_dir() else run)
+    if elsewhere.is_alone(folder):
+        known = elsewhere.known(folder, str(run), model=model, template=template)
+        return Finished(folder, *known, str(run), any_base or bool(model), alone=True)
+    if template:
+        raise UserError(f"--template {template}: {run} is a run and brings its own template")
+    if model:
+        raise UserError(
+            f"--model {model}: {run} is a run and says in its {RECORD} what it was trained from; --any-base takes "
+            "other weights there"
+        )
     record = read(folder)
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -188,12 +225,21 @@ def finished(run: str | Path, *, task: Task | None = None, any_base: bool = Fals
     return found
 
 
-def find(name: str, *, any_base: bool = False) -> Finished | None:
-    """The run that a name means: a folder or a Hub repository; none where it names a model.
+def find(
+    name: str, *, any_base: bool = False, template: str | None = None, model: str | None = None
+) -> Finished | None:
+    """The run or adapter that a name means, as ``finished`` has it; none where it names a model.
 
-    Raises ``UserError`` for a run that is not whole, and for what is on the Hub and cannot be reached.
+    A model may be asked with ``template`` too. Raises ``UserError`` for a run that is not whole, and for what
+    is on the Hub and cannot be reached.
     """
-    return finished(name, any_base=any_base) if is_run(name) else None
+    if is_run(name):
+        return finished(name, any_base=any_base, template=template, model=model)
+    if model:
+        raise UserError(
+            f"--model {model}: {name} is a model itself; give an adapter that goes on {model}"
+        )
+    return None
 
 
 def is_run(name: str) -> bool:
@@ -204,13 +250,14 @@ def is_run(name: str) -> bool:
         return False
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return any((folder / file).is_file() for file in (RECORD, "adapter_config.json"))
+        return any((folder / file).is_file() for file in (RECORD, elsewhere.CONFIG))
     repo, at = sources.pinned(str(sources.resolve(name)))
     from huggingface_hub import snapshot_download
 
     with hub_errors(repo, missing=f"there is no folder {name} here"):
-        found = snapshot_download(repo, revision=at, allow_patterns=[RECORD])
-        return (Path(found) / RECORD).is_file()
+        files_of_one = [RECORD, elsewhere.CONFIG]
+        found = Path(snapshot_download(repo, revision=at, allow_patterns=files_of_one))
+        return any((found / file).is_file() for file in files_of_one)
 
 
 def load(
@@ -236,7 +283,7 @@ def load(
     run = find(named) if isinstance(named, str) else named
     if run and template:
         raise UserError(f"--template {template}: {run.named} is a run and brings its own template")
-    images = images or bool(run and run.task == "images")
+    images = images or bool(run and run.trained_with and run.task == "images")
     if run and precision == "auto":  # the one that it was trained in
         precision = run.record.get("model", {}).get("precision", precision)
     options: dict[str, Any] = {"precision": precision, "inference": True, "text_only": not images}
@@ -256,8 +303,8 @@ def load(
     see = vision.reader(run.weights) if images else None
     machine.use_all_cores()
     base = load_base(run.weights if tuned else run.base, **options)
-    model = lora.load(base, run.folder) if adapted else base.model
-    return Opened(run.name, model, base.tokenizer, run.template, see, run, precision)
+    model = lora.load(base, run.folder, any_base=run.any_base) if adapted else base.model
+    return Opened(run.name, model, base.tokenizer, run.trained_with, see, run, precision)
 
 
 def check_base(run: Finished) -> None:
