@@ -59,7 +59,8 @@ def base_of(config: dict[str, Any], named: str, model: str | None) -> tuple[str,
             f"{where} names a base that is not here: {error} Name the base with --model."
         ) from None
     if whole != name:
-        print(f"note: on {whole}, of which {name} is a copy in few bits", file=sys.stderr)
+        copy = f"of which {name} is a copy in few bits; --model names another"
+        print(f"note: on {whole}, {copy}", file=sys.stderr)
         return whole, None
     return whole, config.get("revision") or None
 
