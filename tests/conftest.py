@@ -3,8 +3,10 @@
 import functools
 import gc
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,6 +30,35 @@ settings.load_profile("any machine")
 machine.matrix_peak = functools.partial(machine.matrix_peak, seconds=0.0)
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# without torch the light part of the suite runs (.ci/light): a test that lacks a package is skipped then
+LIGHT = find_spec("torch") is None
+LACKING = re.compile(r"No module named '(?!ft\b|support\b|tests\b)[\w.]+'")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if LIGHT and report.failed and (why := LACKING.search(str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {why.group()}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if (
+        LIGHT
+        and report.failed
+        and call.excinfo
+        and (why := LACKING.search(str(call.excinfo.value)))
+    ):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {why.group()}")
+    return report
 
 
 # files that take longest, in this order first: what is left at the end is short, and no worker waits for another
