@@ -73,7 +73,7 @@ class Config:
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: Count = 20  # optimizer steps between validations, each with a checkpoint
+    eval_steps: Count = 30  # optimizer steps between validations, each with a checkpoint
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     best_by: Literal["loss", "chrf", "bleu"] = "loss"  # of the validation rows; scores: of answers

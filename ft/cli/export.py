@@ -138,6 +138,7 @@ def _rows(run: opened.Finished, data: str | None, count: int) -> Any:
     """The first rows to compare answers on."""
     from ft.score import splits
 
+    run.check_own("to compare answers")
     if run.task not in TASKS:
         raise UserError(
             f"--verify compares answers to prompts; {run.named} learnt {run.task}: leave it out"

@@ -51,6 +51,7 @@ class Decoder:
 
         self.model, self._keep_hidden, self._prompts = model, keep_hidden, list(prompts)
         self.hidden: Tensor | None = None
+        self._kept: Tensor | None = None
         weight = model.get_input_embeddings().weight
         device, width = weight.device, max(map(len, prompts))
         on_cpu = device.type == "cpu" and make_graph is None
@@ -81,6 +82,19 @@ class Decoder:
                 self.logits = self._forward(begin, end)
         if self._even and self._cache is not None and len(prompts) == 1:
             self._cache.reorder_cache(torch.tensor([0, 0]))
+
+    @property
+    def logits(self) -> "Tensor":
+        """Of each text's next token [B, V]."""
+        if (
+            self._kept is not None
+        ):  # not before they are asked for: most often a step follows and makes others
+            self._logits, self._kept = self._logits[self._kept], None
+        return self._logits
+
+    @logits.setter
+    def logits(self, values: "Tensor") -> None:
+        self._logits, self._kept = values, None
 
     def step(self, ids: "Tensor") -> None:
         """One more id [B] for each text."""
@@ -113,7 +127,7 @@ class Decoder:
             self._cache.reorder_cache(rows.repeat(2) if twice else rows)  # selects in every layer
         self._ids, self._positions = self._ids[rows], self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
-        self.logits = self.logits[rows]
+        self._kept = rows if self._kept is None else self._kept[rows]
         if self._prompts:
             self._prompts = [self._prompts[i] for i in rows.tolist()]
 
@@ -272,7 +286,9 @@ def likeliest(
     """
     import torch
 
-    total = logits.float().logsumexp(-1, keepdim=True)
+    # a few rows at a time: what lies between stays in the cache of a processor
+    parts = logits.split(4) if logits.device.type == "cpu" else (logits,)
+    total = torch.cat([part.float().logsumexp(-1, keepdim=True) for part in parts])
     if any(banned):
         logits = logits.clone()
         for row, ids in zip(logits, banned, strict=True):

@@ -19,6 +19,7 @@ WAYS: dict[str, tuple[Greedy | Beam, ...]] = {
     "beam": (BEAM,),
 }
 """What is tried, by a recipe's setting ``decoding``."""
+ROWS = 24  # that each way is tried on
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ def choose(
     how: str = "auto",
     max_new_tokens: int = 256,
 ) -> Chosen:
-    """The way among ``WAYS[how]`` that answers ``rows`` with the best chrF; one alone is not tried.
+    """The way among ``WAYS[how]`` that answers the first ``ROWS`` of ``rows`` with the best chrF; one alone is not tried.
 
     The first of equal ones.
     """
-    ways = WAYS[how]
+    ways, rows = WAYS[how], rows[:ROWS]
     if len(ways) == 1:
         record = to_generation_config(ways[0])
         return Chosen(ways[0], record, f"decoding: {_name(record)}")
