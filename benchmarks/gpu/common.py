@@ -14,6 +14,10 @@ for place in ("tests", "benchmarks/harness", "benchmarks", ""):
     sys.path.insert(0, str(ROOT / place))
 DEV = os.environ.get("DEV", "cuda")
 GPU = DEV == "cuda"
+if not GPU:  # a CPU stands in, and computes as a GPU does: in bf16, fast there or not
+    from ft import machine
+
+    machine.fast_bf16 = lambda: True
 WORK = Path(os.environ.get("WORK", "/dev/shm/ft-check" if GPU else "/tmp/ft-check"))
 DATA = Path(os.environ.get("DATA", ROOT / ".gpu/data"))
 SHAPE = os.environ.get("SHAPE", "gemma-2-2b" if GPU else "tiny")

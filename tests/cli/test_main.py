@@ -168,7 +168,7 @@ def test_running_again_is_refused(finished):
     [
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--model", "/no/such/model"], "/no/such/model"),
-        (["--max-length", "3"], "all 900 rows have more than max_length=3"),
+        (["--max-length", "3"], "all 900 train rows have more than max_length=3"),
         (["--lora-target-modules", "q_porj"], "q_proj"),
         (["--resume", "last"], "no complete checkpoint"),
     ],
