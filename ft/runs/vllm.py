@@ -10,7 +10,7 @@ from ft.files import read_json, weight_files
 from ft.models.parameters import in_language_model
 
 VERSION = "0.33.0"  # of vLLM, whose source these names were read from
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes; without it 16
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes; without it 16
 _LAYER = r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _EACH = r"layers\.\d+\.per_layer_(input_gate|projection)|per_layer_model_projection"
 _INSIDE = "language_model.model."  # where a multimodal class has its text model

@@ -251,7 +251,9 @@ def test_16_gguf_needs_a_tokenizer_model(check, bench):
     names(check(model=bench.model("gguf"))[0]["export"], "ok .*GGUF: possible")
     names(check()[0]["export"], "ok .*GGUF: not without a tokenizer.model")
     names(check(model=bench.model("gemma4_text"))[0]["export"], "ok .*GGUF: possible")
-    names(check(model=bench.model("recurrent_gemma"))[0]["export"], "ok .*GGUF: not of RecurrentGemma")
+    names(
+        check(model=bench.model("recurrent_gemma"))[0]["export"], "ok .*GGUF: not of RecurrentGemma"
+    )
 
 
 @pytest.mark.parametrize("answer", ["\u200b", "\u2060 \u00ad"])
