@@ -105,7 +105,11 @@ def sampler(answering: Partner, request: Request) -> "Filter | Beam":
 
 
 def score(answering: Partner, request: Request, prompt: Sequence[int], answer: Any) -> Scored:
-    """Log-probabilities by the model itself: of the prompt where it is echoed, and of the answer's text."""
+    """Log-probabilities by the model itself: of the prompt where it is echoed, and of the answer's text.
+
+    Behind an echoed prompt every id has its place, an end token too: lm-eval asks for one new token
+    and leaves out the last place, which would else be the prompt's own.
+    """
     import torch
 
     from ft.score import logits
@@ -119,8 +123,10 @@ def score(answering: Partner, request: Request, prompt: Sequence[int], answer: A
     chances = [None, *found.target_logprobs[0, :-1].tolist()]
     pairs = zip(found.ids[0].tolist(), found.logprobs[0].tolist(), strict=True)
     best = [None, *[list(zip(*pair, strict=True))[: request.logprobs] for pair in pairs]]
-    shown = [*range(len(prompt) * request.echo)]
-    shown += [len(prompt) + place for place in (answer.shown if answer else ())]
+    if request.echo:
+        shown = [*range(len(ids))]
+    else:
+        shown = [len(prompt) + place for place in (answer.shown if answer else ())]
     return Scored([ids[i] for i in shown], [chances[i] for i in shown], [best[i] for i in shown])
 
 
