@@ -77,7 +77,7 @@ def fast_bf16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32.
 
     Intel's AVX512-BF16 does no more products a cycle than its AVX512 does of float32, and oneDNN reaches
-    half of these with it (``benchmarks/precision.py``). Such a processor without AMX is most often a virtual
+    0.6 to 0.8 of these with it (``benchmarks/precision.py``). Such a processor without AMX is most often a virtual
     machine's, which hides that. AMD's does twice as many.
     """
     how = cpu_bf16()

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from ft.score.comparison import Comparison
 
 LONGEST = 256  # tokens of an answer
-EXAMPLE = (
-    2048  # of an example that an adapter made elsewhere is scored on, where its base takes as many
-)
+EXAMPLE = 2048  # tokens of an example that an adapter made elsewhere is scored on, at most
 CHAINS = 16  # of thought for a question
 
 

@@ -86,9 +86,8 @@ class Decoder:
     @property
     def logits(self) -> "Tensor":
         """Of each text's next token [B, V]."""
-        if (
-            self._kept is not None
-        ):  # not before they are asked for: most often a step follows and makes others
+        # not before they are asked for: most often a step follows and makes others
+        if self._kept is not None:
             self._logits, self._kept = self._logits[self._kept], None
         return self._logits
 

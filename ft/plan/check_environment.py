@@ -217,7 +217,8 @@ def _known(case: Case) -> dict[str, Any]:
 
 def disk(case: Case) -> Seen:
     """Room for the weights to fetch, the checkpoints that stay, one in the making, and what is saved at the end."""
-    trained, states = _started_from(case), 2 * _started_from(case)
+    trained = _started_from(case)
+    states = 2 * trained
     if case.plan:
         trained = case.plan.trained * 4
         states = sum(n for name, n in case.plan.most if name.startswith("optimizer states"))

@@ -26,13 +26,9 @@ class Finished:
     folder: Path
     record: dict[str, Any]  # run.json
     settings: dict[str, Any]  # config.yaml
-    trained_with: (
-        Template | None
-    )  # none: of an adapter made elsewhere, whose template was not given
+    trained_with: Template | None  # none: made elsewhere, and its template was not given
     named: str = ""  # as the user named it
-    any_base: bool = (
-        False  # whether its adapter may go on other weights than those that it learnt on
-    )
+    any_base: bool = False  # its adapter may go on other weights than those that it learnt on
     alone: bool = False  # an adapter that another program made, without a run's record
 
     @property

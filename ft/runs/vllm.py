@@ -65,9 +65,7 @@ class Taken:
 
     modules: int
     ignored: tuple[str, ...] = ()  # modules whose names it does not have: the base answers there
-    halved: tuple[
-        str, ...
-    ] = ()  # whose change reaches keys and not the values that are made of them
+    halved: tuple[str, ...] = ()  # whose change reaches keys, not the values made of them
     refused: str = ""  # why it does not start with it
     rank: int = 0
 

@@ -152,20 +152,12 @@ def watched(
     max_new_tokens: int = 256,
 ) -> dict[str, float]:
     """Mean ROUGE-L and chrF of greedy answers to ``rows``, 0 to 100: what ``best_by`` may compare validations by."""
-    from sacrebleu.metrics.chrf import CHRF
-
     asked = [question_and_reference(row) for row in rows]
     prompts = [prompt_ids(template, question, tokenizer) for question, _ in asked]
     found = write(model, tokenizer, template, prompts, max_new_tokens=max_new_tokens)
-    pairs = [
-        (template.trim(answer.text), reference)
-        for (answer,), (_, reference) in zip(found, asked, strict=True)
-    ]
-    chrf = CHRF()
-    return {
-        "rouge": comparison.mean([rouge_l(*pair) for pair in pairs]),
-        "chrf": comparison.mean([chrf.sentence_score(a, [b]).score for a, b in pairs]),
-    }
+    texts = {"tuned": [template.trim(answer.text) for (answer,) in found]}
+    values = scores(texts, [reference for _, reference in asked])["tuned"]
+    return {"rouge": values["rouge_l"]["score"], "chrf": values["chrf"]["score"]}
 
 
 def rouge_l(answer: str, reference: str) -> float:

@@ -203,12 +203,10 @@ def watched(
     pair: str = "en-fr",
 ) -> dict[str, float]:
     """Corpus chrF and BLEU of greedy answers to ``rows``, 0 to 100: what ``best_by`` may compare validations by."""
-    from sacrebleu.metrics.bleu import BLEU
-
-    found = translate(model, tokenizer, template, rows)
+    found = {"tuned": translate(model, tokenizer, template, rows)}
     references = [row["target"] for row in rows]
-    bleu = BLEU(force=True, tokenize=tokenizer_of(pair)[0]).corpus_score(found, [references])
-    return {"chrf": corpus_chrf(found, references), "bleu": bleu.score}
+    values = scores(found, references, tokenizer=tokenizer_of(pair)[0])["tuned"]
+    return {name: values[name]["score"] for name in ("chrf", "bleu")}
 
 
 def scores(

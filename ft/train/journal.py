@@ -36,7 +36,7 @@ class Journal(TrainerCallback):
     ) -> None:
         self.run, self.validate, self.eval_steps = run, validate, eval_steps
         self.keep_best, self.patience, self.accept_loss = keep_best, patience, accept_loss
-        self.scores, self.best_by = scores, best_by
+        self.scores, self.best_by = None if best_by == "loss" else scores, best_by
         self.best_step: int | None = None
         self.best: dict[str, float] = {}  # what that validation found
         self.since_best = 0  # validations

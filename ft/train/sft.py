@@ -144,8 +144,7 @@ def sft(
         say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
         args._n_gpu = 1
     best, patience = keep == "best", early_stopping_patience
-    judged = (None if best_by == "loss" else scores, best_by)
-    journal = Journal(run, validate, eval_steps, best, patience, accept_loss, *judged)
+    journal = Journal(run, validate, eval_steps, best, patience, accept_loss, scores, best_by)
     trainer = Trainer(
         model=model,
         args=args,
@@ -162,15 +161,14 @@ def sft(
     )
     journal.attach(trainer)
     ended = _trained(trainer, journal, run, checkpoint)
-    del (
-        trainer,
-        journal,
-    )  # they know each other and the optimizer's states: an evaluation needs the room
+    # they know each other and the optimizer's states: an evaluation needs the room
+    del trainer, journal
     gc.collect()
     return ended
 
 
 def _trained(trainer: Any, journal: Any, run: Run, checkpoint: Any) -> Trained:
+    """Train, from a checkpoint where there is one, and leave the run as it ended."""
     start = time.perf_counter()
     with signals(journal):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
