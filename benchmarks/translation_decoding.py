@@ -61,7 +61,7 @@ def main(c: Config) -> None:
         if isinstance(how, int):
             found[name] = decoding.minimum_risk(*asked, n=how)
         else:
-            found[name] = translation.translate(*asked, how)
+            found[name] = translation.translate(*asked, sampler=how)
         seconds[name] = time.process_time() - start
     result = translation.scores(found, [row["target"] for row in rows])
     print(f"{len(rows)} rows, {c.split} of {source}")

@@ -179,7 +179,7 @@ def main(c: Config) -> None:
     splits, encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
     examples = encoded["train"].examples
     if c.length_ordered:
-        examples = sorted(examples, key=lambda e: len(e.ids))
+        examples = sorted(examples, key=lambda e: len(e["input_ids"]))
     r = runs.start(
         target,
         recipe=__file__,
