@@ -78,9 +78,9 @@ class Pipe:
         process ends here when the driver closes the pipe. ``peak_mib`` is of the process so far; on a
         GPU of the tensors since the last call.
         """
-        report: dict[str, Any] = {"peak_mib": _peak_mib()}
+        report: dict[str, Any] = {"peak_mib": peak_mib()}
         if self._started is None:
-            report["versions"] = _versions()
+            report["versions"] = versions()
         else:
             report["wall_s"] = time.perf_counter() - self._started[0]
             report["cpu_s"] = _cpu_seconds() - self._started[1]
@@ -123,7 +123,8 @@ def load_adapter(model: Any, folder: str) -> None:
     assert not result.unexpected_keys, result.unexpected_keys
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Most memory of this process so far; on a GPU of the tensors since the last call."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -139,7 +140,8 @@ def _cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that peers are made of, where they are installed."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
