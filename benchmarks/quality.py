@@ -20,6 +20,7 @@ import functools
 import gc
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -189,17 +190,21 @@ def answered(
 
     @functools.lru_cache(maxsize=1)
     def model() -> Any:
-        print(f"{name}: answers", flush=True)
         return opened.load(system)
 
     found: dict[str, dict[str, list[str]]] = {}
     for way, sampler in ways.items():
 
-        def ask(rows: list[dict[str, str]], sampler: Greedy | Beam = sampler) -> list[str]:
-            loaded = model()
-            return translation.translate(
+        def ask(
+            rows: list[dict[str, str]], way: str = way, sampler: Greedy | Beam = sampler
+        ) -> list[str]:
+            loaded, start = model(), time.perf_counter()
+            texts = translation.translate(
                 loaded.model, loaded.tokenizer, run.template, rows, sampler
             )
+            seconds = time.perf_counter() - start
+            print(f"{name}, {way}: {len(rows)} lines in {seconds:.0f} s", flush=True)
+            return texts
 
         kept = Answers(folder / f"{name}-{key_of(system, sampler)}.json")
         if system is run and sampler == run.sampler:

@@ -52,11 +52,10 @@ class Job:
             fixed |= {name: own[name] for name in names}
         return fixed
 
-    @property
-    def lora(self) -> dict[str, Any] | None:
-        """The adapter of the run by PEFT's names; none: the peer's own."""
+    def lora(self) -> dict[str, Any]:
+        """The adapter of the run by PEFT's names; nothing where the peer has its own settings."""
         names = ("r", "lora_alpha", "lora_dropout", "target_modules")
-        return {name: self.settings[name] for name in names} if self.settings else None
+        return {name: self.settings[name] for name in names} if self.settings else {}
 
 
 class Clock:

@@ -31,11 +31,12 @@ def main() -> None:
         dtype=torch.float32 if job.precision == "fp32" else None,
         load_in_4bit=False,
     )
-    own, arguments = job.settings, job.arguments()
+    own = job.settings
+    arguments: Any = job.arguments()
     if own:
         recompute = own["gradient_checkpointing"]
         model = FastLanguageModel.get_peft_model(
-            model, use_gradient_checkpointing=recompute, **job.lora
+            model, use_gradient_checkpointing=recompute, **job.lora()
         )
         arguments |= {"optim": "adamw_torch"} | checkpointing(SFTConfig, recompute)
         clock = Clock(job.seconds, warmup_share=own["warmup_ratio"])

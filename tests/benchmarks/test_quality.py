@@ -57,7 +57,8 @@ def test_warm_up_by_steps_or_by_time_is_that_of_transformers() -> None:
     import torch
     from transformers import get_linear_schedule_with_warmup
 
-    for options in ({"warmup_steps": 5}, {"warmup_share": 0.25}):
+    ways: list[dict[str, Any]] = [{"warmup_steps": 5}, {"warmup_share": 0.25}]
+    for options in ways:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
         schedule = get_linear_schedule_with_warmup(optimizer, 5, 20)
         time = Time()
@@ -90,10 +91,10 @@ OWN = {
 
 def test_a_peer_has_its_own_settings_or_those_of_the_run() -> None:
     default, ours = Job(**job(output="o")), Job(**job(output="o", settings=OWN))
-    assert default.lora is None
+    assert default.lora() == {}
     assert "learning_rate" not in default.arguments()
     assert "bf16" not in default.arguments()
-    assert ours.lora == {
+    assert ours.lora() == {
         key: OWN[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules")
     }
     assert ours.arguments()["learning_rate"] == 3e-4
