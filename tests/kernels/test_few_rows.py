@@ -8,8 +8,8 @@ from ft.kernels import few_rows
 from ft.models import lora
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 40])
-@pytest.mark.parametrize(("height", "width"), [(64, 16), (16, 64), (20, 8), (32, 32)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 17, 40])
+@pytest.mark.parametrize(("height", "width"), [(64, 16), (512, 64), (640, 8), (1024, 32)])
 def test_a_product_equals_pytorchs(rows, height, width):
     torch.manual_seed(0)
     weight = torch.randn(height, width)
