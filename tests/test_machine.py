@@ -1,5 +1,6 @@
 """What a run finds and sets of the machine and the process that it runs in."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -146,3 +147,23 @@ def test_what_launchers_say_is_taken(rank, world, monkeypatch):
     for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     machine.check_launch()
+
+
+def test_garbage_is_collected_again_as_it_was_before():
+    @machine.collecting_later()
+    def reads(inner: bool) -> bool:
+        return gc.isenabled() or (inner and reads(False)) or gc.isenabled()
+
+    assert gc.isenabled()
+    for _ in range(2):
+        assert not reads(True)
+        assert gc.isenabled()
+    with pytest.raises(KeyError), machine.collecting_later():
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        assert not reads(False)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -112,7 +112,7 @@ def load(
     from ft.text import prompts
 
     run = opened.find(name, any_base=any_base, template=template, model=model)
-    note = ""
+    note, tokenizer = "", None
     if run:
         asked = run.template
     else:
@@ -121,7 +121,8 @@ def load(
         asked = prompts.by_name(template or ("chat" if answers else "plain"), tokenizer)
         note = "" if answers or template else NOTE.format(name)
     Conversation(asked)  # the template's faults, before any weight is read
-    found = opened.load(run or name, precision, template=None if run else asked, images=images)
+    given: Any = None if run else asked
+    found = opened.load(run or name, precision, template=given, images=images, tokenizer=tokenizer)
     return Partner(**vars(found), note=note)
 
 

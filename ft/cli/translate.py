@@ -62,8 +62,9 @@ def command(
             if run.alone
             else f"{run_folder} did not learn to translate ({run.task}): ask it with ft chat"
         )
-    _refuse_control_tokens(lines, where, load_tokenizer(run.weights))
-    o = opened.load(run, precision, tuned=not base)
+    tokenizer = load_tokenizer(run.base if base else run.weights)
+    _refuse_control_tokens(lines, where, tokenizer)
+    o = opened.load(run, precision, tuned=not base, tokenizer=tokenizer)
     rows = [{"source": lines[i]} for i in wanted]
     asked, most = (o.model, o.tokenizer, run.template, rows), {"max_new_tokens": max_new_tokens}
     if mbr:

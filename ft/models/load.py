@@ -47,11 +47,13 @@ def context_of(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+@machine.collecting_later()
 def load_tokenizer(name: str) -> "PreTrainedTokenizerFast":
     """The model's own tokenizer. Raises ``UserError`` for a model without one."""
     return _tokenizer(fetch(name, weights=False), name)
 
 
+@machine.collecting_later()
 def load(
     name: str,
     *,
@@ -61,13 +63,14 @@ def load(
     max_length: int | None = None,
     text_only: bool = True,
     inference: bool = False,
+    tokenizer: Any = None,
 ) -> Base:
     """Load a base model and its tokenizer. The model answers ``labels=`` with our summed loss.
 
     ``text_only`` leaves out the vision and audio towers of a multimodal checkpoint; its class and
     the names of its parameters stay, so that an adapter fits the published model. ``max_length``
-    is the longest sequence that it will be given; ``inference`` admits int8. Raises ``UserError``
-    for every choice that cannot be met, before any weight is read where that can be known.
+    is the longest sequence that it will be given; ``inference`` admits int8; ``tokenizer`` is its own,
+    where that was read already. Raises ``UserError`` for every choice that cannot be met, before any weight is read where that can be known.
     """
     _check_backend(backend, precision, inference=inference)
     import_bitsandbytes()
@@ -85,7 +88,7 @@ def load(
     path = fetch(name)
     if precision == "auto" and on.device.startswith("cuda"):
         choice = _widened(choice, on, path)
-    tokenizer = _tokenizer(path, name)
+    tokenizer = _tokenizer(path, name) if tokenizer is None else tokenizer
     with load_errors(name):
         if backend == "unsloth":
             own = attention if on.device == "cpu" else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ft import machine
 from ft.errors import UserError
 from ft.files import read_json, write_json
 from ft.models import parameters, unsloth_backend
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Variant = Literal["lora", "rslora", "dora"]
 
 
+@machine.collecting_later()
 def attach(
     base: Any,
     *,
@@ -106,6 +108,7 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
+@machine.collecting_later()
 def load(
     base: Any, folder: Path, *, trainable: bool = False, any_base: bool = False
 ) -> "PeftModel":

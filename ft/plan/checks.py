@@ -10,7 +10,7 @@ from typing import Any
 from ft import config
 from ft.data.rows import Rows, summary
 from ft.errors import UserError
-from ft.machine import is_main, say
+from ft.machine import collecting_later, is_main, say
 from ft.plan import check_environment as around
 from ft.plan import check_ids, check_model, check_rewards, check_text
 from ft.plan.case import Case, Seen, no_network
@@ -141,6 +141,7 @@ def _untaught(case: Case, need: str) -> bool:
     return case.reads is None and need in ("template", "encoded")
 
 
+@collecting_later()
 def checked(
     c: Any,
     rows: Callable[[Any], Mapping[str, Rows]],

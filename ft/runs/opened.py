@@ -263,12 +263,13 @@ def load(
     template: str | Template | None = None,
     tuned: bool = True,
     images: bool = False,
+    tokenizer: Any = None,
 ) -> Opened:
     """A run or a model, ready to answer on all cores.
 
     A run brings its template. A model takes ``template``, itself or what ``prompts.by_name`` takes, or
     none. Without ``tuned`` it is the base model of a run. With ``images`` it can be shown some, as one
-    can that was trained on them. Raises ``UserError`` for what cannot be loaded, and for an adapter of
+    can that was trained on them. ``tokenizer`` is the model's own, where that was read already. Raises ``UserError`` for what cannot be loaded, and for an adapter of
     other weights than those of its base.
     """
     from ft import machine
@@ -283,6 +284,7 @@ def load(
     if run and precision == "auto":  # the one that it was trained in
         precision = run.record.get("model", {}).get("precision", precision)
     options: dict[str, Any] = {"precision": precision, "inference": True, "text_only": not images}
+    options["tokenizer"] = tokenizer
     if run is None:
         assert isinstance(named, str)
         if not tuned:

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
-from ft.machine import own_precision, peak_memory, prepare_sharding, processes, say
+from ft.machine import (
+    collecting_later,
+    own_precision,
+    peak_memory,
+    prepare_sharding,
+    processes,
+    say,
+)
 from ft.runs.folder import Run, adopted, go_on, signals
 from ft.text import batches
 from ft.text.tokens import Example
@@ -103,12 +110,13 @@ def sft(
     step and exit with 143 and 130.
     """
     assert batch is None or not packing
-    import torch
-    from trl.trainer.sft_config import SFTConfig
+    with collecting_later():
+        import torch
+        from trl.trainer.sft_config import SFTConfig
 
-    from ft.kernels.recurrent import packs_exactly
-    from ft.train.journal import Journal
-    from ft.train.trainer import Trainer
+        from ft.kernels.recurrent import packs_exactly
+        from ft.train.journal import Journal
+        from ft.train.trainer import Trainer
 
     prepare_sharding()
     own_precision()

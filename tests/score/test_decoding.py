@@ -67,8 +67,11 @@ def test_translate_looks_as_the_run_does_unless_told(monkeypatch, capsys, tmp_pa
     )
     monkeypatch.setattr(opened, "finished", lambda *_, **__: run)
     loaded = SimpleNamespace(model=None, tokenizer=None)
-    monkeypatch.setattr(opened, "load", lambda *_, **__: loaded)
-    monkeypatch.setattr(sys.modules["ft.models.load"], "load_tokenizer", lambda _: None)
+    tokenizers: list[Any] = []
+    monkeypatch.setattr(
+        opened, "load", lambda *_, tokenizer, **__: tokenizers.append(tokenizer) or loaded
+    )
+    monkeypatch.setattr(sys.modules["ft.models.load"], "load_tokenizer", lambda name: f"of {name}")
     monkeypatch.setattr("ft.cli.translate._refuse_control_tokens", lambda *_: None)
 
     def translate(_: Any, __: Any, ___: Any, rows: Any, sampler: Any, **____: Any) -> list[str]:
@@ -79,6 +82,7 @@ def test_translate_looks_as_the_run_does_unless_told(monkeypatch, capsys, tmp_pa
     for flags in ([], ["--num-beams", "2"], ["--num-beams", "1"]):
         cli.main(["translate", "run", "hello", *flags])
     assert seen == [Beam(4, 1.0, 4), Beam(2), Greedy()]
+    assert tokenizers == ["of w"] * 3  # it is read once, and handed on
     for flags, said in (
         (["--num-beams", "2", "--mbr", "4"], "not both"),
         (["--num-beams", "0"], "width = 0"),
