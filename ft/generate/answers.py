@@ -55,11 +55,8 @@ def generate(
     with together.evaluating(model):
         if isinstance(sampler, Beam):
             firsts = [group[0] for group in groups]
-            for batch in together.bar(together.fitting(model, firsts, sampler), progress):
-                chosen = [firsts[i] for i in batch]
-                found = together.beams(model, tokenizer, chosen, sampler, use_cache)
-                for i, best in zip(batch, found, strict=True):
-                    groups[i] = best[:n]
+            found = together.beams(model, tokenizer, firsts, sampler, use_cache, progress)
+            groups = [best[:n] for best in found]
         else:
             for drafts in together.bar(together.shares(model, groups), progress):
                 for _ in together.grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
@@ -146,22 +143,24 @@ def of_rows(
         Draft(tokenizer, prompt, End(ends, strings, limit, forms.thought_ids(template, tokenizer)))
         for prompt, limit in zip(ids, most, strict=True)
     ]
-    shares = together.fitting(model, drafts, sampler)
     state, apart = _processes()
-    if apart:
-        shares = shares[state.process_index :: state.num_processes]
+    seen = progress and state.is_main_process
+    part = slice(state.process_index, None, state.num_processes) if apart else slice(None)
     with together.evaluating(model):
-        for batch in together.bar(shares, progress and state.is_main_process):
-            chosen = [drafts[i] for i in batch]
-            if isinstance(sampler, Beam):
-                for i, best in zip(
-                    batch, together.beams(model, tokenizer, chosen, sampler), strict=True
-                ):
-                    drafts[i] = best[0]
-            else:
-                for _ in together.grow(model, tokenizer, chosen, sampler, scored=False):
+        if isinstance(sampler, Beam):
+            chosen = sorted(range(len(drafts)), key=lambda i: -drafts[i].longest)[part]
+            own = [drafts[i] for i in chosen]
+            found = together.beams(model, tokenizer, own, sampler, progress=seen)
+            texts = [best[0].text for best in found]
+        else:
+            shares = together.fitting(model, drafts)[part]
+            for batch in together.bar(shares, seen):
+                own = [drafts[i] for i in batch]
+                for _ in together.grow(model, tokenizer, own, sampler, scored=False):
                     pass
-    mine = [(i, template.trim(drafts[i].text)) for batch in shares for i in batch]
+            chosen = [i for batch in shares for i in batch]
+            texts = [drafts[i].text for i in chosen]
+    mine = [(i, template.trim(text)) for i, text in zip(chosen, texts, strict=True)]
     answers = dict(gather_object(mine) if apart else mine)
     return [answers[i] for i in range(len(rows))]
 

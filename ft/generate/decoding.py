@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-CACHE_BYTES = {"cpu": 2**28, "cuda": 2**31}  # of keys and values that one batch may hold
 # tokens of prompts in one forward pass; half as many of those that are 2,048 long, and so on
 PREFILL = {"cpu": 2**14, "cuda": 2**12}
 BLOCK = 512  # ids whose maximum is taken together
@@ -95,6 +94,11 @@ class Decoder:
     def logits(self, values: "Tensor") -> None:
         self._logits, self._kept = values, None
 
+    @property
+    def width(self) -> int:
+        """Tokens of each text so far, padding included; 0 where nothing is cached."""
+        return 0 if self._cache is None else self._cache.get_seq_length()
+
     def step(self, ids: "Tensor") -> None:
         """One more id [B] for each text."""
         import torch
@@ -129,6 +133,41 @@ class Decoder:
         self._kept = rows if self._kept is None else self._kept[rows]
         if self._prompts:
             self._prompts = [self._prompts[i] for i in rows.tolist()]
+
+    def joins(self, longest: int) -> bool:
+        """Whether others may ``join`` where no text comes to more than ``longest`` tokens, padding included."""
+        from ft.kernels import cache
+
+        able = self._cache is not None and not (self._even or self._keep_hidden or self._make)
+        kind = self.model.config.get_text_config().model_type if able else ""
+        return able and kind not in static.STATEFUL and cache.grows(self._cache, longest)
+
+    def join(self, other: "Decoder") -> None:
+        """Take the texts of another behind these; places that no text has any more are given up."""
+        import torch
+        from torch.nn.functional import pad
+
+        from ft.kernels import cache
+
+        both = (self, other)
+        logits = torch.cat([each.logits for each in both])
+        widths = [each.width for each in both]
+        width = max(widths)
+        masks = [
+            pad(
+                torch.ones(len(d._ids), w, dtype=torch.long) if d._mask is None else d._mask,
+                (width - w, 0),
+            )
+            for d, w in zip(both, widths, strict=True)
+        ]
+        mask = torch.cat(masks)
+        first = int(mask.amax(0).argmax())
+        mask = mask[:, first:]
+        self._mask = None if bool(mask.all()) else mask
+        cache.join(self._cache, [other._cache], width, first)
+        self._ids = torch.cat([each._ids[:, -1:] for each in both])
+        self._positions = torch.cat([each._positions[:, -1:] for each in both])
+        self.logits = logits
 
     def _images(self) -> dict[str, "Tensor"]:
         """The inputs that texts with images have besides: at first, or all along where nothing is cached."""
@@ -186,41 +225,6 @@ class Decoder:
         if self._cache is not None:
             self._prompts = []  # their keys and values are there
         return output.logits[: len(self._ids), -1]
-
-
-def cache_bytes(model: Any) -> int:
-    """Bytes of keys and values that a token leaves in all layers (at most: some layers share them)."""
-    widths = [
-        module.out_features
-        for name, module in model.named_modules()
-        if name.endswith((".k_proj", ".v_proj")) and hasattr(module, "out_features")
-    ]
-    config = model.config.get_text_config()
-    total = sum(widths) or 2 * config.num_hidden_layers * config.hidden_size
-    return total * model.get_input_embeddings().weight.element_size()
-
-
-def room_for(model: Any) -> int:
-    """Tokens that the caches of one batch may hold: of a GPU's memory they take half of what is free at most."""
-    import torch
-
-    device = model.get_input_embeddings().weight.device
-    most = CACHE_BYTES.get(device.type, 2**28)
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 2)
-    return most // cache_bytes(model)
-
-
-def batches(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Indices of ``sizes`` in batches, largest first: none times its largest size is over ``room``."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if found and (len(found[-1]) + 1) * sizes[found[-1][0]] <= room:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    return found
 
 
 @contextlib.contextmanager

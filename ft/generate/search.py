@@ -1,6 +1,7 @@
 """Searches that look at several continuations at once: beam search, and contrastive search."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ft.generate.decoding import Decoder, check_finite, likeliest
@@ -9,7 +10,14 @@ from ft.generate.samplers import Beam, Contrastive
 
 
 def search(
-    model: Any, drafts: Sequence[Draft], beam: Beam, *, pad: int = 0, use_cache: bool = True
+    model: Any,
+    drafts: Sequence[Draft],
+    beam: Beam,
+    *,
+    pad: int = 0,
+    use_cache: bool = True,
+    room: float = math.inf,
+    advance: Callable[[int], Any] = int,
 ) -> list[list[Draft]]:
     """Each prompt's ``beam.width`` best answers, best first: what ``transformers`` finds with ``num_beams``.
 
@@ -17,15 +25,32 @@ def search(
     search ends, and leaves the batch, when the best answer still growing could not, at its present
     length, enter a full list. Each step looks at more continuations than ``width``, so that those
     which end leave enough.
+
+    As many prompts are searched together, in their order, as ``room`` tokens allow. Where a fourth of them have ended the
+    next ones take their places, for a step of few rows takes as long as one of many; where they cannot (``Decoder.joins``),
+    they wait for the last. ``advance`` is told how many have ended.
     """
     import torch
 
-    room = max(draft.end.most for draft in drafts)
-    decoder = Decoder(model, [d.prompt for d in drafts], pad, use_cache=use_cache, room=room)
     beams = [_Beam(draft, beam) for draft in drafts]
+    waiting, going, full = list(beams), list[_Beam](), 0
+    decoder: Any = None
     while True:
+        many, longest = 0, 0
+        if 4 * len(going) <= 3 * full or not going:
+            many, longest = _fitting(
+                going, waiting, decoder.width if going else 0, room / beam.width
+            )
+        if many and (not going or decoder.joins(longest)):
+            fresh, waiting = waiting[:many], waiting[many:]
+            prompts, most = [each.prompt for each in fresh], max(each.left for each in fresh)
+            new = Decoder(model, prompts, pad, use_cache=use_cache, room=most)
+            if going:
+                decoder.join(new)
+            else:
+                decoder = new
+            going, full = going + fresh, len(going) + many
         check_finite(decoder.logits)
-        going = [each for each in beams if each.growing]
         banned = [each.banned(draft) for each in going for _, draft in each.growing]
         values, ids = likeliest(decoder.logits, max(each.many for each in going), banned)
         found = list(zip(values.tolist(), ids.tolist(), strict=True))
@@ -36,11 +61,32 @@ def search(
                 rows.append(at + row)
                 tokens.append(token)
             at += many
-        if not rows:
+        if ended := sum(not each.growing for each in going):
+            advance(ended)
+            going = [each for each in going if each.growing]
+        if not going and not waiting:
             return [[draft for _, draft in each.done] for each in beams]
+        if not going:
+            continue
         device = decoder.logits.device
         decoder.select(torch.tensor(rows, device=device))
         decoder.step(torch.tensor(tokens, device=device))
+
+
+def _fitting(
+    going: Sequence["_Beam"], waiting: Sequence["_Beam"], width: int, room: float
+) -> tuple[int, int]:
+    """How many of those that wait have room beside others, one at least, and the tokens that the longest may come to.
+
+    ``width`` is of those that grow, with padding: all end at the same place.
+    """
+    left, longest, many = max((each.left for each in going), default=0), 0, 0
+    for each in waiting:
+        wide, more = max(width, len(each.prompt)), max(left, each.left)
+        if many + len(going) and (len(going) + many + 1) * (wide + more) > room:
+            break
+        width, left, longest, many = wide, more, wide + more, many + 1
+    return many, longest
 
 
 class _Beam:
@@ -49,7 +95,14 @@ class _Beam:
     def __init__(self, draft: Draft, beam: Beam) -> None:
         self.growing, self._beam = [(0.0, draft)], beam
         self.done: list[tuple[float, Draft]] = []
+        self.prompt = draft.prompt
         self.many = (1 + max(1, len(draft.end.ids))) * beam.width
+
+    @property
+    def left(self) -> int:
+        """Tokens that its answers may still have."""
+        draft = self.growing[0][1]
+        return draft.end.most - len(draft.ids)
 
     def step(self, likeliest: Sequence[tuple[list[float], list[int]]]) -> list[tuple[int, int]]:
         """Go on from the likeliest next ids of each growing answer, with their log-probabilities.

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ft.generate import search
-from ft.generate.decoding import Decoder, batches, logprobs, room_for
+from ft.generate.decoding import Decoder, logprobs
 from ft.generate.draft import Draft
-from ft.generate.samplers import Beam, Contrastive, Greedy, choose
+from ft.generate.room import batches, room_for
+from ft.generate.samplers import Beam, Contrastive, choose
 
 
 def grow(
@@ -64,18 +65,36 @@ def grow(
         decoder.step(chosen)
 
 
-def fitting(model: Any, drafts: Sequence[Draft], sampler: Greedy | Beam) -> list[list[int]]:
+def fitting(model: Any, drafts: Sequence[Draft]) -> list[list[int]]:
     """Indices of ``drafts`` in batches that there is room for."""
-    width = sampler.width if isinstance(sampler, Beam) else 1
-    return batches([width * draft.longest for draft in drafts], room_for(model))
+    return batches([draft.longest for draft in drafts], room_for(model))
 
 
 def beams(
-    model: Any, tokenizer: Any, drafts: Sequence[Draft], beam: Beam, use_cache: bool = True
+    model: Any,
+    tokenizer: Any,
+    drafts: Sequence[Draft],
+    beam: Beam,
+    use_cache: bool = True,
+    progress: bool = False,
 ) -> list[list[Draft]]:
-    """Each draft's best answers, best first."""
-    pad = tokenizer.pad_token_id or 0
-    return search.search(model, drafts, beam, pad=pad, use_cache=use_cache)
+    """Each draft's best answers, best first; the longest are looked for first, so that there is room for those behind."""
+    from tqdm import tqdm
+
+    order = sorted(range(len(drafts)), key=lambda i: -drafts[i].longest)
+    hidden = not progress or len(drafts) < 2
+    with tqdm(total=len(drafts), desc="beams", disable=hidden, leave=False) as bar:
+        found = search.search(
+            model,
+            [drafts[i] for i in order],
+            beam,
+            pad=tokenizer.pad_token_id or 0,
+            use_cache=use_cache,
+            room=room_for(model),
+            advance=bar.update,
+        )
+    placed = dict(zip(order, found, strict=True))
+    return [placed[i] for i in range(len(drafts))]
 
 
 def shares(model: Any, groups: Sequence[Sequence[Draft]]) -> list[list[Draft]]:

@@ -1,6 +1,7 @@
 """Keys, values and states of the tokens that a model has seen: what transformers calls them, and whether they are right."""
 
 import functools
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -46,3 +47,33 @@ def agrees(model: Any) -> bool:
         for piece in ids.split((3, 2), dim=1):
             parts = model(input_ids=piece, use_cache=True, **{name(): seen}).logits[0, -1].float()
     return bool((whole - parts).abs().max() <= CLOSE * whole.abs().max())  # pyright: ignore[reportPossiblyUnbound]
+
+
+def grows(seen: Any, tokens: int) -> bool:
+    """Whether a ``DynamicCache`` keeps all keys and values of so many tokens, and nothing else."""
+    kinds = ("DynamicLayer", "DynamicSlidingWindowLayer")
+    return all(
+        type(layer).__name__ in kinds and tokens < getattr(layer, "sliding_window", tokens + 1)
+        for layer in seen.layers
+    )
+
+
+def join(into: Any, others: Sequence[Any], width: int, first: int) -> None:
+    """Put the texts of other caches that ``grows`` behind those of one: the last ``width`` - ``first`` places of each.
+
+    A shorter one is padded on the left.
+    """
+    from torch import cat
+    from torch.nn.functional import pad
+
+    for layers in zip(into.layers, *(other.layers for other in others), strict=True):
+        if not layers[0].is_initialized:  # takes those of an earlier layer
+            continue
+        for name in ("keys", "values"):  # one layer at a time is there twice
+            parts = [getattr(layer, name) for layer in layers]
+            parts = [pad(x, (0, 0, width - x.shape[-2], 0))[..., first:, :] for x in parts]
+            setattr(layers[0], name, cat(parts))
+            for layer in layers[1:]:
+                setattr(layer, name, None)
+        if hasattr(layers[0], "cumulative_length"):
+            layers[0].cumulative_length = width - first

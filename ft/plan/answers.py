@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ft.generate.decoding import CACHE_BYTES, PREFILL
+from ft.generate.decoding import PREFILL
+from ft.generate.room import CACHE_BYTES
 from ft.plan import layers as blocks
 from ft.plan import parts
 from ft.plan.autograd import Attention, Mode

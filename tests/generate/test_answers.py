@@ -9,7 +9,7 @@ from support import tiny
 from ft import models
 from ft.errors import UserError
 from ft.generate import answers as generate
-from ft.generate import decoding, growing, together
+from ft.generate import growing, room, together
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.samplers import Beam, Chain, Contrastive, Greedy, Sample, TopK, TopP
 from ft.models import lora
@@ -109,10 +109,10 @@ def test_the_real_base_model_continues_in_french():
 
 def test_a_batch_holds_no_more_keys_and_values_than_it_may(monkeypatch):
     model, sizes = tiny.build("gemma3_text"), []
-    width = decoding.cache_bytes(model)
+    width = room.cache_bytes(model)
     c = model.config
     assert width == 4 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-    monkeypatch.setattr(decoding, "CACHE_BYTES", {"cpu": 3 * 40 * width})
+    monkeypatch.setattr(room, "CACHE_BYTES", {"cpu": 3 * 40 * width})
     plain = together.Decoder
     monkeypatch.setattr(
         together, "Decoder", lambda m, p, *a, **o: sizes.append(len(p)) or plain(m, p, *a, **o)
@@ -126,7 +126,7 @@ def test_a_batch_holds_no_more_keys_and_values_than_it_may(monkeypatch):
 
 def test_answers_to_one_prompt_are_no_more_at_a_time_than_there_is_room_for(monkeypatch):
     model, sizes = tiny.build("gemma3_text"), []
-    monkeypatch.setattr(decoding, "CACHE_BYTES", {"cpu": 3 * 20 * decoding.cache_bytes(model)})
+    monkeypatch.setattr(room, "CACHE_BYTES", {"cpu": 3 * 20 * room.cache_bytes(model)})
     model.register_forward_pre_hook(
         lambda _, __, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )

@@ -5,7 +5,8 @@ import torch
 from support import tiny
 
 from ft.generate import decoding
-from ft.generate.decoding import Decoder, batches, cache_bytes
+from ft.generate.decoding import Decoder
+from ft.generate.room import batches, cache_bytes
 
 
 @torch.no_grad()

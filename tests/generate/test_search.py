@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft.generate import search
+from ft.generate import decoding, search
 from ft.generate.draft import Draft, End
 from ft.generate.samplers import Beam, Contrastive
 
@@ -118,3 +118,36 @@ def test_no_ngram_comes_twice_in_an_answer():
     assert searched(1, 4) == [1, 3, 0, 2]
     pairs = list(itertools.pairwise(searched(2, 6)))
     assert len(set(pairs)) == len(pairs) == 5
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "gemma2"])
+@pytest.mark.parametrize("room", [1, 400, 1000])
+def test_prompts_that_take_the_place_of_others_get_the_answers_that_they_get_alone(kind, room):
+    """Of other lengths, whose answers end at other times; where there is room for one, they come one by one."""
+    model, sizes = tiny.build(kind, sliding_window=64), [4, 20, 9, 13, 6, 30, 5]
+    prompts = [tuple(range(10 + i, 10 + i + size)) for i, size in enumerate(sizes)]
+    ends = tuple(range(0, 2048, 7))
+
+    def drafts() -> list[Draft]:
+        return [draft(3 + 5 * i % 17, ends, prompt) for i, prompt in enumerate(prompts)]
+
+    beam, ended, joined = Beam(3, no_repeat_ngram_size=2), [], []
+    join = decoding.Decoder.join
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding.Decoder, "join", lambda *both: joined.append(1) or join(*both))
+        found = search.search(model, drafts(), beam, room=room, advance=ended.append)
+    alone = [search.search(model, [each], beam)[0] for each in drafts()]
+    for several, one in zip(found, alone, strict=True):
+        assert [d.ids for d in several] == [d.ids for d in one]
+        for a, b in zip(several, one, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert sum(ended) == len(prompts)
+    assert bool(joined) == (room > 1)
+
+
+def test_none_joins_where_a_window_would_lose_what_it_has_read():
+    model = tiny.build("gemma3_text", sliding_window=16)
+    decoder = decoding.Decoder(model, [[2, 5, 6]], pad=0)
+    assert decoder.joins(15)
+    assert not decoder.joins(16)
+    assert not decoding.Decoder(model, [[2, 5, 6]], pad=0, use_cache=False).joins(15)

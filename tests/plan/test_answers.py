@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft.generate import decoding
+from ft.generate import room
 from ft.generate.decoding import Decoder
 from ft.kernels import few_rows
 from ft.plan import answers, peak, shapes
@@ -62,11 +62,11 @@ def test_answers_take_what_was_planned(kind, prompt, new, words):
 def test_a_batch_of_answers_is_as_large_as_the_generator_makes_it():
     model = tiny.build("gemma", **WIDE)
     shape, evaluation = shapes.from_config(model.config.to_dict()), answers.Evaluation(100, 28)
-    assert answers.cache(shape, Mode(), 128, windows=False) == 128 * decoding.cache_bytes(model)
+    assert answers.cache(shape, Mode(), 128, windows=False) == 128 * room.cache_bytes(model)
     found = answers.moments(shape, Mode(), evaluation, "cpu", "sdpa", PLENTY)
-    together = decoding.batches([128] * 10_000, decoding.room_for(model))
+    together = room.batches([128] * 10_000, room.room_for(model))
     held = found[answers.READING]["keys and values"]
-    assert held == len(together[0]) * 100 * decoding.cache_bytes(model)
+    assert held == len(together[0]) * 100 * room.cache_bytes(model)
 
 
 def test_answers_take_half_of_what_a_gpu_has_left_at_most():
