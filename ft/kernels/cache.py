@@ -51,7 +51,11 @@ def agrees(model: Any) -> bool:
 
 def grows(seen: Any, tokens: int) -> bool:
     """Whether a ``DynamicCache`` keeps all keys and values of so many tokens, and nothing else."""
-    kinds = ("DynamicLayer", "DynamicSlidingWindowLayer")
+    kinds = (
+        "DynamicLayer",
+        "DynamicSlidingWindowLayer",
+        "DummyLayer",
+    )  # the last has those of another
     return all(
         type(layer).__name__ in kinds and tokens < getattr(layer, "sliding_window", tokens + 1)
         for layer in seen.layers
@@ -67,7 +71,7 @@ def join(into: Any, others: Sequence[Any], width: int, first: int) -> None:
     from torch.nn.functional import pad
 
     for layers in zip(into.layers, *(other.layers for other in others), strict=True):
-        if not layers[0].is_initialized:  # takes those of an earlier layer
+        if getattr(layers[0], "keys", None) is None:  # takes those of an earlier layer
             continue
         for name in ("keys", "values"):  # one layer at a time is there twice
             parts = [getattr(layer, name) for layer in layers]

@@ -120,16 +120,18 @@ def test_no_ngram_comes_twice_in_an_answer():
     assert len(set(pairs)) == len(pairs) == 5
 
 
-@pytest.mark.parametrize("kind", ["gemma", "gemma3_text", "gemma2"])
-@pytest.mark.parametrize("room", [1, 400, 1000])
+@pytest.mark.parametrize(
+    ("kind", "room"),
+    [("gemma3_text", 1), ("gemma3_text", 400), ("gemma2", 400), ("gemma3n", 400), ("gemma4", 400)],
+)
 def test_prompts_that_take_the_place_of_others_get_the_answers_that_they_get_alone(kind, room):
     """Of other lengths, whose answers end at other times; where there is room for one, they come one by one."""
-    model, sizes = tiny.build(kind, sliding_window=64), [4, 20, 9, 13, 6, 30, 5]
+    model, sizes = tiny.build(kind, sliding_window=64), [4, 20, 9, 13, 30, 5]
     prompts = [tuple(range(10 + i, 10 + i + size)) for i, size in enumerate(sizes)]
     ends = tuple(range(0, 2048, 7))
 
     def drafts() -> list[Draft]:
-        return [draft(3 + 5 * i % 17, ends, prompt) for i, prompt in enumerate(prompts)]
+        return [draft(2 + 5 * i % 9, ends, prompt) for i, prompt in enumerate(prompts)]
 
     beam, ended, joined = Beam(3, no_repeat_ngram_size=2), [], []
     join = decoding.Decoder.join
