@@ -123,10 +123,14 @@ def encode_splits(
 
 
 def without_bad(rows: Any, found: Any) -> tuple[Any, Any]:
-    """Rows without those that turned out to be bad, and the same examples by what number they have then."""
+    """Rows without those that turned out to be bad, and the same examples by what number they have then.
+
+    Their hash stays that of all: which are bad is the template's doing, and known before only of a sample.
+    """
     if not found.bad:
         return rows, found
     left = rows.without(found.bad, f"without {len(found.bad)} bad rows")
+    left = replace(left, sha256=rows.sha256)
     numbers = {old: new for new, old in enumerate(sorted({*range(len(rows))} - {*found.bad}))}
     return left, replace(found, rows=[numbers[old] for old in found.rows], bad=())
 
