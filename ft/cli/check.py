@@ -1,6 +1,7 @@
 """Prove a run before any money is spent: settings, packages, Hub, data, tokens, memory."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def command(
     """Print what each check saw, and the first example with its mask."""
     from ft.files import check_new_file, write_json
     from ft.plan import checks
-    from ft.runs import opened
+    from ft.runs import opened, proof
 
     if json:
         check_new_file(json)
@@ -62,6 +63,8 @@ def command(
         print(report, flush=True)
         more = check_weights.look(case)
         print("\n".join(map(str, more)))
+        if case.proven:
+            print(proof.keep(case.proven, [dataclasses.asdict(each) for each in more]))
         report = checks.Report((*report.seen, *more), case)
     else:
         why = "not looked at: --weights" if not weights else "not looked at: see the errors"

@@ -57,6 +57,7 @@ class Case:
     encoded: dict[str, Encoded] | None = None  # of the sample, whatever its length
     plan: Plan | None = None
     to_fetch: int = 0  # bytes of weights that are not here yet
+    proven: dict[str, Any] | None = None  # by ``check_weights``: what its numbers hold for
 
     @property
     def model(self) -> str:
@@ -77,6 +78,11 @@ class Case:
         data = str(self.settings.get("data") or "")
         named = data.count("/") in (1, 2) and not Path(data).suffix and data[0] not in "./~"
         return named and not Path(data).expanduser().exists()
+
+    @property
+    def provable(self) -> bool:
+        """Whether ``check_weights`` has something to say: a Gemma is fine-tuned on text."""
+        return bool(self.encoded) and "lora_r" in self.settings
 
     @property
     def length(self) -> int | None:

@@ -14,7 +14,7 @@ from ft.files import sha256
 from ft.models import sources
 from ft.plan.case import Case, Seen
 from ft.runs import checkpoints, folder, hub
-from ft.runs.record import MAY_CHANGE
+from ft.runs.record import made_with
 
 # package: the oldest version that ft works with, and the one of constraints.txt, which its tests ran with
 TESTED = {
@@ -198,21 +198,17 @@ def resume(case: Case) -> Seen | None:
         return None
     if "rounds" in case.settings or case.reads is None:  # which keep them in a way of their own
         return Seen("--", "resume", "looked for when the run starts")
-    found = checkpoints.resumable(case.output_dir, asked, _known(case), part=True)
+    found = checkpoints.resumable(case.output_dir, asked, known(case), part=True)
     assert found
     return Seen("ok", "resume", f"from {found.name}: same data, template, recipe and settings")
 
 
-def _known(case: Case) -> dict[str, Any]:
-    """What of a run's fingerprint is known without its model, by the names of ``runs.record.fingerprint``."""
+def known(case: Case, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is known of the fingerprint that the run will have; all of it with a loaded ``model``'s record."""
     assert case.recipe
-    known = {key: value for key, value in case.settings.items() if key not in MAY_CHANGE}
-    known["recipe"] = sha256(case.recipe)
-    known |= {f"data.{split}": rows.sha256 for split, rows in (case.splits or {}).items()}
-    if case.template:
-        kept = dataclasses.asdict(case.template)
-        known |= {f"template.{key}": value for key, value in kept.items()}
-    return known
+    data = {split: rows.sha256 for split, rows in (case.splits or {}).items()}
+    template = dataclasses.asdict(case.template) if case.template else {}
+    return made_with(case.settings, sha256(case.recipe), data, template, model or {})
 
 
 def disk(case: Case) -> Seen:

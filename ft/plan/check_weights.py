@@ -7,8 +7,9 @@ from typing import Any
 from ft.errors import UserError
 from ft.models import lora, parameters
 from ft.models.load import load
+from ft.plan import check_environment as around
 from ft.plan.case import Case, Seen
-from ft.runs import merge
+from ft.runs import merge, proof, record
 from ft.score import likelihood
 from ft.text.batches import layout, row_length
 from ft.text.tokens import IGNORE, Example
@@ -22,8 +23,9 @@ CACHED = 24  # tokens that are read one by one
 
 def look(case: Case) -> list[Seen]:
     """Load the model as the recipe would, and see on one batch whether it trains as it is used."""
-    if not case.encoded or "lora_r" not in case.settings:
+    if not case.provable:
         return [Seen("--", "weights", "not looked at: for recipes that fine-tune a Gemma on text")]
+    assert case.encoded
     limit = case.length or math.inf
     fitting = [e for e in case.encoded["train"].examples if len(e["input_ids"]) <= limit][:BATCH]
     if not fitting:
@@ -32,6 +34,8 @@ def look(case: Case) -> list[Seen]:
         base, model = _loaded(case)
     except UserError as error:
         return [Seen("ERROR", "weights", str(error))]
+    fingerprint = around.known(case, record.model_of(base))
+    case.proven = proof.of(fingerprint, case.settings, base.attention)
     seen = [_start(model, fitting, case.settings.get("accept_loss", False))]
     if seen[0].status == "ERROR":
         return seen
@@ -55,7 +59,9 @@ def _loaded(case: Case) -> tuple[Any, Any]:
         case.model,
         precision=precision,
         backend=given.get("backend", "auto"),
+        attention=given.get("attention", "auto"),
         max_length=case.length,
+        text_only=not whole,
     )
     machine.seed_everything(given.get("seed", 0))
     if whole:

@@ -14,6 +14,7 @@ from ft.machine import collecting_later, is_main, say
 from ft.plan import check_environment as around
 from ft.plan import check_ids, check_model, check_rewards, check_text
 from ft.plan.case import Case, Seen, no_network
+from ft.runs import proof
 from ft.runs.folder import Target, check_folder
 from ft.text import tokens
 from ft.text.template import Template
@@ -171,4 +172,6 @@ def checked(
     if report.errors:
         raise UserError("\n".join(report.errors))
     assert case.splits
-    return dataclasses.replace(target, checks=tuple(report.to_list())), dict(case.splits)
+    # whether there is a proof of the weights is known once it is known which they are
+    seen = (*report.to_list(), *[proof.NONE] * case.provable)
+    return dataclasses.replace(target, checks=seen), dict(case.splits)

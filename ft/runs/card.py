@@ -11,6 +11,7 @@ from ft.files import json_lines
 from ft.models.sources import license_of
 from ft.runs.card_example import example, typical
 from ft.runs.card_header import METRICS, header, hub_name, title, trained_whole
+from ft.runs.proof import moment
 from ft.runs.published import without_paths
 from ft.runs.report_facts import digits_of, p_values, verdict
 from ft.runs.shown import score, size
@@ -121,8 +122,13 @@ def read(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def _checks(seen: Sequence[Mapping[str, str]]) -> str:
-    """What was looked at before a weight was read, a line each."""
-    return "".join(f"- {_text(c['status'])} {_text(c['name'])}: {_text(c['text'])}\n" for c in seen)
+    """What was looked at before the first step, a line each; of a proof when."""
+    lines = []
+    for check in seen:
+        when = f" (ft check --weights, {moment(check)})" if "measured" in check else ""
+        status, name, text = (_text(check[key]) for key in ("status", "name", "text"))
+        lines.append(f"- {status} {name}: {text}{_text(when)}\n")
+    return "".join(lines)
 
 
 def _usage(run: dict[str, Any], base: str | None, samples: Sequence[dict[str, str]]) -> str:

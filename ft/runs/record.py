@@ -23,7 +23,7 @@ from ft.machine import (
     versions,
 )
 from ft.models import lora, sources
-from ft.runs import lock
+from ft.runs import lock, proof
 from ft.runs.folder import Run, Target, claim
 from ft.text import tokens
 from ft.text.template import Template
@@ -90,6 +90,11 @@ def start(
         shown = (tokens.show(example, base.tokenizer, colour=False) for example in first)
         run.write("examples.txt", "\n\n".join(shown) + "\n")
     run.made_with = fingerprint(run, to_dict(config))
+    if proof.NONE in run.record.get("checks", ()):
+        holds_for = proof.of(run.made_with, to_dict(config), base.attention)
+        checks, said = proof.taken(run.record["checks"], holds_for)
+        run.note(checks=checks)
+        say(said)
     return run
 
 
@@ -170,7 +175,13 @@ def describe(
         | ({"sources": rows.by_source()} if rows.sources else {})
         for split, rows in splits.items()
     }
-    model = {
+    known = {"lora": adapter, "template": dataclasses.asdict(template), "data": data}
+    run.note(model=model_of(base), **known)
+
+
+def model_of(base: Any) -> dict[str, Any]:
+    """What a record says of a loaded base model."""
+    return {
         "name": base.name,
         "base_model": base.model.name_or_path,
         "sha256": sampled_hash(base.path),
@@ -179,17 +190,30 @@ def describe(
         "backend": base.backend,
         "attention": base.attention,
     }
-    run.note(model=model, lora=adapter, template=dataclasses.asdict(template), data=data)
 
 
-def fingerprint(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What must be unchanged for a resumed run to be the same run, flat: ``{"data.train": hash}``."""
     record = run.record
-    same = {f"data.{split}": value["sha256"] for split, value in record["data"].items()}
-    same |= {f"model.{key}": record["model"][key] for key in ("sha256", "precision", "backend")}
-    same |= {f"template.{key}": value for key, value in record["template"].items()}
+    data = {split: value["sha256"] for split, value in record["data"].items()}
+    return made_with(
+        settings, record["recipe_sha256"], data, record["template"], record["model"]
+    )
+
+
+def made_with(
+    settings: Mapping[str, Any],
+    recipe: str,
+    data: Mapping[str, str],
+    template: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A run's fingerprint of its parts, recipe and data by their hashes; one that is not known yet is empty."""
+    same = {f"data.{split}": sha256 for split, sha256 in data.items()}
+    same |= {f"model.{key}": model[key] for key in ("sha256", "precision", "backend") if model}
+    same |= {f"template.{key}": value for key, value in template.items()}
     same |= {key: value for key, value in settings.items() if key not in MAY_CHANGE}
-    return same | {"recipe": record["recipe_sha256"]}
+    return same | {"recipe": recipe}
 
 
 def close(run: Run) -> None:

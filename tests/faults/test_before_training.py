@@ -544,6 +544,20 @@ def test_a_file_for_what_was_seen_is_tried_before(check, tmp_path, place):
     names(said, "there is no folder|is a folder; name a file")
 
 
+def test_what_was_proven_is_kept_and_a_cache_that_cannot_be_written_ends_nothing(
+    check, tmp_path, monkeypatch
+):
+    flags = ("--weights", "--precision", "fp32")
+    for place, words in ((tmp_path / "here", "carries these"), (tmp_path / "seen.json" / "x", "FT_CACHE")):
+        monkeypatch.setenv("FT_CACHE", str(place))
+        seen, status, said = check(*flags)
+        assert status == 0
+        names(seen["merged"], "^ok ")
+        names(said, words)
+    (file,) = (tmp_path / "here" / "checks").iterdir()
+    assert {line["name"] for line in json.loads(file.read_text())["seen"]} <= {*seen}
+
+
 def test_offline_a_model_that_is_not_in_the_cache_is_no_proof(check):
     flags = ("--model", "google/gemma-2-2b-it", "--gpu", "24GB", "--offline")
     seen, status, _ = check(*flags, "--strict")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
-from support.recipe_runs import RECIPES, dolly, load, train
+from support.recipe_runs import RECIPES, dolly, load, train, words
 
 from ft import __main__ as cli
 from ft import config
@@ -105,9 +105,19 @@ def test_a_setting_that_no_one_reads_is_found():
 @pytest.mark.parametrize(
     "path", [p for p in RECIPES if p.stem not in REWARDED], ids=lambda p: p.stem
 )
-def test_two_tiny_steps(path, tmp_path, capsys):
+def test_two_tiny_steps_carry_what_was_proven_before_them(path, tmp_path, capsys):
+    cli.main(["check", str(path), *words(path.stem, tmp_path), "--weights"])
+    looked = path.stem not in ("minigpt_pretrain", "vision_lora")  # which have no ids before
+    assert ("carries these lines" in capsys.readouterr().out) == looked
     folder = train(path.stem, tmp_path)
     said = capsys.readouterr().out
+    checks = json.loads((folder / run.RECORD).read_text())["checks"]
+    proof = [check["name"] for check in checks if "measured" in check]
+    whole = path.stem in ("mtnt_full", "mtnt_recurrent")
+    merged = ["merged"] * (not whole)
+    assert proof == ["start loss", "packed", "cached", "accumulate", *merged] * looked
+    assert "weights" not in [check["name"] for check in checks]
+    assert ("taken into the record: start loss, packed" in said) == looked
     assert "Start, validation loss: " in said
     assert "STEP 2 training loss: " in said
     asked = {"dolly_qlora": "How can I make brownies?", "gsm8k_lora": "How many is 1 + 1?"}
@@ -203,9 +213,9 @@ def test_an_adapter_is_an_option(stem, tmp_path):
 def test_counts_and_rates_of_zero_are_refused_all_at_once(path):
     config_of = load(path).Config
     names = sorted(config.above_zero(config_of))
-    words = [word for name in names for word in (f"--{name}", "0")]
+    given = [word for name in names for word in (f"--{name}", "0")]
     with pytest.raises(UserError) as refused:
-        config.parse(config_of, words)
+        config.parse(config_of, given)
     for name in names:
         assert re.search(rf"--{name}: got 0(\.0)?, must be above 0", str(refused.value))
     assert len(names) >= 6
@@ -242,7 +252,19 @@ def test_a_template_that_rows_do_not_fit_is_refused_before_a_model_is_looked_for
     file = tmp_path / "mine.yaml"
     file.write_text('prompt: "{instruktion}\\n"\ncompletion: "{response}"\n')
     module = load(Path(__file__).parents[2] / "recipes" / "dolly_qlora.py")
-    words = ["--data", str(dolly(tmp_path)), "--valid-rows", "2", "--test-rows", "2"]
-    settings = config.parse(module.Config, [*words, "--template", str(file)])
+    given = ["--data", str(dolly(tmp_path)), "--valid-rows", "2", "--test-rows", "2"]
+    settings = config.parse(module.Config, [*given, "--template", str(file)])
     with pytest.raises(UserError, match=r"uses the field 'instruktion'.*it has .*instruction"):
         module.rows(settings)
+
+
+def test_a_run_that_leaves_bad_rows_out_goes_on(tmp_path):
+    file = tmp_path / "own.jsonl"
+    pairs = [{"source": f"hello {i}", "target": f"salut {i}"} for i in range(30)]
+    pairs[3]["target"] = "a<eos>b"  # a control token, of which a row knows only by the tokenizer
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    flags = ["--data", str(file), "--on-bad-row", "skip", "--eval-steps", "1"]
+    folder = train("mtnt_lora", tmp_path, *flags)
+    (folder / "adapter_model.safetensors").unlink()
+    train("mtnt_lora", tmp_path, *flags, "--resume", "last")
+    assert (folder / "adapter_model.safetensors").exists()

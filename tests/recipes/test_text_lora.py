@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from support.recipe_runs import RECIPES, train
+from support.recipe_runs import RECIPES, train, words
 
 from ft import __main__ as cli
 from ft.errors import UserError
 from ft.files import sha256
+from ft.runs import proof
 
 RECIPE = str(next(p for p in RECIPES if p.stem == "text_lora"))
 
@@ -52,13 +53,13 @@ def test_the_commands_take_it(run, tmp_path, capsys):
 
 
 def test_show_and_check_count_documents(run, capsys):
-    words = ["--model", str(run.parent / "base"), "--data", str(run.parent / "notes.jsonl")]
-    words += ["--valid-rows", "4", "--test-rows", "3", "--max-length", "24"]
-    cli.main(["show", RECIPE, *words])
+    given = ["--model", str(run.parent / "base"), "--data", str(run.parent / "notes.jsonl")]
+    given += ["--valid-rows", "4", "--test-rows", "3", "--max-length", "24"]
+    cli.main(["show", RECIPE, *given])
     shown = capsys.readouterr().out
     assert "train: " in shown
     assert "⟦Note" in shown
-    cli.main(["check", RECIPE, *words, "--output-dir", str(run.parent / "other")])
+    cli.main(["check", RECIPE, *given, "--output-dir", str(run.parent / "other")])
     assert "13 train" in capsys.readouterr().out
 
 
@@ -74,5 +75,10 @@ def test_a_mixture_resumes_exactly_and_no_other_does(run, tmp_path):
     other = ["--data", f"{notes},{more}=0.4", *mixed[2:]]
     with pytest.raises(UserError, match=r"data\.train"):
         train("text_lora", tmp_path, *other, "--resume", "last")
+    again = words("text_lora", tmp_path, *mixed, "--resume", "last")
+    cli.main(["check", RECIPE, *again, "--weights"])  # of a run that has begun, too
     train("text_lora", tmp_path, *mixed, "--resume", "last")
+    checks = json.loads((whole / "run.json").read_text())["checks"]
+    assert proof.NONE in record["checks"]
+    assert {"packed", "merged"} <= {check["name"] for check in checks if "measured" in check}
     assert sha256(whole / "adapter_model.safetensors") == adapter

@@ -274,12 +274,16 @@ def test_what_was_checked_stands_in_a_line_each(run_folder: Path) -> None:
     seen = [
         {"status": "ok", "name": "tokens", "text": "one BOS in every row"},
         {"status": "WARN", "name": "data", "text": '26 duplicates; column "image" ignored'},
+        {"status": "ERROR", "name": "packed", "text": "they differ", "device": "a CPU"}
+        | {"measured": "2030-01-02T03:04:05+00:00"},
     ]
     run = json.loads((run_folder / "run.json").read_text())
     (run_folder / "run.json").write_text(json.dumps(run | {"checks": seen}))
     text = card(run_folder)
     _, _, rest = text.partition("## Checks before the first step\n\n")
     assert rest.startswith("- ok tokens: one BOS in every row\n- WARN data: 26 duplicates")
+    when = r"(ft check --weights, 2030-01-02 03\:04 UTC)"
+    assert f"\n- ERROR packed: they differ {when}\n" in rest
     assert "## Checks" not in card(finished_run.write(run_folder.parent / "other"))
 
 

@@ -61,31 +61,36 @@ def pretraining(place: Path) -> list[str]:
 
 def train(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> Path:
     """The folder of a recipe's run of two steps on a tiny model and the bundled sample."""
+    module = load(Path(__file__).parents[2] / "recipes" / f"{stem}.py")
+    module.main(config.parse(module.Config, words(stem, place, *flags, kind=kind)))
+    return place / "run"
+
+
+def words(stem: str, place: Path, *flags: str, kind: str = "gemma3_text") -> list[str]:
+    """The settings of that run as the command line has them; model and data are written where they are not."""
     kind = "recurrent_gemma" if stem == "mtnt_recurrent" else kind
     module = load(Path(__file__).parents[2] / "recipes" / f"{stem}.py")
     if not (place / "base").exists():
         write = seeing.folder if stem == "vision_lora" else functools.partial(tiny.folder, kind)
         write(place / "base", max_position_embeddings=4096)
-    words = ["--output-dir", str(place / "run"), "--precision", "fp32", "--max-steps", "2"]
+    said = ["--output-dir", str(place / "run"), "--precision", "fp32", "--max-steps", "2"]
     if stem == "minigpt_pretrain":
-        module.main(config.parse(module.Config, [*words, *pretraining(place), *flags]))
-        return place / "run"
-    words += ["--model", str(place / "base"), "--max-length", "2000"]
-    words += ["--per-device-train-batch-size", "2"]
+        return [*said, *pretraining(place), *flags]
+    said += ["--model", str(place / "base"), "--max-length", "2000"]
+    said += ["--per-device-train-batch-size", "2"]
     if "valid_rows" in module.Config.__dataclass_fields__:
-        words += ["--valid-rows", "4"]
+        said += ["--valid-rows", "4"]
     if "eval_limit" in module.Config.__dataclass_fields__:
-        words += ["--eval-limit", "2"]
+        said += ["--eval-limit", "2"]
     if stem == "dolly_qlora":
-        words += ["--data", str(dolly(place)), "--test-rows", "2", "--max-new-tokens", "6"]
+        said += ["--data", str(dolly(place)), "--test-rows", "2", "--max-new-tokens", "6"]
     if stem == "text_lora":
         file = place / "notes.jsonl"
         lines = (f"Note {i}: the cat sleeps on the table. " * (i % 3 + 1) for i in range(20))
         file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-        words += ["--data", str(file), "--test-rows", "3", "--max-new-tokens", "6"]
+        said += ["--data", str(file), "--test-rows", "3", "--max-new-tokens", "6"]
     if stem == "gsm8k_lora":
-        words += ["--data", str(gsm8k(place)), "--chains", "4", "--max-new-tokens", "24"]
+        said += ["--data", str(gsm8k(place)), "--chains", "4", "--max-new-tokens", "24"]
     if stem == "vision_lora":
-        words += ["--pictures", "8", "--test-rows", "2", "--max-new-tokens", "6"]
-    module.main(config.parse(module.Config, [*words, *flags]))
-    return place / "run"
+        said += ["--pictures", "8", "--test-rows", "2", "--max-new-tokens", "6"]
+    return [*said, *flags]
