@@ -40,7 +40,7 @@ class Config:
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
 
     # Adapter
-    lora_r: int = 16  # rank of the update
+    lora_r: Count = 16  # rank of the update
     lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # share of the update's inputs zeroed while training
     lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers

@@ -36,7 +36,7 @@ class Config:
     attention: Literal["auto", "flash", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
 
     # Adapter
-    lora_r: int = 16  # rank of the update
+    lora_r: Count = 16  # rank of the update
     lora_alpha: Amount = 32  # the update is scaled by alpha / r
     lora_target_modules: tuple[str, ...] = ("auto",)  # auto: the language model's linear layers
     lora_variant: Literal["lora", "rslora", "dora"] = "lora"  # rslora: scaled by alpha / sqrt(r)

@@ -131,6 +131,10 @@ def choose_attention(
             "attention sdpa would leave out the soft cap on attention scores that Gemma 2 was "
             "trained with; use eager, or flex_attention or flash_attention_2 on a GPU."
         )
+    if attention == "flex_attention" and on.device == "cpu":
+        raise UserError(
+            "attention flex_attention is not possible: PyTorch has no backward of it on a CPU. Use auto."
+        )
     if attention == "flash_attention_2":
         problem = None
         if model_type == "recurrent_gemma":

@@ -118,6 +118,8 @@ def numbers(case: Case) -> Seen:
     attention = (
         "eager attention, as sdpa leaves a soft cap out" if kind == "gemma2" else "sdpa attention"
     )
+    if (asked := case.settings.get("attention", "auto")) != "auto":
+        attention = f"{asked} attention, as asked"
     if case.settings.get("precision") in ("fp16", "float16", "half"):
         raise UserError(
             "precision fp16 is not offered: activations of Gemma 2, 3 and 4 overflow in it"

@@ -113,6 +113,7 @@ def packed(model: Any, examples: Sequence[Example], close: float) -> Seen:
 def cached(model: Any, examples: Sequence[Example], close: float) -> Seen:
     """What training sees of a text is what generation, with its cache, sees of it."""
     import torch
+    from transformers import DynamicCache
 
     from ft.kernels import cache as caches
 
@@ -121,14 +122,11 @@ def cached(model: Any, examples: Sequence[Example], close: float) -> Seen:
     with _training(model), torch.no_grad():
         trained = model(input_ids=row, use_cache=False).logits[0].float()
     model.eval()
-    steps, past = [], None
+    steps, read = [], DynamicCache(config=model.config)
     with torch.no_grad():
         for token in row.unbind(1):
-            out = model(input_ids=token[:, None], use_cache=True, **{caches.name(): past})
-            past = out.get(caches.name())
+            out = model(input_ids=token[:, None], use_cache=True, **{caches.name(): read})
             steps.append(out.logits[0, -1].float())
-            if past is None:
-                return Seen("--", "cached", "this model keeps no cache that can be compared")
     used = torch.stack(steps)
     nll = [
         -x.log_softmax(-1)[:-1].gather(1, row[0, 1:, None]).mean().item() for x in (trained, used)

@@ -196,9 +196,7 @@ def fingerprint(run: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What must be unchanged for a resumed run to be the same run, flat: ``{"data.train": hash}``."""
     record = run.record
     data = {split: value["sha256"] for split, value in record["data"].items()}
-    return made_with(
-        settings, record["recipe_sha256"], data, record["template"], record["model"]
-    )
+    return made_with(settings, record["recipe_sha256"], data, record["template"], record["model"])
 
 
 def made_with(

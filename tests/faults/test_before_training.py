@@ -181,6 +181,14 @@ def test_6_a_module_that_overflows_is_named_and_fp32_not_advised_to_fp32(check, 
 
 def test_7_attention_that_keeps_the_soft_cap(check, bench):
     names(check(model=bench.model("gemma2"))[0]["numbers"], "eager attention.*caps: 50 on att")
+    names(check("--attention", "flash")[0]["numbers"], "^ok flash attention, as asked; soft caps")
+
+
+def test_7_the_attention_that_is_asked_for_is_the_one_that_is_looked_at(check, bench):
+    flags = ("--weights", "--precision", "fp32", "--attention", "sdpa")
+    seen, status, _ = check(*flags, model=bench.model("gemma2"))
+    names(seen["weights"], "ERROR attention sdpa would leave out the soft cap")
+    assert status == 2
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "gemma2", "gemma4_text"])
@@ -189,6 +197,20 @@ def test_8_9_10_what_is_trained_is_what_is_used(check, bench, kind):
     for name in ("start loss", "packed", "cached", "accumulate", "merged"):
         names(seen[name], "^ok ")
     assert status == 0
+
+
+def test_8_a_state_is_compared_as_keys_and_values_are(check, bench, monkeypatch):
+    from ft.kernels import recurrent
+
+    flags = ("--weights", "--precision", "fp32")
+    model = bench.model("recurrent_gemma")
+    names(check(*flags, model=model)[0]["cached"], "^ok training .*, generation with its cache")
+    whole = recurrent.RgLru.forward
+    forget = lambda self, x, at, state=None: whole(self, x, at, None)  # noqa: E731
+    monkeypatch.setattr(recurrent.RgLru, "forward", forget)
+    seen, status, _ = check(*flags, model=model)
+    names(seen["cached"], "^ERROR .* they differ")
+    assert status == 2
 
 
 def test_10_a_model_that_looks_ahead_is_refused(check, bench):
@@ -548,7 +570,10 @@ def test_what_was_proven_is_kept_and_a_cache_that_cannot_be_written_ends_nothing
     check, tmp_path, monkeypatch
 ):
     flags = ("--weights", "--precision", "fp32")
-    for place, words in ((tmp_path / "here", "carries these"), (tmp_path / "seen.json" / "x", "FT_CACHE")):
+    for place, words in (
+        (tmp_path / "here", "carries these"),
+        (tmp_path / "seen.json" / "x", "FT_CACHE"),
+    ):
         monkeypatch.setenv("FT_CACHE", str(place))
         seen, status, said = check(*flags)
         assert status == 0

@@ -125,6 +125,13 @@ def test_a_kernel_of_packed_rows_is_had_or_says_why_not(
         choose_attention("varlen", "gemma", 256, AMPERE, "bfloat16")
 
 
+def test_flex_attention_which_learns_on_no_cpu_is_refused_there() -> None:
+    with pytest.raises(UserError, match="flex_attention is not possible: PyTorch has no backward"):
+        choose_attention("flex_attention", "gemma2", 256, OLD_CPU, "float32")
+    found = choose_attention("flex_attention", "gemma2", 256, AMPERE, "bfloat16")
+    assert found == "flex_attention: asked for"
+
+
 def test_flash_attention_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="not installed .*pip install flash-attn"):
