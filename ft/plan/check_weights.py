@@ -116,17 +116,23 @@ def cached(model: Any, examples: Sequence[Example], close: float) -> Seen:
     from transformers import DynamicCache
 
     from ft.kernels import cache as caches
+    from ft.kernels import recurrent
 
     ids = min((e["input_ids"] for e in examples), key=len)[:CACHED]
     row = torch.tensor([ids], device=model.device)
     with _training(model), torch.no_grad():
         trained = model(input_ids=row, use_cache=False).logits[0].float()
     model.eval()
-    steps, read = [], DynamicCache(config=model.config)
+    steps, past = [], None
+    if recurrent.installed(model):  # which keeps its state in what it is given, and gives none back
+        past = DynamicCache(config=model.config)
     with torch.no_grad():
         for token in row.unbind(1):
-            out = model(input_ids=token[:, None], use_cache=True, **{caches.name(): read})
+            out = model(input_ids=token[:, None], use_cache=True, **{caches.name(): past})
+            past = out.get(caches.name(), past)
             steps.append(out.logits[0, -1].float())
+            if past is None:
+                return Seen("--", "cached", "this model keeps no cache that can be compared")
     used = torch.stack(steps)
     nll = [
         -x.log_softmax(-1)[:-1].gather(1, row[0, 1:, None]).mean().item() for x in (trained, used)
