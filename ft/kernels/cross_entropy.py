@@ -24,13 +24,14 @@ def cross_entropy(
     ``hidden`` and ``weight`` have one dtype; ``targets`` are token ids, and a row whose target is
     ``IGNORE`` adds neither loss nor gradient, so that callers can pad. The sum is in fp32.
 
-    The logits [N, V] never exist at once: they are formed in tiles of rows, and because the loss is
-    a sum, the gradient of a tile is known as soon as its logits are. So it is taken in the forward
-    pass, and the backward pass only scales it: 4·V·D FLOPs a row where the weight is frozen, with
-    no product recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy). On a CPU a
-    tile is worked through in pieces of the vocabulary; on a GPU with Triton (``fused_head``) the logits
-    of a tile are one product, overwritten with their gradient. Logits are rounded to the dtype of
-    ``weight``, as transformers' are: in bf16 a row's loss is within max|logit| / 128 of the exact one.
+    The logits [N, V] never exist at once, and because the loss is a sum, its gradient is taken in the
+    forward pass, and the backward pass only scales it: 4·V·D FLOPs a row where the weight is frozen,
+    with no product recomputed (the idea of Liger's and Unsloth's fused linear cross-entropy). On a CPU
+    the vocabulary is gone through once, in pieces whose logits the cache holds: the gradient is a mean of
+    the weight's rows by their probabilities, and is summed as attention is (``_streamed``). On a GPU with
+    Triton (``fused_head``) the logits of a tile of rows are one product, overwritten with their gradient.
+    Logits are rounded to the dtype of ``weight``, as transformers' are: in bf16 a row's loss is within
+    max|logit| / 128 of the exact one.
     """
     return _function().apply(hidden, weight, targets, softcap).sum()
 
@@ -73,13 +74,9 @@ def supervised_score(
         losses, shares = fused_head.scores(rows, weight, targets, softcap)
         return losses.sum(), shares.sum()
     total, correct = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-    for part in tiles(len(targets), len(weight)):
-        pieces, losses, chosen, top, _ = _logits(rows[part], weight, targets[part], softcap)
-        best = (chosen == top).squeeze(1) & (targets[part] != IGNORE)
-        if best.any():
-            same = torch.stack([(piece[best] == top[best]).sum(-1) for piece in pieces])
-            correct += (1 / same.sum(0)).sum()
-        total += losses.sum()
+    for part in tiles(len(targets), _width(rows, weight)):
+        losses, shares = _streamed(rows[part], weight, targets[part], softcap, count=True)
+        total, correct = total + losses.sum(), correct + shares.sum()
     return total, correct
 
 
@@ -157,9 +154,11 @@ def _function() -> Any:
             if fused.usable(hidden, weight):
                 return fused_head.losses(hidden, weight, targets, softcap, d_hidden, d_weight)
             losses = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
-            for part in tiles(len(targets), len(weight)):
+            held = _width(hidden, weight) if d_weight is None else len(weight)
+            for part in tiles(len(targets), held):
                 into = None if d_hidden is None else d_hidden[part]
-                losses[part] = _tile(hidden[part], weight, targets[part], softcap, into, d_weight)
+                given = hidden[part], weight, targets[part], softcap, into, d_weight
+                losses[part], _ = _streamed(*given)
             return losses
 
         @staticmethod
@@ -176,61 +175,75 @@ def _function() -> Any:
     return TiledCrossEntropy
 
 
-def _tile(hidden, weight, targets, softcap, d_hidden, d_weight):  # noqa: ANN001, ANN202
-    """Losses of some rows; their gradients are written into d_hidden [n, D] and added to d_weight [V, D]."""
-    import torch
-
-    pieces, losses, _, _, lse = _logits(hidden, weight, targets, softcap)
-    ignored = targets < 0
-    losses.masked_fill_(ignored, 0.0)
-    if d_hidden is None and d_weight is None:
-        return losses
-    total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-    for at, logits in zip(range(0, len(weight), pieces[0].shape[1]), pieces, strict=True):
-        words = slice(at, at + logits.shape[1])
-        slope = None if softcap is None else 1 - (logits / softcap) ** 2
-        probs = logits.sub_(lse).exp_()
-        place, inside = _within(targets, words)
-        probs.scatter_add_(1, place, -inside.float()).masked_fill_(ignored[:, None], 0.0)
-        grad = (probs if slope is None else probs.mul_(slope)).to(weight.dtype)
-        if d_hidden is not None and grad.dtype == total.dtype:
-            total.addmm_(grad, weight[words])
-        elif d_hidden is not None:
-            total += grad @ weight[words]
-        if d_weight is not None:
-            d_weight[words].addmm_(grad.T, hidden)
-    if d_hidden is not None:
-        d_hidden.copy_(total)
-    return losses
+def _width(hidden, weight):  # noqa: ANN001, ANN202
+    """Words whose logits are formed in one product."""
+    return min(PIECE, len(weight)) if hidden.device.type == "cpu" else len(weight)
 
 
-def _logits(hidden, weight, targets, softcap):  # noqa: ANN001, ANN202
-    """Logits after the cap in pieces of the vocabulary [n, ≤ PIECE], and of each row: the loss [n], the
-    target's logit, the highest, and the logarithm of the sum of exponentials [n, 1]. All in fp32.
+def _streamed(hidden, weight, targets, softcap, d_hidden=None, d_weight=None, count=False):  # noqa: ANN001, ANN202
+    """Losses of some rows [n], in one pass over the vocabulary; their gradients are written into d_hidden
+    [n, D] and added to d_weight [V, D]. With ``count`` each row's share of the highest logit too: 1/k where
+    k words, the target one, have it.
 
-    That logarithm is infinite where nothing is supervised: no probability, so no gradient.
+    The sum that a row's gradient is, of words by the exponentials of their logits, is relative to the
+    highest logit so far and shrinks where a higher one comes (the online softmax of FlashAttention,
+    arXiv:2205.14135). What a trained weight gets needs all of a row's logits, so their exponentials stay.
     """
     import torch
 
-    width = PIECE if hidden.device.type == "cpu" else len(weight)
-    pieces, tops, sums = [], [], []
+    width = _width(hidden, weight)
     chosen = torch.zeros(len(hidden), 1, dtype=torch.float32, device=hidden.device)
+    top = torch.full_like(chosen, -float("inf"))
+    mixed = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    tops, sums, ties, kept = [], [], [], []
     for at in range(0, len(weight), width):
-        logits = (hidden @ weight[at : at + width].T).float()
+        words = weight[at : at + width]
+        logits = (hidden @ words.T).float()
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
-        place, inside = _within(targets, slice(at, at + logits.shape[1]))
+        place, inside = _within(targets, slice(at, at + width))
         chosen = torch.where(inside, logits.gather(1, place), chosen)
-        tops.append(logits.amax(-1, keepdim=True))
+        before, top = top, torch.maximum(top, logits.amax(-1, keepdim=True))
+        tops.append(top)
+        if count:
+            ties.append((logits == top).sum(-1, keepdim=True))
+        slope = None if softcap is None else 1 - (logits / softcap) ** 2
+        shares = logits.sub_(top).exp_()
         # a plain sum adds pairwise, softmax and logsumexp one by one: 7e-6 off over 262,144 words
-        sums.append((logits - tops[-1]).exp_().sum(-1, keepdim=True))
-        pieces.append(logits)
-    highest, sums = torch.cat(tops, 1), torch.cat(sums, 1)
-    top = highest.amax(-1, keepdim=True)
-    lse = top + (sums * (highest - top).exp()).sum(-1, keepdim=True).log()
+        sums.append(shares.sum(-1, keepdim=True))
+        if slope is not None:
+            shares.mul_(slope)
+        if d_hidden is not None:
+            _add(mixed.mul_((before - top).exp_()), shares.to(weight.dtype), words)
+        if d_weight is not None:
+            kept.append(shares)
+    relative = (torch.cat(tops, 1) - top).exp_()
+    total = (torch.cat(sums, 1) * relative).sum(-1, keepdim=True)
     ignored = (targets == IGNORE)[:, None]
-    losses = (lse - chosen).masked_fill_(ignored, 0).squeeze(1)
-    return pieces, losses, chosen, top, lse.masked_fill_(ignored, float("inf"))
+    losses = (top + total.log() - chosen).masked_fill_(ignored, 0).squeeze(1)
+    slope = torch.ones_like(chosen) if softcap is None else 1 - (chosen / softcap) ** 2
+    slope.masked_fill_(ignored, 0)
+    if d_hidden is not None:
+        wanted = weight.index_select(0, targets.clamp(min=0)).float()
+        d_hidden.copy_(mixed.div_(total).masked_fill_(ignored, 0).sub_(wanted * slope))
+    for i, shares in enumerate(kept):
+        words = slice(i * width, i * width + shares.shape[1])
+        shares.mul_((relative[:, i, None] / total).masked_fill_(ignored, 0))
+        place, inside = _within(targets, words)
+        grad = shares.scatter_add_(1, place, -(inside * slope)).to(weight.dtype)
+        d_weight[words].addmm_(grad.T, hidden)
+    if not count:
+        return losses, None
+    tied = (torch.cat(ties, 1) * (relative == 1)).sum(-1, keepdim=True)
+    return losses, ((chosen == top) & ~ignored).div(tied).squeeze(1)
+
+
+def _add(total, x, y):  # noqa: ANN001, ANN202
+    """Add ``x @ y`` to a total in float32."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    else:
+        total += x @ y
 
 
 def _within(targets, words):  # noqa: ANN001, ANN202

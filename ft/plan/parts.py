@@ -94,9 +94,10 @@ def scores(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
 
 
 def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
-    """The tile of logits and what is made of it, and the hidden states that it is made from.
+    """The logits that are held at once and what is made of them, and the hidden states that they are made from.
 
-    On a GPU the logits become their gradient in place; elsewhere that takes memory of its own.
+    On a GPU a tile's logits become their gradient in place. On a CPU a frozen head holds a piece of
+    the vocabulary, the one before it and a third in the making; one that trains, a tile.
     """
     vocabulary = shape.vocab_size
     copy = vocabulary * shape.hidden_size * 2 if mode.width > mode.product else 0
@@ -105,10 +106,11 @@ def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
         parts = gpu_tiles(supervised, vocabulary, mode.product)
         most = max((tile.stop - tile.start for tile in parts), default=0)
         return most * vocabulary * mode.product + copy + states
-    rows = max(tile.stop - tile.start for tile in tiles(supervised, vocabulary))
-    piece = 4 * rows * (min(PIECE, vocabulary) if device == "cpu" else vocabulary)
-    peak = 4 * rows * vocabulary + piece * (2 if shape.softcap else 1)
-    return peak + copy + states
+    width = min(PIECE, vocabulary) if device == "cpu" else vocabulary
+    held = vocabulary if mode.full else width
+    rows = max(tile.stop - tile.start for tile in tiles(supervised, held))
+    passing = width * (2 if shape.softcap else 1) + (0 if mode.full else width)
+    return 4 * rows * (held + passing + 2 * shape.hidden_size) + copy + states
 
 
 def largest(shape: Shape, mode: Mode) -> int:

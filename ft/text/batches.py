@@ -17,7 +17,8 @@ STEP = 128  # rows of a tile are a multiple of it, so that the products' own til
 QUERIES = 512  # whose attention scores are held at once, where a soft cap keeps a fused kernel away
 ROW = 1024  # tokens of a row whose masked scores cost less than more launches on a GPU
 TILE = 2**25  # logits held at once, of any number of rows: 128 MiB in fp32, at most half more
-PIECE = 4096  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
+PIECE = 2048  # words whose logits a CPU forms in one product: its cache holds them, and wide products crawl
+ROWS = 256  # whose logits a CPU forms in one product: as many, or half more, make each product as fast as can be
 
 
 class Order:
@@ -147,12 +148,12 @@ def layout(
     return [packed_row([examples[i] for i in row]) for row in rows]
 
 
-def tiles(n: int, vocabulary: int) -> list[slice]:
-    """Slices of ``n`` rows whose logits are held at once, one empty slice for none.
+def tiles(n: int, words: int) -> list[slice]:
+    """Slices of ``n`` rows whose logits of so many words are held at once, one empty slice for none.
 
     They are of one size: products of few rows are slow.
     """
-    count = max(1, round(n / max(1, TILE // vocabulary)))
+    count = max(1, round(n / min(ROWS, max(1, TILE // words))))
     bounds = [n * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(bounds)]
 

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from support import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft.kernels import cross_entropy, recurrent
 from ft.text import batches, tokens
@@ -44,21 +45,38 @@ def test_a_frozen_head_gets_no_gradient_and_no_work():
     assert weight.grad is None
 
 
-def test_the_logits_of_a_tile_are_gone_when_the_next_are_made(monkeypatch):
-    plain, alive = cross_entropy._logits, []
+class Products(TorchDispatchMode):
+    """Counts products, and the most numbers of their results that lived at once."""
 
-    def logits(*arguments):
-        assert not any(piece() is not None for piece in alive)
-        found = plain(*arguments)
-        alive.extend(map(weakref.ref, found[0]))
-        return found
+    def __init__(self):
+        super().__init__()
+        self.made, self.most = [], 0
 
-    monkeypatch.setattr(cross_entropy, "_logits", logits)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default:
+            self.made.append(weakref.ref(out))
+            alive = [x() for x in self.made]
+            self.most = max(self.most, sum(x.numel() for x in alive if x is not None))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("trained", "products", "most"), [(True, 8, 2 * 50), (False, 2 * 2, 2 * 4 * 25)]
+)
+def test_no_more_logits_than_a_tile_or_two_pieces_live_at_once(
+    trained, products, most, monkeypatch
+):
+    """Of a head that trains a tile, whose logits are gone when the next are made; of a frozen one pieces."""
     monkeypatch.setattr(batches, "TILE", 100)
+    monkeypatch.setattr(batches, "ROWS", 3)
     monkeypatch.setattr(cross_entropy, "PIECE", 25)
     hidden = torch.randn(7, 4, requires_grad=True)
-    cross_entropy.cross_entropy(hidden, torch.randn(50, 4), torch.arange(7))
-    assert len(alive) == 8
+    weight = torch.randn(50, 4, requires_grad=trained)
+    with Products() as seen:
+        cross_entropy.cross_entropy(hidden, weight, torch.arange(7)).backward()
+    assert len(seen.made) == products
+    assert seen.most <= most
 
 
 def test_without_gradients_the_value_is_the_same():
