@@ -180,7 +180,15 @@ def _width(hidden, weight):  # noqa: ANN001, ANN202
     return min(PIECE, len(weight)) if hidden.device.type == "cpu" else len(weight)
 
 
-def _streamed(hidden, weight, targets, softcap, d_hidden=None, d_weight=None, count=False):  # noqa: ANN001, ANN202
+def _streamed(
+    hidden: "Tensor",
+    weight: "Tensor",
+    targets: "Tensor",
+    softcap: float | None,
+    d_hidden: "Tensor | None" = None,
+    d_weight: "Tensor | None" = None,
+    count: bool = False,
+) -> "tuple[Tensor, Tensor | Any]":
     """Losses of some rows [n], in one pass over the vocabulary; their gradients are written into d_hidden
     [n, D] and added to d_weight [V, D]. With ``count`` each row's share of the highest logit too: 1/k where
     k words, the target one, have it.
@@ -227,6 +235,7 @@ def _streamed(hidden, weight, targets, softcap, d_hidden=None, d_weight=None, co
         wanted = weight.index_select(0, targets.clamp(min=0)).float()
         d_hidden.copy_(mixed.div_(total).masked_fill_(ignored, 0).sub_(wanted * slope))
     for i, shares in enumerate(kept):
+        assert d_weight is not None
         words = slice(i * width, i * width + shares.shape[1])
         shares.mul_((relative[:, i, None] / total).masked_fill_(ignored, 0))
         place, inside = _within(targets, words)
