@@ -88,7 +88,7 @@ def test_what_nothing_can_satisfy_says_what_would(capsys):
         (["--gpu", "24GB", "--model", "google/gemma-8b"], "shape of 'google/gemma-8b'"),
         (["--gpu", "24GB", "--lora-rnak", "8"], "lora_rank|lora_r"),
         (["--gpu", "24GB", "--lora-r", "many"], "--lora-r: got 'many'"),
-        (["--gpu", "24GB", "--lora-r", "-3"], "--lora-r -3: must be 1 or more"),
+        (["--gpu", "24GB", "--lora-r", "-3"], "--lora-r: got -3, must be above 0"),
         (
             ["--model", "google/gemma-2b", "--max-length", "9000"],
             "--max-length 9000: the model has 8,192",
