@@ -16,6 +16,7 @@ from ft.models import lora
 from ft.rewards import policy
 from ft.runs import opened
 from ft.score import translation
+from ft.score.comparison import cell
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ def main(c: Config) -> None:
         "|---|---|---|---|---|---|---|"
     )
     for name in systems:
-        cells = [
-            "{score:.1f} [{low:.1f}, {high:.1f}]".format(**result[name][key])
-            for key in ("bleu", "chrf")
-        ]
+        cells = [cell(result[name][key]) for key in ("bleu", "chrf")]
         p = result["p_value"].get(name)  # the start has none
         cells += [f"{p[key]:.3f}" if p else "" for key in ("bleu", "chrf")]
         cells.append(f"{result[name]['loops']}")

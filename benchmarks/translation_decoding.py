@@ -19,6 +19,7 @@ from ft.errors import UserError
 from ft.generate.samplers import Beam, Greedy
 from ft.runs import opened
 from ft.score import decoding, translation
+from ft.score.comparison import cell
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,7 @@ def main(c: Config) -> None:
     print(f"{len(rows)} rows, {c.split} of {source}")
     print("| | chrF | BLEU | p of chrF | loops | CPU s |\n|---|---|---|---|---|---|")
     for name, took in seconds.items():
-        chrf, bleu = (
-            "{score:.1f} [{low:.1f}, {high:.1f}]".format(**result[name][key])
-            for key in ("chrf", "bleu")
-        )
+        chrf, bleu = (cell(result[name][key]) for key in ("chrf", "bleu"))
         p = result["p_value"].get(name, {}).get("chrf")
         told = "" if p is None else f"{p:.3f}"
         print(f"| {name} | {chrf} | {bleu} | {told} | {result[name]['loops']} | {took:.0f} |")

@@ -1,8 +1,8 @@
 """What else a translation run might learn with: one variant of `recipes/mtnt_lora.py`, judged on two sources.
 
-    python benchmarks/translation_search.py --name base --out search.jsonl --also PATH/TO/MTNT
-    python benchmarks/translation_search.py --name dropout --lora-dropout 0.05 --out search.jsonl --also …
-    python benchmarks/translation_search.py --name all --whole true --learning-rate 3e-5 --max-steps 84 --out …
+    python benchmarks/translation_search.py --label base --out search.jsonl --also PATH/TO/MTNT
+    python benchmarks/translation_search.py --label dropout --lora-dropout 0.05 --out search.jsonl --also …
+    python benchmarks/translation_search.py --label all --whole true --learning-rate 3e-5 --max-steps 84 --out …
 
 Takes the recipe's settings and those under "Variant", trains on the recipe's rows and judges on all of its
 validation rows and on the first `--also-rows` pairs of another source: loss, and chrF and BLEU of greedy
@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ft import config, data, machine, models, plan, runs, score, text, train
+from ft import config, data, machine, models, runs, score, text, train
 from ft.config import Amount, Count
 from ft.errors import UserError
+from ft.runs import record
 from ft.train import optim
 from recipes import mtnt_lora
 
@@ -33,7 +34,7 @@ EMOJI = ("😂", "🙄", ":)", "lol", "!!", "😭")
 @dataclass(frozen=True)
 class Config(mtnt_lora.Config):
     # Variant
-    name: str = "base"  # what it is called in the output
+    label: str = "base"  # what it is called in the output
     lora_dropout: float = 0.0  # of what enters the adapters
     weight_decay: Amount = 0.0  # of the trained matrices
     neftune_noise_alpha: Amount = 0.0  # noise on embeddings, https://arxiv.org/abs/2310.05914
@@ -105,8 +106,8 @@ def lora_plus(ratio: float) -> Callable[..., Any]:
     return create
 
 
-def average(model: Any, decay: float) -> tuple[Any, list[Any]]:
-    """A callback that keeps an average of what trains, and the average."""
+def average(model: Any, decay: float) -> Any:
+    """A callback that keeps an average of what trains, and puts it in its place at the end."""
     from transformers.trainer_callback import TrainerCallback
 
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -117,7 +118,11 @@ def average(model: Any, decay: float) -> tuple[Any, list[Any]]:
             for mean, p in zip(means, trained, strict=True):
                 mean.lerp_(p.detach(), 1 - decay)
 
-    return Average(), means
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            for mean, p in zip(means, trained, strict=True):
+                p.data.copy_(mean)
+
+    return Average()
 
 
 def judge(
@@ -141,17 +146,15 @@ def judge(
 
 def main(c: Config) -> None:
     """Train the variant and judge it."""
-    c = replace(c, output_dir=c.output_dir.with_name(f"search_{c.name}"), eval_limit=None)
+    c = replace(c, output_dir=c.output_dir.with_name(f"search_{c.label}"), eval_limit=None)
     target = runs.check_folder(c.output_dir, overwrite=True)
     splits = data.translation_splits(("train", "valid"), **config.pick(c, data.translation_splits))
-    judges = {"valid": list(splits["valid"])}
+    judges = {"valid": splits["valid"]}
     if c.also:
-        judges["also"] = list(
-            data.translation_splits(("valid",), c.also, c.language_pair)["valid"].head(c.also_rows)
-        )
-    known = {row["source"] for row in splits["train"]}
-    if both := sum(row["source"] in known for row in judges.get("also", ())):
-        raise UserError(f"{c.also}: {both} of its first {c.also_rows} rows are trained on")
+        other = data.translation_splits(("valid",), c.also, c.language_pair)["valid"]
+        judges["also"] = other.head(c.also_rows)
+        if both := data.overlap(judges["also"], splits["train"]):
+            raise UserError(f"{c.also}: {len(both)} of its first {c.also_rows} rows are trained on")
     draw = random.Random(c.seed)
     rows = [
         row | {"source": noisy(row["source"], draw)} if draw.random() < c.source_noise else row
@@ -161,37 +164,31 @@ def main(c: Config) -> None:
     splits["valid"] = splits["valid"].head(40)
     t = mtnt_lora.template(c)
     print(machine.use_all_cores())
-    precision = "fp32" if c.whole else c.precision
-    base = models.load(c.model_name_or_path, precision=precision, max_length=c.max_length)
+    loaded = replace(c, precision="fp32") if c.whole else c
+    base = models.load(c.model_name_or_path, **config.pick(loaded, models.load))
     machine.seed_everything(c.seed)
     if c.whole:
         model = models.train_all(base)
         model.get_input_embeddings().weight.requires_grad_(False)
     else:
         model = models.attach_lora(
-            base, r=c.lora_r, alpha=c.lora_alpha, dropout=c.lora_dropout, variant=c.lora_variant
+            base,
+            r=c.lora_r,
+            alpha=c.lora_alpha,
+            dropout=c.lora_dropout,
+            targets=c.lora_target_modules,
+            variant=c.lora_variant,
         )
     if c.neftune_noise_alpha:
         neftune(model, c.neftune_noise_alpha)
     if c.loraplus_lr_ratio != 1:
         optim.create = lora_plus(c.loraplus_lr_ratio)
-    callback, means = average(model, c.ema_decay) if c.ema_decay else (None, [])
+    callbacks = [average(model, c.ema_decay)] if c.ema_decay else []
     splits, encoded = text.encode_splits(splits, t, base.tokenizer, max_length=c.max_length)
     examples = encoded["train"].examples
     if c.length_ordered:
         examples = sorted(examples, key=lambda e: len(e["input_ids"]))
-    r = runs.start(
-        target,
-        recipe=__file__,
-        config=c,
-        task="translation",
-        base=base,
-        model=model,
-        template=t,
-        splits=splits,
-        encoded=encoded,
-        plan=plan.of_run(config.to_dict(c), base, encoded["train"]),
-    )
+    r = record.begin(target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed)
     start = time.process_time()
     trained = train.sft(
         model,
@@ -202,18 +199,16 @@ def main(c: Config) -> None:
         warmup_ratio=0.05,
         shuffle=not c.length_ordered,
         save_steps=c.eval_steps,
-        callbacks=[callback] if callback else [],
+        callbacks=callbacks,
         **config.pick(replace(c, keep="last"), train.sft),
     )
     cpu = time.process_time() - start
-    for mean, p in zip(
-        means, (p for p in model.parameters() if p.requires_grad), strict=bool(means)
-    ):
-        p.data.copy_(mean)
-    found: dict[str, Any] = {"name": c.name, "steps": trained.steps, "cpu_seconds": round(cpu)}
+    found: dict[str, Any] = {"label": c.label, "steps": trained.steps, "cpu_seconds": round(cpu)}
     model.eval()
-    for which, rows in judges.items():
-        found[which] = judge(model, base.tokenizer, t, rows, length=c.max_length, answers=c.answers)
+    for which, judged in judges.items():
+        found[which] = judge(
+            model, base.tokenizer, t, list(judged), length=c.max_length, answers=c.answers
+        )
     print(json.dumps(found))
     if c.out:
         with open(c.out, "a") as out:

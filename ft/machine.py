@@ -201,7 +201,7 @@ def hardware() -> dict[str, Any]:
 def collecting_later() -> Iterator[None]:
     """While this lasts Python looks for no garbage in cycles.
 
-    Imports and a vocabulary are millions of objects that stay; looking at them over and over is a tenth of the time.
+    Imports and a vocabulary are millions of objects that stay, and would be looked at over and over.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -8,6 +8,7 @@ from typing import Any
 from ft import data, files
 from ft.runs.opened import Finished
 from ft.score import splits, translation
+from ft.score.comparison import cell
 from ft.text.noise import KINDS, kinds
 
 OWN = "ft, as it answers"
@@ -143,7 +144,7 @@ def table(name: str, result: Mapping[str, Any], steps: Mapping[str, int]) -> str
     lines.append(_line(["---"] * len(heads)))
     rows = [(way, who, r) for way, found in result["ways"].items() for who, r in found.items()]
     for way, who, r in rows:
-        cells = [who, way, str(steps[who]), _score(r["chrf"]), _score(r["bleu"]), str(r["loops"])]
+        cells = [who, way, str(steps[who]), cell(r["chrf"]), cell(r["bleu"]), str(r["loops"])]
         for kind in ("likewise", "answers"):
             gap = r[kind]
             cells += [f"{gap['ahead']:+.1f}", f"{gap['p']['chrf']:.3f}"] if gap else ["", ""]
@@ -156,10 +157,6 @@ def table(name: str, result: Mapping[str, Any], steps: Mapping[str, int]) -> str
         for way, who, r in rows:
             lines.append(_line([who, way, *(f"{r['chrf_by_kind'][kind]:.1f}" for kind in shown)]))
     return "\n".join(lines)
-
-
-def _score(value: Mapping[str, float]) -> str:
-    return f"{value['score']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """What peers make of the rows of a finished run in a given time: their jobs, and what they leave behind."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -91,7 +90,7 @@ def trained(name: str, job: dict[str, Any], work: Path, command: list[str] | Non
 
 def made(folder: Path) -> dict[str, Any]:
     """What a peer reports of itself: steps, seconds, precision, settings, versions."""
-    return json.loads((folder / RESULT).read_text())
+    return files.read_json(folder / RESULT)
 
 
 def precision_of(result: dict[str, Any]) -> str:

@@ -4,9 +4,8 @@ from typing import Any
 
 from timed import Clock, checkpointing, open_job, train
 
-NOTEBOOK: dict[
-    str, Any
-] = {  # of the trainer; r 16, alpha 16, all linear layers are its function's own
+# Of the trainer; r 16, alpha 16 and all linear layers are its function's own.
+NOTEBOOK: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 4,
     "learning_rate": 2e-4,

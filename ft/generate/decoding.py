@@ -153,18 +153,17 @@ class Decoder:
         logits = torch.cat([each.logits for each in both])
         widths = [each.width for each in both]
         width = max(widths)
-        masks = [
-            pad(
-                torch.ones(len(d._ids), w, dtype=torch.long) if d._mask is None else d._mask,
-                (width - w, 0),
-            )
-            for d, w in zip(both, widths, strict=True)
-        ]
+        masks = []
+        for each, wide in zip(both, widths, strict=True):
+            seen = each._mask
+            if seen is None:
+                seen = torch.ones(len(each._ids), wide, dtype=torch.long)
+            masks.append(pad(seen, (width - wide, 0)))
         mask = torch.cat(masks)
         first = int(mask.amax(0).argmax())
         mask = mask[:, first:]
         self._mask = None if bool(mask.all()) else mask
-        cache.join(self._cache, [other._cache], width, first)
+        cache.join(self._cache, other._cache, width, first)
         self._ids = torch.cat([each._ids[:, -1:] for each in both])
         self._positions = torch.cat([each._positions[:, -1:] for each in both])
         self.logits = logits

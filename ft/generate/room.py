@@ -23,7 +23,7 @@ def room_for(model: Any) -> int:
     import torch
 
     device = model.get_input_embeddings().weight.device
-    most = CACHE_BYTES.get(device.type, 2**29)
+    most = CACHE_BYTES.get(device.type, CACHE_BYTES["cpu"])
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 2)

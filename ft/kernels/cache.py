@@ -1,7 +1,6 @@
 """Keys, values and states of the tokens that a model has seen: what transformers calls them, and whether they are right."""
 
 import functools
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -51,33 +50,29 @@ def agrees(model: Any) -> bool:
 
 def grows(seen: Any, tokens: int) -> bool:
     """Whether a ``DynamicCache`` keeps all keys and values of so many tokens, and nothing else."""
-    kinds = (
-        "DynamicLayer",
-        "DynamicSlidingWindowLayer",
-        "DummyLayer",
-    )  # the last has those of another
+    # a DummyLayer has those of another
+    kinds = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
     return all(
         type(layer).__name__ in kinds and tokens < getattr(layer, "sliding_window", tokens + 1)
         for layer in seen.layers
     )
 
 
-def join(into: Any, others: Sequence[Any], width: int, first: int) -> None:
-    """Put the texts of other caches that ``grows`` behind those of one: the last ``width`` - ``first`` places of each.
+def join(into: Any, other: Any, width: int, first: int) -> None:
+    """Put the texts of another cache behind those of one, which both ``grows``: the last ``width`` - ``first`` places of each.
 
     A shorter one is padded on the left.
     """
     from torch import cat
     from torch.nn.functional import pad
 
-    for layers in zip(into.layers, *(other.layers for other in others), strict=True):
-        if getattr(layers[0], "keys", None) is None:  # takes those of an earlier layer
+    for ours, theirs in zip(into.layers, other.layers, strict=True):
+        if getattr(ours, "keys", None) is None:  # takes those of an earlier layer
             continue
         for name in ("keys", "values"):  # one layer at a time is there twice
-            parts = [getattr(layer, name) for layer in layers]
+            parts = [getattr(layer, name) for layer in (ours, theirs)]
             parts = [pad(x, (0, 0, width - x.shape[-2], 0))[..., first:, :] for x in parts]
-            setattr(layers[0], name, cat(parts))
-            for layer in layers[1:]:
-                setattr(layer, name, None)
-        if hasattr(layers[0], "cumulative_length"):
-            layers[0].cumulative_length = width - first
+            setattr(ours, name, cat(parts))
+            setattr(theirs, name, None)
+        if hasattr(ours, "cumulative_length"):
+            ours.cumulative_length = width - first

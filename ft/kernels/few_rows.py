@@ -49,8 +49,7 @@ def product(x: "Tensor", weight: "Tensor") -> "Tensor":
     """``x @ weight.T`` for x [..., I] and a contiguous weight [O, I].
 
     MKL reads a weight for one row at half of the memory's speed on some processors, and for 2 to 16 rows first copies it
-    into another layout. As a batch of products with a part of the weight each, these copies stay in a core's cache:
-    4 rows with a head of 262,144 in a half to three quarters of the time.
+    into another layout. As a batch of products with a part of the weight each, these copies stay in a core's cache.
     """
     import torch
 

@@ -283,8 +283,8 @@ def load(
     images = images or bool(run and run.trained_with and run.task == "images")
     if run and precision == "auto":  # the one that it was trained in
         precision = run.record.get("model", {}).get("precision", precision)
-    options: dict[str, Any] = {"precision": precision, "inference": True, "text_only": not images}
-    options["tokenizer"] = tokenizer
+    options: dict[str, Any] = {"precision": precision, "tokenizer": tokenizer}
+    options |= {"inference": True, "text_only": not images}
     if run is None:
         assert isinstance(named, str)
         if not tuned:

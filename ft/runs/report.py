@@ -10,7 +10,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.files import json_lines, write_text
-from ft.runs import curves, lock, report_facts, report_rows
+from ft.runs import curves, lock, proof, report_facts, report_rows
 from ft.runs.card_header import hub_name
 from ft.runs.published import without_paths
 from ft.runs.shown import duration, score
@@ -175,6 +175,7 @@ def _templates() -> Any:
     script = environment.get_template("sort.js").render()
     # no other script runs, whatever a row says, and nothing is fetched
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.filters["moment"] = proof.moment
     environment.globals |= {"script": script, "digest": digest}
     return environment
 
