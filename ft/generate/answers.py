@@ -13,6 +13,7 @@ from ft.generate.draft import (
     drafts_for,
     encode,
     end_ids,
+    limit,
     stop_strings,
 )
 from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler
@@ -30,6 +31,7 @@ def generate(
     sampler: Sampler = Greedy(),  # noqa: B008  # a frozen value
     *,
     max_new_tokens: int = 256,
+    max_ratio: float | None = None,
     template: Template | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
@@ -41,7 +43,8 @@ def generate(
 
     A ``str`` gets BOS in front unless it begins with it, and is otherwise as it is; ids are taken as they are, such as those of
     ``tokens.prompt_ids``. An answer ends at the tokenizer's EOS, at the ids that the model's generation
-    config names, at the end token and the stop strings of ``template``, and at those of ``stop``.
+    config names, at the end token and the stop strings of ``template``, and at those of ``stop``; with
+    ``max_ratio`` after that many tokens for each of its prompt and 16 more.
 
     Draws depend on ``seed``, the prompt and the number of the answer alone, not on what else is in the
     batch; a prompt that occurs a second time gets the answers that follow those of the first. Prompts
@@ -51,7 +54,9 @@ def generate(
     answers than the sampler has, and logits that are not finite.
     """
     check(sampler, max_new_tokens=max_new_tokens, stop=stop, n=n)
-    groups = begun(model, tokenizer, prompts, template, stop, max_new_tokens, seed, n)
+    groups = begun(
+        model, tokenizer, prompts, template, stop, max_new_tokens, seed, n, max_ratio=max_ratio
+    )
     with together.evaluating(model):
         if isinstance(sampler, Beam):
             firsts = [group[0] for group in groups]
@@ -88,9 +93,10 @@ def begun(
     n: int = 1,
     *,
     calls: bool = False,
+    max_ratio: float | None = None,
 ) -> list[list[Draft]]:
     """``n`` empty drafts of answers to each prompt, which ``generate`` lets grow. Raises as it does."""
-    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed, calls)
+    draft = drafts_for(model, tokenizer, template, stop, max_new_tokens, seed, calls, max_ratio)
     counts: dict[tuple[int, ...], int] = {}
     groups: list[list[Draft]] = []
     for ids in encode(model, tokenizer, prompts):
@@ -113,9 +119,8 @@ def of_rows(
 ) -> list[str]:
     """The likeliest answer to each row's prompt that ``sampler`` finds, in the order of ``rows``.
 
-    With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more: a
-    model that repeats itself would otherwise take most of an evaluation's time. Prompts of like
-    length share a batch, padded on the left. The answer ends before the template's stop strings.
+    With ``max_ratio``, an answer has at most that many tokens for each of its prompt, and 16 more.
+    Prompts of like length share a batch, padded on the left. The answer ends before the template's stop strings.
     Several processes share the work, each gets all answers; where they share the parameters (FSDP),
     all run the same batches, for a forward needs every one of them.
     """
@@ -133,15 +138,13 @@ def of_rows(
             f"row {longest + 1} has {len(ids[longest])} tokens; with {max_new_tokens} new ones that is "
             f"more than the model's context of {context}"
         )
-    most = [
-        min(max_new_tokens, int(max_ratio * len(prompt)) + 16) if max_ratio else max_new_tokens
-        for prompt in ids
-    ]
     strings = stop_strings(template)
-    ends = end_ids(model, tokenizer, *strings)
+    ends, thought = end_ids(model, tokenizer, *strings), forms.thought_ids(template, tokenizer)
     drafts = [
-        Draft(tokenizer, prompt, End(ends, strings, limit, forms.thought_ids(template, tokenizer)))
-        for prompt, limit in zip(ids, most, strict=True)
+        Draft(
+            tokenizer, prompt, End(ends, strings, limit(prompt, max_new_tokens, max_ratio), thought)
+        )
+        for prompt in ids
     ]
     state, apart = _processes()
     seen = progress and state.is_main_process

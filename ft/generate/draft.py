@@ -192,11 +192,12 @@ def drafts_for(
     max_new_tokens: int,
     seed: int,
     calls: bool = False,
+    max_ratio: float | None = None,
 ) -> Callable[[list[int], int], Draft]:
     """A function from a prompt's ids and the number of an answer to it to an empty draft.
 
     Its generator depends on these two and ``seed``. With ``calls`` those of tools are kept apart from
-    the text.
+    the text. ``max_ratio``: see ``limit``.
     """
     import torch
 
@@ -210,12 +211,21 @@ def drafts_for(
     device = model.get_input_embeddings().weight.device
 
     def make(ids: list[int], number: int) -> Draft:
-        most = min(max_new_tokens, context - len(ids)) if context else max_new_tokens
+        most = limit(ids, max_new_tokens, max_ratio)
+        most = min(most, context - len(ids)) if context else most
         key = hashlib.sha256(repr((seed, number, ids)).encode()).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big") >> 1)
         return Draft(tokenizer, ids, End(ends, strings, most, thought, around), generator)
 
     return make
+
+
+def limit(prompt: Sequence[int], max_new_tokens: int, max_ratio: float | None = None) -> int:
+    """Tokens that an answer may have: with ``max_ratio`` that many for each of its prompt, and 16 more.
+
+    A model that repeats itself would otherwise take most of an evaluation's time.
+    """
+    return min(max_new_tokens, int(max_ratio * len(prompt)) + 16) if max_ratio else max_new_tokens
 
 
 def encode(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:

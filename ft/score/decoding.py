@@ -8,7 +8,7 @@ from typing import Any
 from ft.generate.answers import write
 from ft.generate.samplers import Beam, Greedy, Sample, to_generation_config
 from ft.score.comparison import mean
-from ft.score.translation import corpus_chrf, translate
+from ft.score.translation import RATIO, corpus_chrf, translate
 from ft.text.template import Template
 from ft.text.tokens import prompt_ids
 
@@ -85,7 +85,7 @@ def minimum_risk(
     from sacrebleu.metrics.chrf import CHRF
 
     prompts = [prompt_ids(template, row, tokenizer) for row in rows]
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_ratio": RATIO, "seed": seed}
     drawn = write(model, tokenizer, template, prompts, sampler=Sample(0.7), n=n, **options)
     chrf = CHRF()
 

@@ -74,6 +74,11 @@ def test_an_answer_is_bounded_by_its_own_prompt_whatever_its_batch():
     assert bounded == alone
     assert all(long.startswith(short) for long, short in zip(whole, bounded, strict=True))
     assert bounded != whole
+    drawn = written(model, PROMPTS, Sample(), n=2, max_new_tokens=60, max_ratio=0.5)
+    assert max(len(answer.ids) for group in drawn for answer in group) > 16
+    for prompt, group in zip(PROMPTS, drawn, strict=True):
+        most = len(tiny.tokenizer()(prompt)["input_ids"]) // 2 + 16
+        assert all(len(answer.ids) <= most for answer in group)
 
 
 def test_training_mode_is_left_as_it_was():

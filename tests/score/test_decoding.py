@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support import tiny
 
 from ft import __main__ as cli
 from ft.generate.samplers import Beam, Greedy, from_generation_config, to_generation_config
 from ft.runs import opened
-from ft.score import decoding
+from ft.score import decoding, translation
 from ft.text import prompts
+from ft.text.template import Template
 
 ROWS = [{"source": "cat", "target": "le chat noir"}, {"source": "dog", "target": "le chien blanc"}]
 TEMPLATE = prompts.translation()
@@ -58,6 +60,22 @@ def test_the_answer_most_like_the_others_is_taken(monkeypatch):
     monkeypatch.setattr(decoding, "write", write)
     monkeypatch.setattr(decoding, "prompt_ids", lambda *_: [2, 3])
     assert decoding.minimum_risk(None, None, TEMPLATE, ROWS, 5) == ["le chat dort"] * 2
+
+
+def test_a_drawn_answer_is_no_longer_than_one_that_is_scored_may_be(monkeypatch):
+    drawn: list[Any] = []
+    write = decoding.write
+
+    def kept(*asked: Any, **options: Any) -> Any:
+        drawn.extend(zip(asked[3], found := write(*asked, **options), strict=True))
+        return found
+
+    monkeypatch.setattr(decoding, "write", kept)
+    plain = Template("plain", "{source}", "{target}")
+    decoding.minimum_risk(tiny.build("gemma3_text"), tiny.tokenizer(), plain, ROWS, 3)
+    for prompt, answers in drawn:
+        most = max(len(answer.ids) for answer in answers)
+        assert 16 < most <= translation.RATIO * len(prompt) + 16
 
 
 def test_translate_looks_as_the_run_does_unless_told(monkeypatch, capsys, tmp_path):
