@@ -1,10 +1,10 @@
 """Ways in which one translation run can look for its answers, on lines that it was not trained on.
 
-    python benchmarks/translation_decoding.py --run runs/mtnt_lora --ways greedy,beam4,beam4n4,mbr16 --out decoding.json
+    python benchmarks/translation_decoding.py --run runs/mtnt_lora --ways greedy,beam4,beam4n4,mbr8 --out decoding.json
 
 A way is `greedy`; `beamB`, B beams, with `nN` none of whose answers has the same N tokens twice and with `lP` whose
-length penalty is P; or `mbrN`, of N answers drawn at temperature 0.7 the one most like the others by chrF
-(`ft translate --mbr N`). Each is scored on the same rows, and tested against the first.
+length penalty is P; or `mbrN`, of N answers drawn the one most like the others by chrF (`ft translate --mbr N`), with
+`tT` drawn at temperature T. Each is scored on the same rows, and tested against the first.
 """
 
 import re
@@ -25,7 +25,7 @@ from ft.score.comparison import cell
 @dataclass(frozen=True)
 class Config:
     run: str = "runs/mtnt_lora"  # finished run
-    ways: tuple[str, ...] = ("greedy", "beam4n4", "mbr16")
+    ways: tuple[str, ...] = ("greedy", "beam4n4", "mbr8")
     data: str | None = None  # as the recipe takes it; none: what the run was trained with
     split: str = "valid"
     rows: Count = 80  # its first rows
@@ -33,16 +33,16 @@ class Config:
     out: Path | None = None  # scores and translations as JSON
 
 
-def way(name: str) -> Greedy | Beam | int:
-    """A sampler, or how many answers are drawn."""
+def way(name: str) -> Greedy | Beam | dict[str, Any]:
+    """A sampler, or the options of ``minimum_risk``."""
     if name == "greedy":
         return Greedy()
-    if found := re.fullmatch(r"mbr(\d+)", name):
-        return int(found[1])
+    if found := re.fullmatch(r"mbr(\d+)(?:t([\d.]+))?", name):
+        return {"n": int(found[1])} | ({"temperature": float(found[2])} if found[2] else {})
     found = re.fullmatch(r"beam(\d+)(?:n(\d+))?(?:l([\d.]+))?", name)
     if not found:
         raise UserError(
-            f"ways: {name!r} is no way; they are greedy, beam4, beam4n4, beam4l0.8, mbr16"
+            f"ways: {name!r} is no way; they are greedy, beam4, beam4n4, beam4l0.8, mbr16, mbr16t0.7"
         )
     return Beam(int(found[1]), float(found[3] or 1), int(found[2] or 0))
 
@@ -59,8 +59,8 @@ def main(c: Config) -> None:
     found, seconds = {}, {}
     for name, how in ways.items():
         start = time.process_time()
-        if isinstance(how, int):
-            found[name] = decoding.minimum_risk(*asked, n=how)
+        if isinstance(how, dict):
+            found[name] = decoding.minimum_risk(*asked, **how)
         else:
             found[name] = translation.translate(*asked, sampler=how)
         seconds[name] = time.process_time() - start

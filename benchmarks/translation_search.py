@@ -10,9 +10,11 @@ answers. The test split is not read. A line of JSON for each variant goes to the
 """
 
 import json
+import math
 import random
 import string
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +46,9 @@ class Config(mtnt_lora.Config):
         0.0  # share of training sources that typos, slang, capitals and emoji are put in
     )
     length_ordered: bool = False  # short pairs first
+    extra_by_likeness: bool = False  # extra rows: those most like valid's, by letters, not drawn
+    shots: int = 0  # pairs of the training rows that stand in front of every prompt
+    use_scale: float = 1.0  # of the adapter when it is judged, https://arxiv.org/abs/2109.01903
     whole: bool = False  # all parameters but the embeddings train, no adapter
 
     # Judges
@@ -57,6 +62,10 @@ class Config(mtnt_lora.Config):
     def check(self) -> Iterator[str]:
         if self.whole and (self.lora_dropout or self.loraplus_lr_ratio != 1):
             yield "whole trains no adapter: leave lora_dropout and loraplus_lr_ratio out"
+        if self.extra_by_likeness and not (self.extra_data and self.extra_rows):
+            yield "extra_by_likeness chooses among extra rows: give extra_data and extra_rows"
+        if self.whole and self.use_scale != 1:
+            yield "whole has no adapter to scale: leave use_scale out"
 
 
 def noisy(source: str, draw: random.Random) -> str:
@@ -76,6 +85,38 @@ def noisy(source: str, draw: random.Random) -> str:
     elif how < 0.35:
         source = source.upper()
     return source + (f" {draw.choice(EMOJI)}" if draw.random() < 0.1 else "")
+
+
+def likest(rows: list[dict[str, str]], like: list[str], count: int) -> list[dict[str, str]]:
+    """The ``count`` rows whose sources share most with ``like``: cosine of counts of three letters."""
+
+    def grams(text: str) -> Counter[str]:
+        return Counter(text[at : at + 3] for at in range(len(text) - 2))
+
+    centre = grams("\n".join(like))
+
+    def likeness(row: dict[str, str]) -> float:
+        own = grams(row["source"])
+        length = math.sqrt(sum(n * n for n in own.values())) or 1.0
+        return sum(n * centre[gram] for gram, n in own.items()) / length
+
+    return sorted(rows, key=likeness, reverse=True)[:count]
+
+
+def with_shots(template: Any, rows: list[dict[str, str]]) -> Any:
+    """The template with ``rows`` and their translations in front of each prompt."""
+    shown = "".join(f"{template.prompt_for(row)}{row['target']}\n\n" for row in rows)
+    shown = shown.replace("{", "{{").replace("}", "}}")
+    return replace(template, prompt=shown + template.prompt)
+
+
+def scale(model: Any, factor: float) -> None:
+    """Let the adapter change the base by ``factor`` times as much."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling.update({name: factor * by for name, by in module.scaling.items()})
 
 
 def neftune(model: Any, alpha: float) -> None:
@@ -149,6 +190,15 @@ def main(c: Config) -> None:
     c = replace(c, output_dir=c.output_dir.with_name(f"search_{c.label}"), eval_limit=None)
     target = runs.check_folder(c.output_dir, overwrite=True)
     splits = data.translation_splits(("train", "valid"), **config.pick(c, data.translation_splits))
+    if c.extra_by_likeness:
+        own = config.pick(replace(c, extra_data=None), data.translation_splits)
+        first = len(data.translation_splits(("train",), **own)["train"])
+        every = replace(c, extra_rows=None)
+        more = data.translation_splits(("train",), **config.pick(every, data.translation_splits))
+        train_rows = list(more["train"])
+        like = [row["source"] for row in splits["valid"]]
+        chosen = likest(train_rows[first:], like, c.extra_rows or 0)
+        splits["train"] = replace(splits["train"], rows=train_rows[:first] + chosen)
     judges = {"valid": splits["valid"]}
     if c.also:
         other = data.translation_splits(("valid",), c.also, c.language_pair)["valid"]
@@ -162,7 +212,7 @@ def main(c: Config) -> None:
     ]
     splits["train"] = replace(splits["train"], rows=rows)
     splits["valid"] = splits["valid"].head(40)
-    t = mtnt_lora.template(c)
+    t = with_shots(mtnt_lora.template(c), list(splits["train"])[: c.shots])
     print(machine.use_all_cores())
     loaded = replace(c, precision="fp32") if c.whole else c
     base = models.load(c.model_name_or_path, **config.pick(loaded, models.load))
@@ -205,6 +255,7 @@ def main(c: Config) -> None:
     cpu = time.process_time() - start
     found: dict[str, Any] = {"label": c.label, "steps": trained.steps, "cpu_seconds": round(cpu)}
     model.eval()
+    scale(model, c.use_scale)
     for which, judged in judges.items():
         found[which] = judge(
             model, base.tokenizer, t, list(judged), length=c.max_length, answers=c.answers

@@ -19,7 +19,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("text", nargs="*", help="texts; without any, standard input is read")
     add("--file", type=Path, help="translate each line of this file")
     add("--num-beams", type=int, help="answers looked at together (default: as the run's scores)")
-    add("--mbr", type=int, metavar="N", help="of N answers drawn, the one most like the others")
+    add(
+        "--mbr",
+        type=int,
+        metavar="N",
+        help="of N answers drawn, the one most like the others: several times as slow as beams",
+    )
     add("--base", action="store_true", help="the base model's answer instead")
     console.adapter_options(parser)
 

@@ -75,6 +75,7 @@ def minimum_risk(
     rows: Sequence[dict[str, str]],
     n: int,
     *,
+    temperature: float = 0.5,
     max_new_tokens: int = 256,
     seed: int = 0,
 ) -> list[str]:
@@ -86,7 +87,7 @@ def minimum_risk(
 
     prompts = [prompt_ids(template, row, tokenizer) for row in rows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_ratio": RATIO, "seed": seed}
-    drawn = write(model, tokenizer, template, prompts, sampler=Sample(0.7), n=n, **options)
+    drawn = write(model, tokenizer, template, prompts, sampler=Sample(temperature), n=n, **options)
     chrf = CHRF()
 
     def gain(text: str, others: list[str]) -> float:
