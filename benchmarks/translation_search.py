@@ -48,7 +48,6 @@ class Config(mtnt_lora.Config):
     length_ordered: bool = False  # short pairs first
     extra_by_likeness: bool = False  # extra rows: those most like valid's, by letters, not drawn
     shots: int = 0  # pairs of the training rows that stand in front of every prompt
-    use_scale: float = 1.0  # of the adapter when it is judged, https://arxiv.org/abs/2109.01903
     whole: bool = False  # all parameters but the embeddings train, no adapter
 
     # Judges
@@ -64,8 +63,6 @@ class Config(mtnt_lora.Config):
             yield "whole trains no adapter: leave lora_dropout and loraplus_lr_ratio out"
         if self.extra_by_likeness and not (self.extra_data and self.extra_rows):
             yield "extra_by_likeness chooses among extra rows: give extra_data and extra_rows"
-        if self.whole and self.use_scale != 1:
-            yield "whole has no adapter to scale: leave use_scale out"
 
 
 def noisy(source: str, draw: random.Random) -> str:
@@ -108,15 +105,6 @@ def with_shots(template: Any, rows: list[dict[str, str]]) -> Any:
     shown = "".join(f"{template.prompt_for(row)}{row['target']}\n\n" for row in rows)
     shown = shown.replace("{", "{{").replace("}", "}}")
     return replace(template, prompt=shown + template.prompt)
-
-
-def scale(model: Any, factor: float) -> None:
-    """Let the adapter change the base by ``factor`` times as much."""
-    from peft.tuners.lora import LoraLayer
-
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.scaling.update({name: factor * by for name, by in module.scaling.items()})
 
 
 def neftune(model: Any, alpha: float) -> None:
@@ -255,7 +243,6 @@ def main(c: Config) -> None:
     cpu = time.process_time() - start
     found: dict[str, Any] = {"label": c.label, "steps": trained.steps, "cpu_seconds": round(cpu)}
     model.eval()
-    scale(model, c.use_scale)
     for which, judged in judges.items():
         found[which] = judge(
             model, base.tokenizer, t, list(judged), length=c.max_length, answers=c.answers
