@@ -32,6 +32,7 @@ def checked(function: Any) -> Callable[..., Any]:
     copy.__annotations__ = typing.get_type_hints(function, localns=names)
     return jaxtyping.jaxtyped(copy, typechecker=beartype.beartype)
 
+HIDDEN, PLACES = ones(1, 3, GEMMA.config.hidden_size), torch.arange(3)
 
 # What fits, and what differs from it in one place.
 CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
@@ -68,6 +69,16 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
         cross_entropy.supervised_score,
         [ones(1, 3, 4), ones(50, 4), IDS],
         [[ones(3, 4), ones(50, 4), IDS], [ones(1, 3, 4), ones(50, 4), ones(1, 3)]],
+    ),
+    "cross_entropy.loss_at": (
+        cross_entropy.loss_at,
+        [GEMMA, HIDDEN, PLACES, IDS[0]],
+        [
+            [GEMMA, HIDDEN[0], PLACES, IDS[0]],
+            [GEMMA, HIDDEN, PLACES[None], IDS],
+            [GEMMA, HIDDEN, PLACES, IDS[0, 1:]],
+            [GEMMA, HIDDEN, PLACES / 1, IDS[0]],
+        ],
     ),
     "logits.last": (
         logits.last,

@@ -146,6 +146,15 @@ def rows_of(name: str, n: int, vocabulary: int, start: int = 0) -> list[dict[str
     ]
 
 
+def typical_rows(name: str, n: int, vocabulary: int) -> list[dict[str, list[int]]]:
+    """Neighbours among the encoded examples whose tokens are nearest to the mean of as many."""
+    lengths = [len(json.loads(x)["input_ids"]) for x in (DATA / f"{name}.jsonl").open()]
+    mean = n * sum(lengths) / len(lengths)
+    starts = range(0, len(lengths) - n + 1, n)
+    start = min(starts, key=lambda at: abs(sum(lengths[at : at + n]) - mean))
+    return rows_of(name, n, vocabulary, start)
+
+
 def prepared(shape: str) -> Path:
     """The folder of a model of random weights in a published shape, and of an adapter."""
     from harness.gpu_prepare import save_adapter

@@ -21,7 +21,7 @@ if not GPU:
 import torch  # noqa: E402
 from common import clean, clock, failed, fresh, graphed, peak_of, sync  # noqa: E402
 
-from ft.kernels import cross_entropy, fused, fused_layers, fused_nf4, lora_linear  # noqa: E402
+from ft.kernels import cross_entropy, fused, fused_layers, fused_nf4, lora_copies, lora_linear  # noqa: E402
 
 DEV = "cuda" if GPU else "cpu"
 HALF = torch.bfloat16
@@ -262,7 +262,7 @@ def step() -> None:
         lora_linear.WHOLE = (DEV,) if name == "fused" else ()
         if name == "fused":
             print("fused kernels:", fused_layers.install(base))
-            print(f"{lora_linear.refresh(model)} copies of A and B")
+            print(f"{lora_copies.refresh(model)} copies of A and B")
         model.zero_grad()
         value = once()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()

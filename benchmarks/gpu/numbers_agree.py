@@ -37,7 +37,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     from ft.models import load, lora
     from ft.score import likelihood
     from ft.text import batches
-    from ft.train import graphs
+    from ft.train import graphs, row_inputs
 
     torch.set_num_threads(8 if GPU else 1)
     rows = [r for r in rows_of("dolly", 60, 400) if 20 < len(r["input_ids"]) < 300][:6]
@@ -50,15 +50,28 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.05)
     model.train()
     half = base.model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
-    row = graphs.row_inputs(batches.packed_row(rows), 8)
+    row = row_inputs.of(batches.packed_row(rows), 8)
     share = {"share": torch.tensor(1 / len(row["targets"]))}
     total, lines = torch.zeros((), device=device), []
+
+    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=half)
 
     def run(inputs: Any) -> None:
         given = dict(inputs)
         share = given.pop("share")
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with autocast():
             part = model(**given)["loss"] * share
+        part.backward()
+        total.add_(part.detach())
+
+    def body(inputs: Any) -> Any:
+        with autocast():
+            return model(**inputs, hidden_only=True)["hidden"]
+
+    def head(hidden: Any, inputs: Any) -> None:
+        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
+        with autocast():
+            part = cross_entropy.loss_at(model.get_base_model(), hidden, at, targets) * share
         part.backward()
         total.add_(part.detach())
 
@@ -72,15 +85,15 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     run(place(row | share))
     found = {"loss": total.item(), "norm": norm(), "attention": base.attention}
     make = graphs.CudaGraph if device.type == "cuda" else Replayed
-    way = graphs.Graphs(run, model.parameters(), lines.append, make=make)
+    way = graphs.Graphs(body, head, model.parameters(), lines.append, make=make)
     for _ in range(3):
         model.zero_grad()
         total.zero_()
-        way(place(graphs.padded(row) | share))
+        way(place(row_inputs.padded(row) | share))
     found |= {
         "graph loss": total.item(),
         "graph norm": norm(),
-        "graphs": len(way.graphs),
+        "graphs": len(way.rows),
         "said": lines,
     }
     model.zero_grad()

@@ -21,8 +21,8 @@ from common import (
     left,
     peak_of,
     prepared,
-    rows_of,
     say,
+    typical_rows,
 )
 
 ALL = bool(os.environ.get("ALL"))
@@ -43,7 +43,7 @@ class Replayed:
 
 def switch(model: Any, fused_on: bool) -> bool:
     """Turn the fused kernels on or off; whether there are any."""
-    from ft.kernels import lora_linear
+    from ft.kernels import lora_copies, lora_linear
 
     try:
         from ft.kernels import fused, fused_layers
@@ -58,31 +58,32 @@ def switch(model: Any, fused_on: bool) -> bool:
             "   fused:",
             fused_layers.install(model.get_base_model()) or "installed",
             "copies",
-            lora_linear.refresh(model),
+            lora_copies.refresh(model),
         )
     else:
-        lora_linear.release(model)
+        lora_copies.release(model)
     return True
 
 
 class Step:
     """A training step as the trainer takes it: rows, one look at loss and norm, an optimizer of rate 0."""
 
-    def __init__(self, model: Any, graphs: bool) -> None:
+    def __init__(self, model: Any, as_graphs: bool) -> None:
         import torch
 
-        from ft.train import optim
-        from ft.train.graphs import CudaGraph, Graphs
+        from ft.train import graphs, optim
 
         self.model, self.total = model, torch.zeros((), device=DEV)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optim.create(model, "adamw", learning_rate=0.0, joint=True)
-        make = CudaGraph if GPU else Replayed
+        make = graphs.CudaGraph if GPU else Replayed
         self.run: Any = self.row
-        if graphs:
-            self.run = Graphs(self.row, self.parameters, lambda text: say("  ", text), make=make)
+        if as_graphs:
+            report = lambda text: say("  ", text)  # noqa: E731
+            self.run = graphs.Graphs(self.body, self.head, self.parameters, report, make=make)
 
     def row(self, inputs: Mapping[str, Any]) -> None:
+        """Plain: all of it one pass."""
         import torch
 
         given = dict(inputs)
@@ -92,10 +93,29 @@ class Step:
         part.backward()
         self.total += part.detach()
 
+    def body(self, inputs: Mapping[str, Any]) -> Any:
+        import torch
+
+        with torch.autocast(DEV, torch.bfloat16):
+            return self.model(**inputs, hidden_only=True)["hidden"]
+
+    def head(self, hidden: Any, inputs: Mapping[str, Any]) -> None:
+        import torch
+
+        from ft.kernels import cross_entropy
+        from ft.train import row_inputs
+
+        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
+        with torch.autocast(DEV, torch.bfloat16):
+            inner = self.model.get_base_model()
+            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+        part.backward()
+        self.total += part.detach()
+
     def __call__(self, inputs: Mapping[str, Any], renew: bool) -> tuple[float, float]:
         import torch
 
-        from ft.kernels import lora_linear
+        from ft.kernels import lora_copies
 
         self.total.zero_()
         self.run(inputs)
@@ -103,7 +123,7 @@ class Step:
         loss, norm = torch.stack([self.total, norm]).tolist()
         self.optimizer.step()
         if renew:
-            lora_linear.refresh(self.model)
+            lora_copies.refresh(self.model)
         self.optimizer.zero_grad(set_to_none=False)
         return loss, norm
 
@@ -113,11 +133,11 @@ def inputs_of(name: str, vocabulary: int, filled: bool) -> tuple[dict[str, Any],
     import torch
 
     from ft.text import batches
-    from ft.train import graphs
+    from ft.train import row_inputs
 
-    row = graphs.row_inputs(batches.packed_row(rows_of(name, 8, vocabulary, 16)), 8)
+    row = row_inputs.of(batches.packed_row(typical_rows(name, 8, vocabulary)), 8)
     n, s = row["input_ids"].shape[1], len(row["targets"])
-    row = graphs.padded(row) if filled else row
+    row = row_inputs.padded(row) if filled else row
     given = {k: v.to(DEV) if hasattr(v, "to") else v for k, v in row.items()}
     return given | {"share": torch.full((), 1 / s, device=DEV)}, n, s
 
@@ -250,7 +270,7 @@ def attention() -> None:
     ours: Any = attention
     attend: Any = flash.attend
     heads, kv, size = (8, 4, 256) if GPU else (4, 2, 16)
-    cases = {"dolly": [len(r["input_ids"]) for r in rows_of("dolly", 8, 1000, 16)]}
+    cases = {"dolly": [len(r["input_ids"]) for r in typical_rows("dolly", 8, 1000)]}
     cases |= {"2 x 1,024": [1024] * 2, "8 x 1,024": [1024] * 8} if GPU else {}
     device, scale = torch.device(DEV, 0) if GPU else torch.device(DEV), size**-0.5
     for width in (64, 128, 256):

@@ -2,19 +2,22 @@
 
 import json
 import os
+import random
 import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, say
+from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, say, typical_rows
 
 SIZE = 8  # examples of a step
+VARIED = "ft-varied"
 # way: script, precision, checkpointing, steps on each data set, folder of packages that go first
 PEERS: dict[str, tuple[str, str, bool, int, str]] = {
     "ft": ("peers/ft_recipe.py", "nf4", False, 6, ""),
     "ft-bf16": ("peers/ft_recipe.py", "bf16", False, 6, ""),
+    "ft-varied": ("peers/ft_recipe.py", "nf4", False, 75, ""),
     "ft-checkpointing": ("peers/ft_recipe.py", "nf4", True, 6, ""),
     "unsloth": ("peers/unsloth_sft.py", "nf4", False, 5, "unsloth"),
     "trl": ("peers/trl_sft.py", "nf4", False, 2, ""),
@@ -22,14 +25,22 @@ PEERS: dict[str, tuple[str, str, bool, int, str]] = {
 
 
 def rows_for(peer: str, n: int, vocabulary: int, full: int = 0) -> tuple[Any, dict[str, list]]:
-    """A file of rows, the same step again and again, as graphs and compilers like it; and the steps."""
-    sets = {name: rows_of(name, SIZE, vocabulary, 16) for name in ("dolly", "mtnt")}
+    """A file of rows, the same step again and again, as graphs and compilers like it; and the steps.
+
+    ``ft-varied`` takes all rows of Dolly in turn, three times with other neighbours, as a run does.
+    """
+    sets = {name: typical_rows(name, SIZE, vocabulary) for name in ("dolly", "mtnt")}
     if full:
         ids = [i for r in rows_of("dolly", 200, vocabulary) for i in r["input_ids"]]
         ids = (ids * (full * SIZE // len(ids) + 1))[:full]
         sets = {f"1 x {full}": [{"input_ids": ids, "labels": [-100, *ids[1:]]}]}
     rows = [row for given in sets.values() for row in given * n]
-    rows += list(sets.values())[-1]  # the last step fetches a batch ahead
+    if peer == VARIED:
+        draw, all_rows, rows = random.Random(0), rows_of("dolly", 200, vocabulary), []
+        while len(rows) < n * SIZE:
+            rows += draw.sample(all_rows, len(all_rows))
+        sets = {"dolly": (rows := rows[: n * SIZE])}
+    rows += list(sets.values())[-1][:SIZE]  # the last step fetches a batch ahead
     file = WORK / f"{peer}-rows.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return file, sets
@@ -102,7 +113,9 @@ def steps() -> None:
                 if left() < 6:
                     say(f"{peer} {name}: no time left")
                     break
-                _report(peer, name, [worker.step() for _ in range(n)], examples, peak, ready)
+                taken = [worker.step() for _ in range(n)]
+                report = _report_varied if peer == VARIED else _report
+                report(peer, name, taken, examples, peak, ready)
         except Exception as error:
             say(f"FAILED {peer}:", cause(str(error))[:600])
         finally:
@@ -125,4 +138,27 @@ def _report(
         f"{max(step['peak_mib'] for step in taken) * 2**20 / 1e9:.2f} GB, first step "
         f"{ {k: round(taken[0][k], 4) for k in ('loss', 'grad_norm') if k in taken[0]} } "
         f"(all had started after {ready:.0f} s)"
+    )
+
+
+def _report_varied(
+    peer: str, name: str, taken: list[dict], examples: list, peak: float, ready: float
+) -> None:
+    """Rows of many sizes: the first of a size are launched and captured."""
+    times = [step["wall_s"] for step in taken]
+    work = []
+    for at, _ in enumerate(times):
+        some = examples[at * SIZE : (at + 1) * SIZE]
+        tokens = sum(len(e["input_ids"]) for e in some)
+        work.append((tokens, sum(x >= 0 for e in some for x in e["labels"][1:])))
+    words = []
+    for part in (slice(None), slice(-(len(times) // 3), None)):
+        seconds, tokens = sum(times[part]), sum(n for n, _ in work[part])
+        share = sum(flops(SHAPE, *each) for each in work[part]) / seconds / peak
+        words.append(f"{tokens / seconds:,.0f} tokens/s, {share:.1%} of the bf16 peak")
+    slow = sum(t > 2 * statistics.median(times) for t in times)
+    say(
+        f"{SHAPE} {name} {peer}: {len(times)} steps, {words[0]}; the last third {words[1]}; median "
+        f"{1e3 * statistics.median(times):.0f} ms, {slow} took over twice that; "
+        f"peak {max(step['peak_mib'] for step in taken) * 2**20 / 1e9:.2f} GB"
     )

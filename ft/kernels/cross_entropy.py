@@ -92,7 +92,8 @@ def install(model: Any) -> None:
     Without gradients it also answers ``correct``, as ``supervised_score`` counts. Where the batch brings
     ``supervised_at`` [S], places in the flat batch whose next token is supervised, and these tokens as
     ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
-    ``example_lengths`` or ``example_offsets`` of a packed row.
+    ``example_lengths`` or ``example_offsets`` of a packed row. With ``hidden_only`` the answer is ``hidden``
+    [B, T, D], of which ``loss_at`` makes the loss.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
     their ``forward``. Without labels the model answers as before. A second call changes nothing.
     """
@@ -100,7 +101,6 @@ def install(model: Any) -> None:
 
     if isinstance(model.forward, functools.partial) and model.forward.func.__module__ == __name__:
         return
-    softcap = softcap_of(model.config)
 
     def forward(
         self: Any,
@@ -109,9 +109,10 @@ def install(model: Any) -> None:
         labels: "Tensor | None" = None,
         supervised_at: "Tensor | None" = None,
         targets: "Tensor | None" = None,
+        hidden_only: bool = False,
         **kwargs: Any,
     ) -> Any:
-        if labels is None and targets is None:
+        if labels is None and targets is None and not hidden_only:
             return plain(*args, **kwargs)
         positions = kwargs.get("position_ids")
         if attention.installed(self) and positions is not None:
@@ -124,10 +125,11 @@ def install(model: Any) -> None:
                 kwargs.pop(name, None)
         # every Gemma's causal model is `model` and a head without bias
         hidden = self.model(*args, **kwargs | {"use_cache": False}).last_hidden_state
-        weight = self.get_output_embeddings().weight
+        if hidden_only:
+            return {"hidden": hidden}
         if labels is None:
-            rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
-            return {"loss": cross_entropy(rows, weight, targets, softcap)}  # pyright: ignore[reportArgumentType]
+            return {"loss": loss_at(self, hidden, supervised_at, targets)}  # pyright: ignore[reportArgumentType]
+        weight, softcap = self.get_output_embeddings().weight, softcap_of(self.config)
         if torch.is_grad_enabled():
             return {"loss": supervised_loss(hidden, weight, labels, softcap)}
         total, correct = supervised_score(hidden, weight, labels, softcap)
@@ -138,6 +140,18 @@ def install(model: Any) -> None:
     # by its names transformers' `generate` decides what to give, such as positions of padded prompts
     new.__signature__ = inspect.signature(model.forward)
     model.forward = new
+
+
+def loss_at(
+    model: Any,
+    hidden: "Float[Tensor, 'b t d']",
+    supervised_at: "Int[Tensor, ' s']",
+    targets: "Int[Tensor, ' s']",
+) -> "Float[Tensor, '']":
+    """Summed loss of ``model``'s head at places in the flat batch, against the tokens that follow them."""
+    weight = model.get_output_embeddings().weight
+    rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
+    return cross_entropy(rows, weight, targets, softcap_of(model.config))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIZES = (16, 32, 64, 128, 256)  # of heads; the tiles of wider ones do not fit a GPU's shared memory
+AMPERE = 8  # compute capability; before it Triton's products spill kilobytes of each thread, and varlen_attn is none
 UNBOUNDED = 2**30  # a window wider than any row, whose sum with a place fits 32 bits
 
 
@@ -31,6 +32,8 @@ def agrees(
 
     half = dtype in (torch.bfloat16, torch.float16)
     if device.type != "cuda" or not half or torch.cuda.is_current_stream_capturing():
+        return False
+    if torch.cuda.get_device_capability(device)[0] < AMPERE:
         return False
     generator = torch.Generator(device).manual_seed(0)
     offsets = torch.tensor([0, 70, 75, 135, 135], dtype=torch.int32, device=device)

@@ -1,18 +1,19 @@
-"""The forward and backward of a LoRA layer in the dtype of its base, added into the base's output in place."""
+"""The forward and backward of LoRA layers in the dtype of their base; those that read the same input are one function."""
 
 import functools
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ft.kernels import fused_nf4
+from ft.kernels.lora_copies import cast
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOW = "_low_precision"  # of a parameter: its copy, and the version and address it was made from
-ALIGNED = 64  # numbers; a copy begins where a matrix product likes a matrix to begin
-WHOLE = ("cuda",)  # where base and update are one function, whose sums have another order
+WHOLE = ("cuda",)  # where base and update are one function; on a CPU it is no faster
+TOGETHER = "_together"  # of a layer: what computes it with those that read the same input
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def install(model: Any) -> None:
@@ -20,7 +21,8 @@ def install(model: Any) -> None:
 
     PEFT brings the input of each layer to the adapter's float32 and multiplies there, or, under
     autocast, brings it back again first. With several adapters, DoRA, a bias or merged weights, a layer
-    answers as PEFT wrote it.
+    answers as PEFT wrote it. Queries, keys and values, and a gated MLP's two first layers, are computed
+    at the first one's call: fewer operations, and one gradient of what they read.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -34,66 +36,14 @@ def install(model: Any) -> None:
     for module in model.modules():
         if type(module) in kinds:
             module.forward = types.MethodType(_forward, module)
-
-
-def trained(model: Any) -> "list[Tensor]":
-    """The A and B that train in the layers of ``install``; the search goes through all modules."""
-    return [p for m in model.modules() if "forward" in vars(m) for p in _trained(m)]
-
-
-def refresh(model: Any, found: "list[Tensor] | None" = None) -> int:
-    """Copy the trained A and B into the base's dtype, once for all forward passes until they change.
-
-    Without it each layer and call casts them, two operations of some ten. To be called after every
-    optimizer step; the copies stay where they are in memory, so that a captured CUDA graph reads the
-    new values. A parameter that PyTorch knows to have changed since is cast as before, but its fused
-    optimizers do not tell. ``found`` are the model's ``trained``, where the caller knows them. Returns the
-    number of copies: none in fp32, and none where processes share the parameters.
-    """
-    import torch
-
-    dtype = model.get_input_embeddings().weight.dtype
-    found = trained(model) if found is None else found
-    shared = any(p.dim() != 2 or hasattr(p, "full_tensor") for p in found)
-    if shared or not found or dtype == found[0].dtype:
-        return 0
-    if any(p.device != found[0].device for p in found):
-        return 0
-    held: list[Any] = [getattr(p, LOW, (None,))[0] for p in found]
-    if any(
-        low is None or (low.shape, low.dtype, low.device) != (p.shape, dtype, p.device)
-        for low, p in zip(held, found, strict=True)
-    ):
-        sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in found]
-        parts = torch.empty(sum(sizes), dtype=dtype, device=found[0].device).split(sizes)
-        held = [x[: p.numel()].view(p.shape) for x, p in zip(parts, found, strict=True)]
-    with torch.no_grad():
-        copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-        copy_all(held, found)
-    for low, parameter in zip(held, found, strict=True):
-        setattr(parameter, LOW, (low, parameter._version, parameter.data_ptr()))
-    return len(found)
-
-
-def release(model: Any) -> None:
-    """Forget the copies of ``refresh``: from now on each forward pass casts."""
-    for parameter in model.parameters():
-        vars(parameter).pop(LOW, None)
-
-
-def _trained(module: Any) -> "list[Tensor]":
-    """The A and B of a LoRA layer that train."""
-    parts = [getattr(module, name, None) for name in ("lora_A", "lora_B")]
-    layers = [layer for part in parts if part is not None for layer in part.values()]
-    return [layer.weight for layer in layers if layer.weight.requires_grad]
-
-
-def _cast(parameter: "Tensor", dtype: Any) -> "Tensor":
-    """The parameter in ``dtype``: its copy, where that is of what it is now."""
-    low, *made = getattr(parameter, LOW, (None,))
-    if low is None or low.dtype != dtype or made != [parameter._version, parameter.data_ptr()]:
-        return parameter.to(dtype)
-    return low
+        if getattr(module, "is_kv_shared_layer", False):
+            continue  # its keys are another layer's
+        for names in SIBLINGS:
+            layers = [x for n in names if type(x := getattr(module, n, None)) in kinds]
+            if len(layers) > 1:
+                together = Together(layers)
+                for layer in layers:
+                    setattr(layer, TOGETHER, together)
 
 
 def add_low_rank(result: "Tensor", x: "Tensor", a: "Tensor", b: "Tensor", scale: float) -> "Tensor":
@@ -105,35 +55,73 @@ def add_low_rank(result: "Tensor", x: "Tensor", a: "Tensor", b: "Tensor", scale:
     return _function().apply(result, x, a, b, scale)
 
 
+class Together:
+    """Layers that read the same input: computed at the first one's call, found by the others.
+
+    What they computed is kept until each has been asked for its part with that very input.
+    """
+
+    def __init__(self, layers: "Sequence[Any]") -> None:
+        self.layers = tuple(layers)
+        self.x: Any = None
+        self.results: dict[Any, Tensor] = {}
+
+    def __call__(self, layer: Any, x: "Tensor") -> "Tensor | None":
+        """``layer``'s result; none where they cannot be computed together."""
+        if layer is self.layers[0]:
+            parts = [_part(each, x) for each in self.layers]
+            same = None not in parts and len({part.scale for part in parts if part}) == 1
+            found = _adapted(x, [part for part in parts if part]) if same else ()
+            self.x, self.results = x, dict(zip(self.layers, found, strict=False))
+        result = self.results.pop(layer, None) if x is self.x else None
+        if not self.results:
+            self.x = None
+        return result
+
+
+class Part(NamedTuple):
+    """A layer where base and update can be one function."""
+
+    scale: float
+    a: "Tensor"  # [R, I]
+    b: "Tensor"  # [O, R]
+    weight: "Callable[[], Tensor]"  # gives the frozen weight in the dtype of the input, [O, I]
+    bias: "Tensor | None"
+
+
+def _name(layer: Any) -> str | None:
+    """The adapter of a layer that is plain LoRA with one adapter."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    plain = not layer.disable_adapters and not layer.merged and len(names) == 1
+    if not plain or names[0] in layer.lora_variant or layer.lora_B[names[0]].bias is not None:
+        return None
+    return names[0]
+
+
 def _forward(self: Any, x: "Tensor", *args: Any, **kwargs: Any) -> "Tensor":
-    names = [name for name in self.active_adapters if name in self.lora_A]
-    if (
-        args
-        or kwargs
-        or self.disable_adapters
-        or self.merged
-        or len(names) != 1
-        or names[0] in self.lora_variant
-        or self.lora_B[names[0]].bias is not None
-    ):
+    name = None if args or kwargs else _name(self)
+    if name is None:
         return type(self).forward(self, x, *args, **kwargs)
-    name = names[0]
+    together = getattr(self, TOGETHER, None)
+    if together and (result := together(self, x)) is not None:
+        return result
+    if part := _part(self, x):
+        return _adapted(x, [part])[0]
     dropout, a, b = self.lora_dropout[name], self.lora_A[name].weight, self.lora_B[name].weight
-    if weight := _whole(self.base_layer, x, dropout):
-        bias = self.base_layer.bias
-        return _whole_function().apply(x, a, b, self.scaling[name], weight, bias)
     result = self.base_layer(x)
     if result._is_view():  # of bitsandbytes' own function, which forbids writing into it
         result = result.clone()
     return add_low_rank(result, dropout(x), a, b, self.scaling[name])
 
 
-def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None":
-    """Where base and update can be one function, what gives the frozen weight in the dtype of x, [O, I]."""
+def _part(layer: Any, x: "Tensor") -> Part | None:
+    """A layer as one function of x; none where it cannot be one."""
     import torch
 
-    if x.device.type not in WHOLE or not torch.is_grad_enabled():
+    name, base = _name(layer), layer.base_layer
+    if name is None or x.device.type not in WHOLE or not torch.is_grad_enabled():
         return None
+    dropout = layer.lora_dropout[name]
     if dropout.training and type(dropout) is not torch.nn.Identity:
         return None
     if "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
@@ -144,13 +132,41 @@ def _whole(base: Any, x: "Tensor", dropout: Any) -> "Callable[[], Tensor] | None
     if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
         return None
     if type(base) is torch.nn.Linear:
-        return (lambda: weight) if weight.dtype == x.dtype else None
+        values = (lambda: weight) if weight.dtype == x.dtype else None
+    else:
+        values = _quantized(base, x.dtype)
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return Part(layer.scaling[name], a, b, values, bias) if values else None
+
+
+def _quantized(base: Any, dtype: Any) -> "Callable[[], Tensor] | None":
+    """What gives the values of a 4-bit layer's weight."""
     state = fused_nf4.state_of(base)
-    if not fused_nf4.is_layer(base) or state is None or base.compute_dtype != x.dtype:
+    if not fused_nf4.is_layer(base) or state is None or base.compute_dtype != dtype:
         return None
     if tuple(state.shape) != (base.out_features, base.in_features):
         return None
-    return lambda: fused_nf4.weight(weight.data, state, x.dtype)
+    return lambda: fused_nf4.weight(base.weight.data, state, dtype)
+
+
+def _adapted(x: "Tensor", parts: "Sequence[Part]") -> "tuple[Tensor, ...]":
+    """The results of layers that read x and have one scale."""
+    factors = [factor for part in parts for factor in (part.a, part.b)]
+    frozen = tuple((part.weight, part.bias) for part in parts)
+    return _whole_function().apply(x, parts[0].scale, frozen, *factors)
+
+
+def _stacked(matrices: "Sequence[Tensor]") -> "Tensor":
+    """Matrices [R, I] one below the other: a view where they lie so, as ``refresh`` places its copies."""
+    import torch
+
+    first, end = matrices[0], matrices[0].data_ptr()
+    for matrix in matrices:
+        alike = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not alike or matrix.data_ptr() != end or not matrix.is_contiguous():
+            return torch.cat([*matrices])
+        end += matrix.numel() * matrix.element_size()
+    return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1))
 
 
 def _product(x: "Tensor", y: "Tensor", dtype: Any) -> "Tensor":
@@ -183,7 +199,7 @@ def _function() -> Any:
         @staticmethod
         def forward(ctx, result, x, a, b, scale):  # noqa: ANN001, ANN205
             x, dtype = x.to(result.dtype), result.dtype
-            low_a, low_b = _cast(a, dtype), _cast(b, dtype)
+            low_a, low_b = cast(a, dtype), cast(b, dtype)
             flat = x.reshape(-1, x.shape[-1])
             low = flat @ low_a.T  # [N, R]
             result.view(-1, result.shape[-1]).addmm_(low, low_b.T, alpha=scale)
@@ -211,34 +227,47 @@ def _function() -> Any:
 
 @functools.cache
 def _whole_function() -> Any:
-    """Base and update at once: one gradient of x, and nothing of bitsandbytes' own bookkeeping."""
+    """Base and update of layers at once: one gradient of x, and nothing of bitsandbytes' own bookkeeping."""
     import torch
 
     class Adapted(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, a, b, scale, weight, bias):  # noqa: ANN001, ANN205
-            flat, low_a, low_b = x.reshape(-1, x.shape[-1]), _cast(a, x.dtype), _cast(b, x.dtype)
-            result = torch.nn.functional.linear(x, weight(), bias)
+        def forward(ctx, x, scale, frozen, *factors):  # noqa: ANN001, ANN002, ANN205
+            flat, lows = x.reshape(-1, x.shape[-1]), [cast(f, x.dtype) for f in factors]
+            a, *b = _stacked(lows[::2]), *lows[1::2]
             low = x.new_empty(len(flat), len(a))  # scaled, as the gradient of b takes it
-            low.addmm_(flat, low_a.T, beta=0, alpha=scale)
-            result.view(-1, result.shape[-1]).addmm_(low, low_b.T)
-            ctx.save_for_backward(flat, low, low_a, low_b)
-            ctx.scale, ctx.weight = scale, weight
-            ctx.dtypes, ctx.shape = (a.dtype, b.dtype), x.shape
-            return result
+            low.addmm_(flat, a.T, beta=0, alpha=scale)
+            sizes, results = [len(part) for part in lows[::2]], []
+            for (weight, bias), part, each in zip(frozen, low.split(sizes, 1), b, strict=True):
+                results.append(torch.nn.functional.linear(x, weight(), bias))
+                results[-1].view(-1, len(each)).addmm_(part, each.T)
+            ctx.save_for_backward(flat, low, a, *b)
+            ctx.set_materialize_grads(False)
+            ctx.scale, ctx.frozen, ctx.sizes = scale, frozen, sizes
+            ctx.dtypes, ctx.shape = [f.dtype for f in factors], x.shape
+            return tuple(results)
 
         @staticmethod
-        def backward(ctx, *grads):  # noqa: ANN001, ANN205
-            flat, low, a, b = ctx.saved_tensors
-            rows = grads[0].reshape(-1, grads[0].shape[-1])  # [N, O]
-            through_b = torch.empty_like(low).addmm_(rows, b, beta=0, alpha=ctx.scale)  # [N, R]
-            d_x = d_a = d_b = None
-            if ctx.needs_input_grad[0]:
-                d_x = (rows @ ctx.weight()).addmm_(through_b, a).view(ctx.shape)
-            if ctx.needs_input_grad[1]:
-                d_a = _product(through_b.T, flat, ctx.dtypes[0])
-            if ctx.needs_input_grad[2]:
-                d_b = _product(rows.T, low, ctx.dtypes[1])
-            return d_x, d_a, d_b, None, None, None
+        def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205
+            flat, low, a, *b = ctx.saved_tensors
+            through_b = torch.empty_like(low)  # [N, R]
+            parts = [x.split(ctx.sizes, 1) for x in (low, through_b)]
+            d_x, d_b = None, []
+            for grad, each, of_low, through, (weight, _), dtype in zip(
+                grads, b, *parts, ctx.frozen, ctx.dtypes[1::2], strict=True
+            ):
+                if grad is None:  # nothing reads this layer's result
+                    d_b.append(None)
+                    through.zero_()
+                    continue
+                rows = grad.reshape(-1, grad.shape[-1])  # [N, O]
+                through.addmm_(rows, each, beta=0, alpha=ctx.scale)
+                d_b.append(_product(rows.T, of_low, dtype))
+                if ctx.needs_input_grad[0]:
+                    d_x = rows @ weight() if d_x is None else d_x.addmm_(rows, weight())
+            if d_x is not None:
+                d_x = d_x.addmm_(through_b, a).view(ctx.shape)
+            d_a = _product(through_b.T, flat, ctx.dtypes[0]).split(ctx.sizes)
+            return d_x, None, None, *(d for pair in zip(d_a, d_b, strict=True) for d in pair)
 
     return Adapted

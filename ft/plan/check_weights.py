@@ -181,9 +181,9 @@ def merged(model: Any, examples: Sequence[Example], precision: str) -> Seen:
                 scale = parameter.grad.norm().clamp(min=1e-12)
                 parameter -= 0.1 * parameter.grad / scale
     model.zero_grad(set_to_none=True)
-    from ft.kernels import lora_linear
+    from ft.kernels import lora_copies
 
-    lora_linear.refresh(model)
+    lora_copies.refresh(model)
     ids = [torch.tensor([e["input_ids"]]) for e in examples[:4]]
     before = merge.logits(model, ids)
     try:

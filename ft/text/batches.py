@@ -3,7 +3,7 @@
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ft.text.tokens import IGNORE, Example
 
@@ -69,6 +69,19 @@ def blank(pad: int) -> Example:
 def is_blank(example: Example) -> bool:
     """Whether nothing of the example is supervised."""
     return set(example["labels"]) == {IGNORE}
+
+
+class WithBlank(Sequence[Example]):
+    """Examples, made as they are asked for, and a blank one behind the last."""
+
+    def __init__(self, examples: Sequence[Example], blank: Example) -> None:
+        self.examples, self.blank = examples, blank
+
+    def __len__(self) -> int:
+        return len(self.examples) + 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.examples[index] if index < len(self.examples) else self.blank
 
 
 def row_length(device: str) -> int:

@@ -1,85 +1,33 @@
-"""CUDA graphs of a row's forward and backward: the thousands of launches of a step become one."""
+"""CUDA graphs of a row's forward and backward: the thousands of launches of a step become some thirty.
 
-from collections.abc import Callable, Iterable, Mapping
+The head with its loss runs between the two as it is: it is few kernels, and the number of supervised
+positions would make each size of rows many.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ft.train.row_inputs import HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-MOST = 32  # graphs; each keeps some MB for its launches, all share the memory of activations
-USES = 2  # of a size until it has a graph: rare ones are not worth it, and the first warms up
-LEAST = 64  # tokens, or supervised positions, of the smallest step between sizes
+MOST = 32  # sizes; each keeps some MB for its launches, all share the memory of activations
+EXPECTED = (
+    2e-2  # by which the first row's graphs may differ from the same kernels launched one by one
+)
 
 
-def bucket(n: int, steps: int) -> int:
-    """The next size from ``n`` on, of ``steps`` to each doubling, all multiples of ``LEAST``.
-
-    Rows are at most 1/``steps`` longer so (from 4 · ``LEAST`` on), half of that on average.
-    """
-    step = max(LEAST, (1 << max(n - 1, 1).bit_length() - 1) // steps)
-    return -(-max(n, 1) // step) * step
-
-
-def row_inputs(row: Mapping[str, "Tensor"], examples: int) -> dict[str, Any]:
-    """What a model with our loss takes in place of a packed row's labels, so that it waits for no GPU.
-
-    ``supervised_at`` [S] are places whose next token is supervised, ``targets`` [S] these tokens;
-    ``example_offsets`` [``examples`` + 2, int32] the ends of what is at most ``examples`` examples, the
-    last repeated, and ``example_lengths`` their lengths as numbers.
-    """
+def drops(model: Any) -> bool:
+    """Whether a model draws what it leaves out."""
     import torch
 
-    from ft.text.tokens import IGNORE
-
-    labels = row["labels"][0, 1:]
-    at = (labels != IGNORE).nonzero().squeeze(1)
-    starts = (row["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
-    ends = [*starts[1:], row["input_ids"].shape[1]]
-    offsets = [0, *ends, *[ends[-1]] * (examples + 1 - len(ends))]
-    return {
-        "input_ids": row["input_ids"],
-        "position_ids": row["position_ids"],
-        "supervised_at": at,
-        "targets": labels[at],
-        "example_offsets": torch.tensor(offsets, dtype=torch.int32),
-        "example_lengths": tuple(e - s for s, e in zip(starts, ends, strict=True)),
-    }
-
-
-def padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``row_inputs`` made, at the size of a graph.
-
-    What is added to its tokens is one more example, of its first token alone, of which nothing is
-    supervised; what is added to the supervised positions is the first one, without a target.
-    """
-    import torch
-    from torch.nn.functional import pad as fill
-
-    from ft.text.tokens import IGNORE
-
-    ids, at = inputs["input_ids"], inputs["supervised_at"]
-    more = bucket(ids.shape[1], 4) - ids.shape[1]
-    rest = bucket(len(at), 2) - len(at)
-    positions, offsets = fill(inputs["position_ids"], (0, more)), inputs["example_offsets"].clone()
-    if more:
-        positions[0, -more:] = torch.arange(more)
-        last = len(inputs["example_lengths"])
-        offsets[last + 1 :] = positions.shape[1]
-    return {
-        "input_ids": fill(ids, (0, more), value=int(ids[0, 0])),
-        "position_ids": positions,
-        "supervised_at": fill(at, (0, rest)),
-        "targets": fill(inputs["targets"], (0, rest), value=IGNORE),
-        "example_offsets": offsets,
-        "example_lengths": (*inputs["example_lengths"], *[more] * bool(more)),
-    }
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
 def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -> str:
     """Why rows of this training cannot be graphs; nothing where they can, as far as can be known."""
-    import torch
-
     from ft.kernels import attention
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -93,10 +41,26 @@ def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -
         return "its attention waits for the lengths of examples"
     if attention.asked(inner) == "sdpa":
         return "sdpa takes the examples one by one"
-    drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-    if checkpointing and drops:
+    if checkpointing and drops(model):
         return "recomputed dropout needs the generator's state, which a graph does not show"
     return ""
+
+
+def accumulate(out: "Tensor", slope: "Tensor", parameters: "Sequence[Parameter]") -> None:
+    """Add to the gradients of ``parameters`` what ``slope``, the gradient of ``out``, makes of them.
+
+    All at once, where a backward pass adds each alone. Until then they are held twice, which an adapter's
+    may be.
+    """
+    import torch
+
+    found = torch.autograd.grad(out, parameters, slope, allow_unused=True)
+    reached = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    for parameter, gradient in reached:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(gradient)
+    add: Any = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
+    add([p.grad for p, _ in reached], [g for _, g in reached])
 
 
 def fits(free: int, most: int) -> bool:
@@ -136,52 +100,124 @@ class CudaGraph:
         return f"{free / 2**30:.1f} GiB are free, and rows take {most / 2**30:.1f} with and without"
 
 
-class Graphs:
-    """Runs rows, those of a size that came before as a graph.
+class Row:
+    """The two graphs of rows of a size, and what they and the head between them hand to one another."""
 
-    ``run`` takes a row's inputs, adds to the gradients of ``parameters`` and to tensors of its own,
-    and returns nothing. Gradients stay in the same tensors from step to step, as a graph knows them
-    by their place. A capture that fails is not tried again: rows run as without graphs.
+    def __init__(self, inputs: Mapping[str, "Tensor"], make: Callable[[], Any]) -> None:
+        self.inputs = {name: x.clone() for name, x in inputs.items()}
+        self.forward, self.backward = make(), make()
+        self.out: Any = (
+            None  # [1, T, D] in the forward's place, with its way back until that is gone
+        )
+        self.hidden: Any = None  # the same without
+        self.slope: Any = None  # the gradient of it
+
+
+class Graphs:
+    """Runs rows, those of a size as two graphs with the head between them.
+
+    ``body`` makes hidden states [1, T, D] of a row's inputs but ``HEAD``; ``head`` takes them as a leaf
+    and all of the inputs, goes backward from the loss, and adds to tensors of its own. Gradients of
+    ``parameters`` stay in the same tensors from step to step, as a graph knows them by their place;
+    ``together``: they are added all at once. A row larger than all before it runs without a graph, which
+    shows what it takes and compiles what it needs; so does the first one of a size where that did not do.
+    The first graphs are compared with the same row launched, but where it draws (``drops``). Where they
+    differ, or a size's capture fails twice, all rows run as without graphs.
     """
 
     def __init__(
         self,
-        run: Callable[[Mapping[str, Any]], None],
+        body: Callable[[Mapping[str, Any]], "Tensor"],
+        head: Callable[["Tensor", Mapping[str, Any]], None],
         parameters: Iterable["Parameter"],
         say: Callable[[str], None],
         *,
+        together: bool = True,
+        drops: bool = False,
         make: Any = CudaGraph,
         most: int = MOST,
     ) -> None:
-        self.run, self.say, self.make, self.most = run, say, make, most
+        self.body, self.head, self.say, self.make, self.most = body, head, say, make, most
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.together, self.drops = together, drops
         self.gradients: dict[Parameter, Tensor] = {}
-        self.uses: dict[tuple[int, ...], int] = {}
-        self.graphs: dict[tuple[int, ...], tuple[dict[str, Tensor], Any]] = {}
-        self.off = self.full = False
+        self.rows: dict[tuple[int, ...], Row] = {}
+        self.seen: set[tuple[int, ...]] = set()
+        self.largest = 0  # tokens of a row that ran
+        self.off = self.full = self.wary = self.proven = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
         """Forward and backward of one row."""
         self._place_gradients()
-        tensors = {name: x for name, x in inputs.items() if hasattr(x, "shape")}
+        given = {name: x for name, x in inputs.items() if name not in HEAD}
+        tensors = {name: x for name, x in given.items() if hasattr(x, "shape")}
         key = tuple(n for x in tensors.values() for n in x.shape)
-        self.uses[key] = self.uses.get(key, 0) + 1
-        if key not in self.graphs and not self._capture(key, tensors):
-            return self._eagerly(inputs)
-        held, graph = self.graphs[key]
+        if key not in self.rows and not self._capture(key, tensors):
+            return self._eagerly(given, inputs)
+        row = self.rows[key]
         for name, x in tensors.items():
-            held[name].copy_(x, non_blocking=True)
-        return graph.replay()
+            row.inputs[name].copy_(x, non_blocking=True)
+        if not self.proven and not self.drops:
+            return self._prove(row, given, inputs)
+        row.forward.replay()
+        row.slope.copy_(self._slope(row.hidden, inputs))
+        return row.backward.replay()
 
     def release(self) -> None:
         """Give back the memory of all graphs; rows that come again get new ones."""
-        self.graphs.clear()
-        self.uses.clear()
+        self.rows.clear()
+        self.seen.clear()
+        self.largest = 0
 
-    def _eagerly(self, inputs: Mapping[str, Any]) -> None:
-        self.run(inputs)
+    def _slope(self, hidden: "Tensor", inputs: Mapping[str, Any]) -> "Tensor":
+        """The gradient of hidden states, of the loss that the head makes of them."""
+        leaf = hidden.detach().requires_grad_()
+        self.head(leaf, inputs)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def _back(self, out: "Tensor", slope: "Tensor") -> None:
+        if self.together:
+            accumulate(out, slope, self.parameters)
+        else:
+            out.backward(slope)
+
+    def _eagerly(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        out = self.body(given)
+        self._back(out, self._slope(out, inputs))
         if not self.gradients:  # those that a row gives; others have none, as without graphs
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
+
+    def _prove(self, row: Row, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
+
+        Of all parameters' gradients, which would not fit three times, none are compared.
+        """
+        import torch
+
+        gradients = [*self.gradients.values()] if self.together else []
+        before, out = [g.clone() for g in gradients], self.body(given)
+        slope = self._slope(out, inputs)
+        self._back(out, slope)
+        after = [g.clone() for g in gradients]
+        row.forward.replay()
+        off = {"hidden states": _off([row.hidden], [out.detach()])}
+        if gradients:
+            copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+            copy_all(gradients, before)
+            row.slope.copy_(slope)
+            row.backward.replay()
+            off["gradients"] = _off(gradients, after)
+            copy_all(gradients, after)
+        self.proven = True
+        if wrong := [f"{name} are {x:.1%} off" for name, x in off.items() if not x <= EXPECTED]:
+            self._leave(f"the first one's {' and its '.join(wrong)}")
+
+    def _leave(self, why: str) -> None:
+        """Run all rows that come without a graph."""
+        self.off = True
+        self.rows.clear()
+        self.say(f"CUDA graphs: off, as {why}")
 
     def _place_gradients(self) -> None:
         """Begin a step, whose gradients were thrown away, with zeros in the same tensors."""
@@ -193,26 +229,53 @@ class Graphs:
             for parameter, gradient in self.gradients.items():
                 parameter.grad = gradient
 
+    def _first(self, key: tuple[int, ...], tokens: int) -> bool:
+        """Whether a row is to run without a graph before its size is captured."""
+        known = key in self.seen or (tokens <= self.largest and not self.wary)
+        self.seen.add(key)
+        self.largest = max(self.largest, tokens)
+        return not known or not self.gradients
+
     def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        if self.off or self.full or self.uses[key] < USES or not self.gradients:
+        again = key in self.seen
+        if self.off or self.full or self._first(key, tensors["input_ids"].numel()):
             return False
-        if len(self.graphs) == self.most:
+        if len(self.rows) == self.most:
             self.full = True
             self.say(f"CUDA graphs: {self.most} sizes of rows have one, others run without")
             return False
         if why := self.make.lack():
             self.full = True
-            self.say(f"CUDA graphs: {len(self.graphs)} sizes have one, others run without: {why}")
+            self.say(f"CUDA graphs: {len(self.rows)} sizes have one, others run without: {why}")
             return False
-        held, graph = {name: x.clone() for name, x in tensors.items()}, self.make()
-        beside = next((other for _, other in self.graphs.values()), None)
+        row = Row(tensors, self.make)
+        beside = next((other.forward for other in self.rows.values()), None)
         try:
-            graph.capture(lambda: self.run(held), beside)
+            row.forward.capture(lambda: self._forward(row), beside)
+            row.backward.capture(lambda: self._backward(row), beside or row.forward)
         except Exception as error:  # whatever it is: the same row can run without a graph
-            self.off = True
-            self.graphs.clear()
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self.say(f"CUDA graphs: off, as a row could not be captured ({why})")
+            self.wary = True
+            if again:
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                self._leave(f"a row could not be captured ({why})")
             return False
-        self.graphs[key] = (held, graph)
+        self.rows[key] = row
         return True
+
+    def _forward(self, row: Row) -> None:
+        import torch
+
+        row.out = self.body(row.inputs)
+        row.hidden, row.slope = row.out.detach(), torch.empty_like(row.out)
+
+    def _backward(self, row: Row) -> None:
+        out, row.out = row.out, None
+        self._back(out, row.slope)
+
+
+def _off(found: "Sequence[Tensor]", wanted: "Sequence[Tensor]") -> float:
+    """How far tensors are from others, relative to these."""
+    from torch.nn.utils import get_total_norm
+
+    away = get_total_norm([a - b for a, b in zip(found, wanted, strict=True)])
+    return float(away) / max(float(get_total_norm(wanted)), 1e-30)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers.trainer_callback import TrainerCallback
 
 from ft import machine
-from ft.kernels import lora_linear
+from ft.kernels import lora_copies
 from ft.machine import is_main, say
 from ft.models import parameters
 from ft.runs import checkpoints
@@ -56,7 +56,7 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.dtype = torch.bfloat16 if args.bf16 else torch.float32
-        self.adapter = lora_linear.trained(self.trainer.model)  # as it is sharded by now
+        self.adapter = lora_copies.trained(self.trainer.model)  # as it is sharded by now
         self.run.rewind(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
         self.bar = tqdm(
@@ -82,7 +82,7 @@ class Journal(TrainerCallback):
         self.trainer.order.epoch = int(state.epoch or 0)
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        lora_linear.refresh(self.trainer.model, self.adapter)  # in the base's precision
+        lora_copies.refresh(self.trainer.model, self.adapter)  # in the base's precision
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._count()

@@ -224,7 +224,7 @@ def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False
     return {
         name: recompute,
         # to ask a GPU for its generator's state takes time, and is forbidden in a graph
-        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": _drops(model)},
+        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": graphs.drops(model)},
         "bf16": half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
         "remove_unused_columns": False,
         "logging_strategy": "steps",
@@ -250,13 +250,6 @@ def _half(model: Any) -> bool:
     import torch
 
     return model.get_input_embeddings().weight.dtype == torch.bfloat16
-
-
-def _drops(model: Any) -> bool:
-    """Whether something in a model draws while it trains."""
-    import torch
-
-    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
 def deadline(seconds: float) -> Any:

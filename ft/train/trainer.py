@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +17,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft import machine
 from ft.errors import UserError
-from ft.kernels import cross_entropy, lora_linear
+from ft.kernels import cross_entropy, lora_copies
 from ft.machine import say
-from ft.text.batches import Order, blank, is_blank, layout
+from ft.models import parameters
+from ft.text.batches import Order, WithBlank, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
-from ft.train import first_batch, graphs, optim
+from ft.train import first_batch, graphs, optim, row_inputs
 from ft.train.staged import Staged
-
-
-class WithBlank(Sequence[Example]):
-    """Examples, made as they are asked for, and a blank one behind the last."""
-
-    def __init__(self, examples: Sequence[Example], blank: Example) -> None:
-        self.examples, self.blank = examples, blank
-
-    def __len__(self) -> int:
-        return len(self.examples) + 1
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.examples[index] if index < len(self.examples) else self.blank
-
-
-@contextlib.contextmanager
-def listed(model: Any) -> Iterator[None]:
-    """While this lasts, parameters come from a list: each step asks for them three times.
-
-    A Gemma with an adapter has thousands of modules, and to walk through them takes longer than to start
-    a step that is a CUDA graph.
-    """
-    parameters = tuple(model.parameters())
-    model.parameters = lambda recurse=True: iter(parameters)
-    try:
-        yield
-    finally:
-        del model.parameters
 
 
 class Trainer(Staged, SFTTrainer):
@@ -113,7 +86,7 @@ class Trainer(Staged, SFTTrainer):
             self._use_graphs(make_graph)
 
     def _use_graphs(self, make: Any) -> None:
-        """Run rows as CUDA graphs from the second of their size on, where that is possible."""
+        """Run rows as CUDA graphs, where that is possible."""
         checkpointing = bool(getattr(self.model, "is_gradient_checkpointing", False)) or any(
             getattr(self.args, name, False) is True
             for name in ("activation_checkpointing", "gradient_checkpointing")
@@ -128,11 +101,19 @@ class Trainer(Staged, SFTTrainer):
             say(f"CUDA graphs: off, as {why}")
             return
         say(
-            "CUDA graphs: each row is filled up to one of few sizes, and the second row of a size is "
-            "captured, as launching the kernels one by one takes longer than they do"
+            "CUDA graphs: each row is filled up to one of few sizes, whose forward and backward are captured, "
+            "as launching the kernels one by one takes longer than they do"
         )
         model: Any = self.model
-        self.graphs = graphs.Graphs(self._run, model.parameters(), say, make=make)
+        self.graphs = graphs.Graphs(
+            self._body,
+            self._head,
+            model.parameters(),
+            say,
+            together=hasattr(model, "peft_config"),
+            drops=graphs.drops(model),
+            make=make,
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what comes after has the memory of the graphs and of the gradients."""
@@ -176,8 +157,8 @@ class Trainer(Staged, SFTTrainer):
         }
         inputs: dict[str, Any] = row
         if self.packing and self.batch is None:
-            inputs = graphs.row_inputs(row, self.args.per_device_train_batch_size)
-            inputs = graphs.padded(inputs) if self.graphs else inputs
+            inputs = row_inputs.of(row, self.args.per_device_train_batch_size)
+            inputs = row_inputs.padded(inputs) if self.graphs else inputs
         return counts | {"inputs": inputs}
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +173,7 @@ class Trainer(Staged, SFTTrainer):
             self.control.should_training_stop = True
             return
         model.train()
-        with contextlib.nullcontext() if self.is_fsdp_enabled else listed(model):
+        with contextlib.nullcontext() if self.is_fsdp_enabled else parameters.listed(model):
             super()._run_epoch(model, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
@@ -253,6 +234,22 @@ class Trainer(Staged, SFTTrainer):
             given = {name: x for name, x in inputs.items() if name != "share"}
             model: Any = self.model_wrapped
             part = model(**given)["loss"] * inputs["share"]
+        self.accelerator.backward(part)
+        self.step_loss += part.detach()
+
+    def _body(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Hidden states of one row."""
+        with self.compute_loss_context_manager():
+            model: Any = self.model_wrapped
+            return model(**inputs, hidden_only=True)["hidden"]
+
+    def _head(self, hidden: torch.Tensor, inputs: Mapping[str, Any]) -> None:
+        """Loss of one row's hidden states, and backward to them."""
+        model: Any = self.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
+        with self.compute_loss_context_manager():
+            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
         self.accelerator.backward(part)
         self.step_loss += part.detach()
 
@@ -327,4 +324,4 @@ class Trainer(Staged, SFTTrainer):
         place = Path(str(self.args.output_dir)) / f"checkpoint-{self.best_step}"
         wrapped: Any = self.model_wrapped if self.is_fsdp_enabled else self.model
         self._load_from_checkpoint(str(place), wrapped)
-        lora_linear.refresh(self.model)
+        lora_copies.refresh(self.model)

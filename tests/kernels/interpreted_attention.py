@@ -12,7 +12,7 @@ from support import tiny
 
 from ft.kernels import attention, cross_entropy, flash, tiled
 from ft.text import batches
-from ft.train import graphs
+from ft.train import row_inputs
 
 TILES = flash.tiles
 LAYERS = ["sliding_attention", "full_attention"]
@@ -118,7 +118,7 @@ def a_capped_model():
     rows = [
         {"input_ids": [2, *range(6, 6 + n)], "labels": [-100, *range(6, 6 + n)]} for n in (9, 3)
     ]
-    given = graphs.row_inputs(batches.packed_row(rows), 8)
+    given = row_inputs.of(batches.packed_row(rows), 8)
     found = []
     for left_out, works in (("", False), ("example_lengths", True), ("example_offsets", True)):
         model.zero_grad()

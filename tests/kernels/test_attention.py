@@ -7,7 +7,7 @@ from support import tiny
 from ft.kernels import attention, cross_entropy, flash, fused, tiled
 from ft.kernels import cache as caches
 from ft.text import batches, tokens
-from ft.train import graphs
+from ft.train import graphs, row_inputs
 
 KINDS = [k for k in tiny.KINDS if k != "gemma2"]
 
@@ -94,7 +94,7 @@ def test_capped_scores_in_tiles_have_the_loss_and_gradients_of_eager_ones(
     monkeypatch.setattr(tiled, "QUERIES", queries)
     model = tiny.build("gemma2")
     cross_entropy.install(model)
-    given = graphs.row_inputs(batches.packed_row(ROW), 8)
+    given = row_inputs.of(batches.packed_row(ROW), 8)
     given.pop("example_lengths" if not known else "example_offsets")
     found = []
     for pieces in (False, True):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from support import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ft.kernels import lora_linear
+from ft.kernels import lora_copies, lora_linear
 
 
 def adapted(**options):
@@ -53,6 +53,87 @@ def test_outputs_and_gradients_are_those_of_peft(options):
     (expected, expected_grad), (found, found_grad) = (step(m.train()) for m in adapted(**options))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found_grad, expected_grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 4}},
+        {"alpha_pattern": {"up_proj": 16}},
+    ],
+    ids=["plain", "ranks", "scales"],
+)
+def test_layers_that_read_the_same_are_those_of_peft_together(options, monkeypatch):
+    """Queries, keys and values of one rank or several; gate and up only where they have one scale."""
+    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    calls, plain_function = [], lora_linear._whole_function()
+
+    class Seen:
+        @staticmethod
+        def apply(x, scale, frozen, *factors):
+            calls.append(len(frozen))
+            return plain_function.apply(x, scale, frozen, *factors)
+
+    monkeypatch.setattr(lora_linear, "_whole_function", lambda: Seen)
+    plain, ours = adapted(**options)
+    other = copy.deepcopy(ours)
+    (expected, expected_grad), (found, found_grad) = step(plain.train()), step(ours.train())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found_grad, expected_grad, atol=1e-6, rtol=1e-4)
+    pattern = [3, 1, 1, 1, 1] if "up_proj" in str(options) else [3, 1, 2, 1]
+    assert calls == pattern * (len(calls) // len(pattern))
+    torch.testing.assert_close(step(other.train())[1], expected_grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_result_that_nothing_reads_has_no_part_in_the_gradient(monkeypatch):
+    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    torch.manual_seed(0)
+
+    class Pair(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj = torch.nn.Linear(6, 8), torch.nn.Linear(6, 8)
+
+        def forward(self, x):
+            return self.gate_proj(x), self.up_proj(x)
+
+    model = get_peft_model(Pair(), LoraConfig(r=2, target_modules=["gate_proj", "up_proj"]))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    apart = copy.deepcopy(model)
+    lora_linear.install(model)
+    x = torch.randn(3, 6)
+    for read in (0, 1):
+        slopes = []
+        for one in (apart, model):
+            leaf = x.clone().requires_grad_()
+            leaves = [leaf, *(p for p in one.parameters() if p.requires_grad)]
+            out = one(leaf)[read].square().sum()
+            found = torch.autograd.grad(out, leaves, allow_unused=True)
+            slopes.append(
+                [
+                    torch.zeros_like(p) if g is None else g
+                    for p, g in zip(leaves, found, strict=True)
+                ]
+            )
+        for ours, theirs in zip(*slopes, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_of_layers_that_read_the_same_lie_in_one_matrix():
+    """So that their A are one factor of a product, and no copy is made for it."""
+    model = half_precision()
+    lora_copies.refresh(model)
+    for layer in model.modules():
+        if together := vars(layer).get(lora_linear.TOGETHER):
+            lows = [
+                lora_copies.cast(each.lora_A["default"].weight, torch.bfloat16)
+                for each in together.layers
+            ]
+            stacked = lora_linear._stacked(lows)
+            assert stacked.data_ptr() == lows[0].data_ptr()
+            assert torch.equal(stacked, torch.cat(lows))
 
 
 def test_bf16_is_no_farther_from_fp32_than_peft_under_autocast():
@@ -137,30 +218,30 @@ def test_with_copies_no_forward_casts_and_all_numbers_are_the_same_bits():
         return torch.cat([g.flatten() for g in found])
 
     before, plain = counted(model, ids), gradients()
-    assert lora_linear.refresh(model) == 2 * layers
+    assert lora_copies.refresh(model) == 2 * layers
     after, found = counted(model, ids), gradients()
     assert torch.equal(found, plain)
     assert before["_to_copy"] - after["_to_copy"] == 2 * layers
     assert sum(after.values()) <= sum(before.values()) - 2 * layers
-    lora_linear.release(model)
+    lora_copies.release(model)
     assert counted(model, ids)["_to_copy"] == before["_to_copy"]
 
 
 def test_copies_follow_the_parameters_and_stay_where_they_are():
     model, ids = half_precision(), torch.arange(3, 15)[None]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    lora_linear.refresh(model)
+    lora_copies.refresh(model)
     first = next(p for p in model.parameters() if p.requires_grad)
-    place = getattr(first, lora_linear.LOW)[0].data_ptr()
+    place = getattr(first, lora_copies.LOW)[0].data_ptr()
     for _ in range(2):
         counted(model, ids)
         optimizer.step()
-        lora_linear.refresh(model)
+        lora_copies.refresh(model)
         with torch.no_grad():
             found = model(input_ids=ids).logits
-            lora_linear.release(other := copy.deepcopy(model))
+            lora_copies.release(other := copy.deepcopy(model))
             assert torch.equal(other(input_ids=ids).logits, found)
-    assert getattr(first, lora_linear.LOW)[0].data_ptr() == place
+    assert getattr(first, lora_copies.LOW)[0].data_ptr() == place
     state = {
         name: torch.zeros_like(x) for name, x in model.state_dict().items() if "lora_B" in name
     }
@@ -173,7 +254,7 @@ def test_copies_follow_the_parameters_and_stay_where_they_are():
 
 def test_fp32_needs_no_copies():
     _, ours = adapted()
-    assert lora_linear.refresh(ours) == 0
+    assert lora_copies.refresh(ours) == 0
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["linear", "4-bit"])
@@ -221,7 +302,7 @@ def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
     factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     for parameter in factors:  # what refresh makes
         low = (parameter.detach().bfloat16(), parameter._version, parameter.data_ptr())
-        setattr(parameter, lora_linear.LOW, low)
+        setattr(parameter, lora_copies.LOW, low)
     x = torch.randn(1, 3, 6, dtype=torch.bfloat16, requires_grad=True)
     names = collections.Counter()
 
@@ -236,6 +317,7 @@ def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
     assert names["mm"] + names["addmm_"] == 8
     assert names["_to_copy"] == 2
     without_work = {"view", "_unsafe_view", "t", "permute", "new_empty", "empty_like", "detach"}
+    without_work |= {"as_strided", "split_with_sizes"}
     assert names.keys() <= {"mm", "addmm_", "_to_copy"} | without_work
 
 

@@ -1,5 +1,6 @@
 """Rows as graphs: the numbers of plain rows, whatever their size, in whatever order, on a stand-in for a GPU."""
 
+import random
 import sys
 from collections.abc import Callable
 
@@ -9,12 +10,12 @@ from support import tiny, toy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft.errors import UserError
-from ft.kernels import attention, fused, fused_head, fused_layers, lora_linear
+from ft.kernels import attention, fused, fused_head, fused_layers, lora_copies, lora_linear
 from ft.kernels import cross_entropy as loss
 from ft.models import lora
 from ft.runs import folder as run
-from ft.text import batches, tokens
-from ft.train import graphs, optim
+from ft.text import batches
+from ft.train import graphs, optim, row_inputs
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
 
@@ -57,9 +58,14 @@ def _fresh(monkeypatch):
 
 
 def inputs(examples: list, filled: bool = True) -> dict:
-    found = graphs.row_inputs(batches.packed_row(examples), 8)
-    found = graphs.padded(found) if filled else found
+    found = row_inputs.of(batches.packed_row(examples), 8)
+    found = row_inputs.padded(found) if filled else found
     return found | {"share": torch.tensor(1 / 50)}
+
+
+def replays() -> list[int]:
+    """Of the forward and the backward of each size."""
+    return [g.replays for g in Replayed.made]
 
 
 class Side:
@@ -77,14 +83,22 @@ class Side:
         self.loss, self.lines = torch.zeros(()), []
         self.run = self.row
         if make:
-            self.run = graphs.Graphs(
-                self.row, self.model.parameters(), self.lines.append, make=make, **options
-            )
+            given = self.body, self.head, self.model.parameters(), self.lines.append
+            self.run = graphs.Graphs(*given, make=make, **options)
 
     def row(self, given) -> None:
         given = dict(given)
         share = given.pop("share")
         part = self.model(**given)["loss"] * share
+        part.backward()
+        self.loss += part.detach()
+
+    def body(self, given) -> torch.Tensor:
+        return self.model(**given, hidden_only=True)["hidden"]
+
+    def head(self, hidden, given) -> None:
+        at, targets, share = (given[name] for name in row_inputs.HEAD)
+        part = loss.loss_at(self.model.get_base_model(), hidden, at, targets) * share
         part.backward()
         self.loss += part.detach()
 
@@ -94,31 +108,55 @@ class Side:
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 571, 640, 641, 1025, 5000])
-@pytest.mark.parametrize("steps", [2, 4])
+@pytest.mark.parametrize("steps", [4, 8])
 def test_a_size_is_the_next_of_few(n, steps):
-    size = graphs.bucket(n, steps)
-    assert n <= size <= max(graphs.LEAST * -(-n // graphs.LEAST), n * (1 + 1 / steps))
-    assert size % graphs.LEAST == 0
-    assert graphs.bucket(size, steps) == size
+    size = row_inputs.bucket(n, steps)
+    least = row_inputs.LEAST
+    assert n <= size <= max(least * -(-n // least), n * (1 + 1 / steps))
+    assert size % least == 0
+    assert row_inputs.bucket(size, steps) == size
 
 
 def test_a_data_set_has_few_sizes():
-    sizes = {graphs.bucket(n, 4) for n in range(200, 2049)}
-    assert len(sizes) <= 16
-    more = [graphs.bucket(n, 4) / n for n in range(200, 2049)]
-    assert sum(more) / len(more) < 1.12
+    sizes = {row_inputs.bucket(n) for n in range(200, 2049)}
+    assert len(sizes) <= 24
+    more = [row_inputs.bucket(n) / n for n in range(200, 2049)]
+    assert sum(more) / len(more) < 1.06
+
+
+def test_few_rows_of_many_lengths_run_without_a_graph():
+    """300 steps of eight examples as Dolly's: of 160 tokens on average, the logarithm's deviation 0.85."""
+    weight, draw, launched = torch.nn.Parameter(torch.ones(1)), random.Random(0), []
+
+    def body(given):
+        launched.append(given["input_ids"].numel())
+        return weight * given["input_ids"][..., None].float()
+
+    run = graphs.Graphs(
+        body,
+        lambda hidden, given: hidden.sum().backward(),
+        [weight],
+        launched.append,
+        make=Replayed,
+    )
+    for _ in range(300):
+        n = sum(min(1024, int(draw.lognormvariate(4.74, 0.84))) for _ in range(8))
+        run({"input_ids": torch.ones(1, row_inputs.bucket(n))})
+    replayed = sum(replays()[::2])
+    assert replayed >= 290
+    assert len(launched) - replayed <= 10  # one of them to prove the first graph
+    assert len(run.rows) <= 24
 
 
 def test_filling_up_adds_an_example_without_a_target():
     rows = toy.examples(3)
     plain, filled = inputs(rows, False), inputs(rows)
-    n, s = plain["input_ids"].shape[1], len(plain["targets"])
-    assert filled["input_ids"].shape[1] == graphs.bucket(n, 4)
-    assert len(filled["targets"]) == len(filled["supervised_at"]) == graphs.bucket(s, 2)
+    n = plain["input_ids"].shape[1]
+    assert filled["input_ids"].shape[1] == row_inputs.bucket(n)
     for name in ("input_ids", "position_ids"):
         assert torch.equal(filled[name][:, :n], plain[name])
-    assert torch.equal(filled["targets"][:s], plain["targets"])
-    assert (filled["targets"][s:] == tokens.IGNORE).all()
+    for name in ("supervised_at", "targets"):
+        assert torch.equal(filled[name], plain[name])
     assert filled["position_ids"][0, n:].tolist() == list(range(filled["input_ids"].shape[1] - n))
     assert sum(filled["example_lengths"]) == filled["input_ids"].shape[1]
     ends = torch.tensor([0, *filled["example_lengths"]]).cumsum(0)
@@ -160,26 +198,54 @@ def test_a_packed_row_waits_for_nothing():
         assert waits.found == [], kind
 
 
-def test_a_rare_size_has_no_graph_and_there_is_a_bound():
+def test_only_rows_larger_than_all_before_run_without_a_graph_first():
+    side = Side("gemma", Replayed)
+    short, long = toy.examples(1, seed=3), toy.examples(8, seed=4)
+    for examples in (long, short, short, long, long):
+        side.run(inputs(examples))
+    assert replays() == [2, 2, 2, 2]  # long had been launched once, short never
+
+
+def test_the_number_of_supervised_tokens_makes_no_other_size():
+    side, plain = Side("gemma", Replayed), Side("gemma")
+    for kept in (3, 5, 9, 2):
+        examples = toy.examples(2, seed=3)
+        examples[0]["labels"] = [-100, *examples[0]["input_ids"][1:]][:kept] + [-100] * (
+            len(examples[0]["input_ids"]) - kept
+        )
+        side.run(inputs(examples))
+        plain.run(inputs(examples, False))
+    assert replays() == [3, 3]
+    assert torch.isclose(side.loss, plain.loss)
+
+
+def test_sizes_have_a_bound():
     side = Side("gemma", Replayed, most=1)
     short, long = toy.examples(1, seed=3), toy.examples(8, seed=4)
-    for examples in (short, long, long, long, short, short):
+    for examples in (long, long, short, short):
         side.run(inputs(examples))
-    assert [g.replays for g in Replayed.made] == [2]
+    assert replays() == [1, 1]
     assert side.lines == ["CUDA graphs: 1 sizes of rows have one, others run without"]
 
 
-@pytest.mark.parametrize("fault", ["capture", "lack"])
-def test_without_a_graph_the_run_goes_on_and_says_why(fault):
-    class Faulty(Replayed):
-        def capture(self, work, beside=None) -> None:
-            raise RuntimeError("operation not permitted when stream is capturing")
+class Faulty(Replayed):
+    times = 99
 
+    def capture(self, work, beside=None) -> None:
+        if type(self).times > 0:
+            type(self).times -= 1
+            raise RuntimeError("operation not permitted when stream is capturing")
+        super().capture(work, beside)
+
+
+@pytest.mark.parametrize("fault", ["capture", "lack"])
+def test_without_a_graph_the_run_goes_on_and_says_why(fault, monkeypatch):
     class Full(Replayed):
         @staticmethod
         def lack() -> str:
             return "0.1 GiB are free"
 
+    monkeypatch.setattr(Faulty, "times", 99)
     plain, side = Side("gemma"), Side("gemma", {"capture": Faulty, "lack": Full}[fault])
     for seed in range(4):
         for one in (plain, side):
@@ -190,16 +256,63 @@ def test_without_a_graph_the_run_goes_on_and_says_why(fault):
     assert Replayed.made == []
 
 
+def test_a_size_that_was_captured_too_early_is_captured_once_more(monkeypatch):
+    """What a size's first row would have compiled is missing: it runs, and so does the first of later sizes."""
+    monkeypatch.setattr(Faulty, "times", 0)
+    plain, side = Side("gemma"), Side("gemma", Faulty)
+    sizes = [toy.examples(n, seed=n) for n in (8, 1, 4)]
+    for at, examples in enumerate(rows for rows in sizes for _ in range(3)):
+        if at == 3:
+            Faulty.times, Replayed.made = 1, []
+        for one in (plain, side):
+            one.run(inputs(examples))
+    assert torch.isclose(plain.loss, side.loss)
+    assert side.lines == []
+    assert replays() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("wrong", ["hidden states", "gradients"])
+def test_graphs_that_answer_otherwise_are_left_and_nothing_of_theirs_stays(wrong):
+    class Wrong(Replayed):
+        def replay(self) -> None:
+            super().replay()
+            if len(Replayed.made) > 1 and self is Replayed.made[wrong == "gradients"]:
+                row = next(iter(side.run.rows.values()))
+                gradients = list(side.run.gradients.values())
+                torch._foreach_mul_(gradients if wrong == "gradients" else [row.hidden], 1.1)
+
+    plain, side = Side("gemma"), Side("gemma", Wrong)
+    for seed in range(4):
+        for one in (plain, side):
+            one.run(inputs(toy.examples(2, seed=seed)))
+    assert torch.isclose(plain.loss, side.loss)
+    for name, gradient in plain.gradients().items():
+        torch.testing.assert_close(side.gradients()[name], gradient, rtol=1e-4, atol=1e-7)
+    assert len(side.lines) == 1
+    assert f"{wrong} are" in side.lines[0]
+
+
+def test_gradients_of_all_parameters_are_added_one_by_one():
+    """They would not fit a second time."""
+    plain, side = Side("gemma"), Side("gemma", Replayed, together=False)
+    for seed in range(4):
+        for one in (plain, side):
+            one.run(inputs(toy.examples(2, seed=1 + seed % 2)))
+    assert replays()
+    for name, gradient in plain.gradients().items():
+        torch.testing.assert_close(side.gradients()[name], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_graphs_share_memory_with_those_that_live():
     """With the first of their own object, and with none of another that may have died."""
-    rows = [toy.examples(1, seed=3), toy.examples(8, seed=4)]
+    sizes = [toy.examples(8, seed=4), toy.examples(1, seed=3)]
     for _ in range(2):
         side = Side("gemma", Replayed)
-        for examples in rows * 2:
+        for examples in sizes * 2:
             side.run(inputs(examples))
-    first, second, third, fourth = Replayed.made
-    assert (first.beside, second.beside) == (None, first)
-    assert (third.beside, fourth.beside) == (None, third)
+    for first, *others in (Replayed.made[:4], Replayed.made[4:]):
+        assert first.beside is None
+        assert [other.beside for other in others] == [first] * 3
 
 
 def test_after_a_training_its_graphs_are_gone(tmp_path, monkeypatch):
@@ -309,25 +422,32 @@ def launches(layers: int, monkeypatch) -> int:
     optimizer = optim.create(model, "adamw", learning_rate=0.1, joint=True)
     given = inputs(toy.examples(8))
     share = given.pop("share")
-    lora_linear.refresh(model)
+    lora_copies.refresh(model)
     with found:
         with torch.autocast("cpu", torch.bfloat16):
-            part = model(**given)["loss"] * share
+            hidden = model(
+                **{k: x for k, x in given.items() if k not in row_inputs.HEAD}, hidden_only=True
+            )
+            leaf = hidden["hidden"].detach().requires_grad_()
+            at, targets = given["supervised_at"], given["targets"]
+            part = loss.loss_at(base, leaf, at, targets) * share
         part.backward()
+        graphs.accumulate(hidden["hidden"], leaf.grad, trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        lora_linear.refresh(model)
+        lora_copies.refresh(model)
         optimizer.zero_grad(set_to_none=False)
     return found.count + kernels.count
 
 
 def test_a_step_of_gemma_2_2b_starts_few_operations(monkeypatch):
-    """Of 26 layers, which start as many each: 2,663, where an H100 counted 2,647 in a graph.
+    """Of 26 layers, which start as many each: 1,992.
 
-    They were 7,044 when each was PyTorch's, casts among them.
+    They were 7,044 when each was PyTorch's, casts among them, and 2,663 (an H100 counted 2,647 in a graph) when
+    layers that read the same input, and the gradients of the adapter's matrices, came one by one.
     """
     two, three = (launches(n, monkeypatch) for n in (2, 3))
-    assert two + 24 * (three - two) <= 2700
+    assert two + 24 * (three - two) <= 2000
 
 
 def test_refusals_name_what_is_in_the_way():
