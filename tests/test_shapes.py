@@ -32,6 +32,7 @@ def checked(function: Any) -> Callable[..., Any]:
     copy.__annotations__ = typing.get_type_hints(function, localns=names)
     return jaxtyping.jaxtyped(copy, typechecker=beartype.beartype)
 
+
 HIDDEN, PLACES = ones(1, 3, GEMMA.config.hidden_size), torch.arange(3)
 
 # What fits, and what differs from it in one place.

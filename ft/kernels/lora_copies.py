@@ -9,19 +9,25 @@ LOW = "_low_precision"  # of a parameter: its copy, and the version and address 
 ALIGNED = 64  # numbers; a copy begins where a matrix product likes a matrix to begin
 
 
-def trained(model: Any) -> "list[Tensor]":
-    """The A that train in the layers of ``lora_linear.install``, then the B; the search goes through all modules."""
+def matrices(model: Any) -> "list[Tensor]":
+    """The A of the layers of ``lora_linear.install``, then the B; the search goes through all modules."""
     layers = [m for m in model.modules() if "forward" in vars(m)]
-    return [p for name in ("lora_A", "lora_B") for m in layers for p in _trained(m, name)]
+    parts = [getattr(m, name, None) or {} for name in ("lora_A", "lora_B") for m in layers]
+    return [layer.weight for part in parts for layer in part.values()]
+
+
+def trained(model: Any) -> "list[Tensor]":
+    """Those of ``matrices`` that train."""
+    return [p for p in matrices(model) if p.requires_grad]
 
 
 def refresh(model: Any, found: "list[Tensor] | None" = None) -> int:
-    """Copy the trained A and B into the base's dtype, once for all forward passes until they change.
+    """Copy A and B into the base's dtype, once for all forward passes until they change.
 
     Without it each layer and call casts them, two operations of some ten. To be called after every
     optimizer step; the copies stay where they are in memory, so that a captured CUDA graph reads the
     new values. A parameter that PyTorch knows to have changed since is cast as before, but its fused
-    optimizers do not tell. ``found`` are the model's ``trained``, where the caller knows them. Returns the
+    optimizers do not tell. ``found`` are what is copied, by default the model's ``trained``. Returns the
     number of copies: none in fp32, and none where processes share the parameters.
     """
     import torch
@@ -53,12 +59,6 @@ def release(model: Any) -> None:
     """Forget the copies of ``refresh``: from now on each forward pass casts."""
     for parameter in model.parameters():
         vars(parameter).pop(LOW, None)
-
-
-def _trained(module: Any, name: str) -> "list[Tensor]":
-    """The A or B of a LoRA layer that train."""
-    layers = (getattr(module, name, None) or {}).values()
-    return [layer.weight for layer in layers if layer.weight.requires_grad]
 
 
 def cast(parameter: "Tensor", dtype: Any) -> "Tensor":

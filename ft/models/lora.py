@@ -122,6 +122,8 @@ def load(
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
+    from ft.kernels import lora_copies
+
     needed = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
@@ -176,7 +178,10 @@ def load(
         )
     if trainable and hasattr(base, "path"):
         model.active_peft_config.revision = commit_of(base.path)
-    return _ready(model)
+    ready = _ready(model)
+    if not trainable:
+        lora_copies.refresh(ready, lora_copies.matrices(ready))
+    return ready
 
 
 _BEYOND = {  # what PEFT's LoRA can have beside its matrices, and is not done here

@@ -13,7 +13,7 @@ from support import tiny
 
 from ft import models
 from ft.errors import UserError
-from ft.kernels import recurrent
+from ft.kernels import lora_copies, recurrent
 from ft.models import lora, parameters
 
 Folder = Callable[[str], str]
@@ -89,6 +89,24 @@ def test_the_adapter_fits_the_model_that_others_load(
     with lora.quiet():  # PEFT's use of a deprecated name
         theirs = PeftModel.from_pretrained(whole, tmp_path)
     torch.testing.assert_close(logits(theirs), logits(model), rtol=0, atol=1e-6)
+
+
+def test_an_adapter_that_only_answers_is_cast_to_16_bits_once(
+    folder: Folder, tmp_path: Path
+) -> None:
+    lora.attach(models.load(folder("gemma"), precision="fp32"), r=2, alpha=2).save_pretrained(
+        tmp_path
+    )
+    for precision, trainable, copied in (
+        ("bf16", False, True),
+        ("bf16", True, False),
+        ("fp32", False, False),
+    ):
+        base = models.load(folder("gemma"), precision=precision)
+        model = lora.load(base, tmp_path, trainable=trainable)
+        matrices = lora_copies.matrices(model)
+        assert len(matrices) == sum("lora_" in name for name, _ in model.named_parameters())
+        assert all(hasattr(p, lora_copies.LOW) == copied for p in matrices)
 
 
 def test_loading_for_more_training(folder: Folder, tmp_path: Path) -> None:
