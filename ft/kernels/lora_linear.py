@@ -119,7 +119,7 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
     import torch
 
     name, base = _name(layer), layer.base_layer
-    if name is None or x.device.type not in WHOLE or not torch.is_grad_enabled():
+    if name is None or x.device.type not in WHOLE:
         return None
     dropout = layer.lora_dropout[name]
     if dropout.training and type(dropout) is not torch.nn.Identity:
@@ -131,9 +131,12 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
         return None
     if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
         return None
+    values: Callable[[], Tensor] | None = None
     if type(base) is torch.nn.Linear:
         values = (lambda: weight) if weight.dtype == x.dtype else None
-    else:
+    elif (
+        torch.is_grad_enabled()
+    ):  # answers are few rows, for which bitsandbytes reads 4 bits as they are
         values = _quantized(base, x.dtype)
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return Part(layer.scaling[name], a, b, values, bias) if values else None

@@ -112,7 +112,7 @@ def plan_of(
     ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
     rows (by default train.sft's); ``supervised`` the largest share of a row that a loss is taken of;
-    ``processes`` share gradients (DDP) or, ``sharded``, everything (FSDP). Answers take no more than
+    ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or, ``sharded``, everything (FSDP). Answers take no more than
     half of what is left of a GPU's ``room`` (none: there is enough). What DoRA and Unsloth keep besides is
     not counted.
     """
@@ -184,6 +184,14 @@ class _Step:
         return self.processes if self.sharded else 1
 
     @property
+    def graphs(self) -> bool:
+        """Whether rows can be CUDA graphs: the rule of ``train.graphs.refusal``."""
+        joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
+        dropped = self.checkpointing and self.mode.dropout
+        able = self.packed and not self.shape.top_k_experts and not dropped
+        return self.device == "cuda" and able and (self.processes == 1 or joint)
+
+    @property
     def gradients(self) -> int:
         width = self.mode.width if self.mode.full else 4
         return parts.trained(self.shape, self.mode) * width // self.share
@@ -233,9 +241,7 @@ def _plan(step: _Step, *, precision: str) -> Plan:
 
 def _passing(step: _Step, named: Mapping[str, int]) -> int:
     """What of a moment's bytes a CUDA graph of a row has of its own; none where rows are no graphs."""
-    dropped = step.checkpointing and step.mode.dropout  # see train.graphs.refusal
-    able = step.packed and step.processes == 1 and not step.shape.top_k_experts and not dropped
-    if step.device != "cuda" or not able:
+    if not step.graphs:
         return 0
     stays = {*_always(step), "gradients", "fragmentation"}
     return sum(size for name, size in named.items() if name not in stays)
@@ -251,7 +257,7 @@ def _always(step: _Step) -> dict[str, int]:
     trained = parts.trained(shape, mode)
     found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
     found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share
-    if step.processes > 1 and not step.sharded:
+    if step.processes > 1 and not step.sharded and not step.graphs:
         found["DDP buckets"] = step.gradients
     if step.device == "cpu" and step.varied and mode.product == 2:
         found["kernels, by shape"] = KERNELS
@@ -295,7 +301,8 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
         },
         "at the end of the backward": always
         | {
-            "gradients": step.gradients,
+            # an adapter's are added to those of earlier rows when all are there
+            "gradients": step.gradients * (2 if step.graphs and not mode.full else 1),
             "gradient of the embedding": tied * (2 if step.several else 1),
         },
     }

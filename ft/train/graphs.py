@@ -26,13 +26,18 @@ def drops(model: Any) -> bool:
     return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
-def refusal(model: Any, *, packing: bool, processes: int, checkpointing: bool) -> str:
-    """Why rows of this training cannot be graphs; nothing where they can, as far as can be known."""
+def refusal(
+    model: Any, *, packing: bool, processes: int, checkpointing: bool, joint: bool = True
+) -> str:
+    """Why rows of this training cannot be graphs; nothing where they can, as far as can be known.
+
+    ``joint``: the optimizer sees an adapter as one tensor, whose gradient processes average themselves.
+    """
     from ft.kernels import attention
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if processes > 1:
-        return "several processes meet in each step"
+    if processes > 1 and not joint:
+        return "several processes meet in each backward, but where AdamW or SGD trains an adapter"
     if not packing:
         return "its batches are not packed rows"
     if getattr(inner.config.get_text_config(), "enable_moe_block", False):

@@ -18,15 +18,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ft import machine
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
-from ft.machine import say
 from ft.models import parameters
 from ft.text.batches import Order, WithBlank, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
-from ft.train import first_batch, graphs, optim, row_inputs
+from ft.train import first_batch, optim, row_inputs
+from ft.train.graphed import Graphed
 from ft.train.staged import Staged
 
 
-class Trainer(Staged, SFTTrainer):
+class Trainer(Graphed, Staged, SFTTrainer):
     """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
 
     The loss of a step is the sum over supervised tokens divided by their number in the whole
@@ -50,7 +50,7 @@ class Trainer(Staged, SFTTrainer):
         make_graph: Any = None,
     ) -> None:
         self.batch = batch
-        self.graphs: graphs.Graphs | None = None
+        self.graphs = None
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
@@ -84,36 +84,6 @@ class Trainer(Staged, SFTTrainer):
         self.read_loss = 0.0
         if make_graph:
             self._use_graphs(make_graph)
-
-    def _use_graphs(self, make: Any) -> None:
-        """Run rows as CUDA graphs, where that is possible."""
-        checkpointing = bool(getattr(self.model, "is_gradient_checkpointing", False)) or any(
-            getattr(self.args, name, False) is True
-            for name in ("activation_checkpointing", "gradient_checkpointing")
-        )
-        why = graphs.refusal(
-            self.model,
-            packing=self.packing and self.batch is None,
-            processes=self.accelerator.num_processes,
-            checkpointing=checkpointing,
-        )
-        if why:
-            say(f"CUDA graphs: off, as {why}")
-            return
-        say(
-            "CUDA graphs: each row is filled up to one of few sizes, whose forward and backward are captured, "
-            "as launching the kernels one by one takes longer than they do"
-        )
-        model: Any = self.model
-        self.graphs = graphs.Graphs(
-            self._body,
-            self._head,
-            model.parameters(),
-            say,
-            together=hasattr(model, "peft_config"),
-            drops=graphs.drops(model),
-            make=make,
-        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what comes after has the memory of the graphs and of the gradients."""
@@ -189,20 +159,8 @@ class Trainer(Staged, SFTTrainer):
             )
             if joint:  # gradients keep their places
                 model.zero_grad = functools.partial(self.optimizer.zero_grad, set_to_none=False)
+                self._begin_alike()
         return self.optimizer
-
-    def _joins(self) -> bool:
-        """Whether the optimizer can take all that trains as one tensor: an adapter, in one process.
-
-        States in 8 bits have a scale for each part of a parameter, and are left as they are.
-        """
-        model: Any = self.model
-        adapter = [
-            p for p in model.parameters() if p.requires_grad and hasattr(model, "peft_config")
-        ]
-        alone = self.accelerator.num_processes == 1 and not self.is_fsdp_enabled
-        plain = self.optimizer_name in ("adamw", "sgd")
-        return alone and plain and len({(p.dtype, p.device) for p in adapter}) == 1
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         count = sum(row["supervised"] for batch in batch_samples for row in batch["rows"])
@@ -226,6 +184,7 @@ class Trainer(Staged, SFTTrainer):
                 (self.graphs or self._run)(row["inputs"] | {"share": share})
             self.tokens_seen += row["tokens"] if row["supervised"] else 0
             self.supervised_seen += row["supervised"]
+        self._average()
         return self.step_loss.clone()
 
     def _run(self, inputs: Mapping[str, Any]) -> None:
@@ -234,22 +193,6 @@ class Trainer(Staged, SFTTrainer):
             given = {name: x for name, x in inputs.items() if name != "share"}
             model: Any = self.model_wrapped
             part = model(**given)["loss"] * inputs["share"]
-        self.accelerator.backward(part)
-        self.step_loss += part.detach()
-
-    def _body(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Hidden states of one row."""
-        with self.compute_loss_context_manager():
-            model: Any = self.model_wrapped
-            return model(**inputs, hidden_only=True)["hidden"]
-
-    def _head(self, hidden: torch.Tensor, inputs: Mapping[str, Any]) -> None:
-        """Loss of one row's hidden states, and backward to them."""
-        model: Any = self.model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
-        with self.compute_loss_context_manager():
-            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
         self.accelerator.backward(part)
         self.step_loss += part.detach()
 

@@ -83,6 +83,11 @@ def test_layers_that_read_the_same_are_those_of_peft_together(options, monkeypat
     torch.testing.assert_close(found_grad, expected_grad, atol=1e-6, rtol=1e-4)
     pattern = [3, 1, 1, 1, 1] if "up_proj" in str(options) else [3, 1, 2, 1]
     assert calls == pattern * (len(calls) // len(pattern))
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        answers = [one(input_ids=ids).logits for one in (ours, plain)]
+    torch.testing.assert_close(*answers, atol=1e-5, rtol=1e-5)
+    assert calls == pattern * (len(calls) // len(pattern))
     torch.testing.assert_close(step(other.train())[1], expected_grad, atol=1e-6, rtol=1e-4)
 
 

@@ -133,6 +133,9 @@ def test_a_graph_takes_the_activations_again_by_the_rule_of_the_training():
     for without in ({"processes": 2}, {"packing": False}, {"device": "cpu", "optim": "adamw"}):
         assert planned(**without).passing == 0
     assert planned(checkpointing=True, lora_dropout=0.1).passing == 0
+    several = planned(processes=2, optim="adamw")  # which average one tensor's gradient themselves
+    assert several.passing > 0
+    assert "DDP buckets" not in dict(several.parts)
 
 
 def test_fewer_supervised_tokens_make_a_smaller_tile():

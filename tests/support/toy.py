@@ -14,11 +14,12 @@ from unittest import mock
 
 import torch
 from support import tiny
+from support.replayed import Replayed
 from transformers import TrainerCallback
 
 from ft import machine, models, train
 from ft.errors import exit_cleanly
-from ft.kernels import cross_entropy, recurrent
+from ft.kernels import attention, cross_entropy, recurrent
 from ft.machine import is_main, seed_everything, use_all_cores
 from ft.models import lora
 from ft.runs import folder, lock, record
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--full", action="store_true", help="train all parameters")
     parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--graphs", action="store_true", help="rows as graphs, by a stand-in")
     parser.add_argument("--keep", default="last")
     parser.add_argument("--nf4", help="a model's folder: train on it in 4 bits")
     parser.add_argument("--interrupt", type=int, help="step to stop after, and then go on from")
@@ -105,6 +107,7 @@ def go(
     judge: bool = False,
     nf4: str = "",
     overwrite: bool = False,
+    graphs: bool = False,
     **options,
 ) -> train.Trained:
     """Train, save, and return what it cost."""
@@ -114,6 +117,9 @@ def go(
     seed_everything(0)
     base = in_4_bits(nf4) if nf4 else tiny.build(kind)
     cross_entropy.install(base)
+    if graphs:
+        attention.install(base)
+        options["make_graph"] = Replayed
     model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
     packing = not padded and recurrent.packs_exactly(model)
     valid = examples(6, seed=1)
@@ -139,6 +145,8 @@ def go(
     r.note(training=vars(trained))
     shared = [hasattr(p, "full_tensor") for p in model.parameters()]
     r.note(shared={"found": sum(shared), "all": len(shared)})
+    if graphs:
+        r.note(replays=sum(graph.replays for graph in Replayed.made))
     lock.release(out)
     if judge:
         template = prompts.translation_of("en-fr")

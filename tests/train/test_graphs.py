@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support import tiny, toy
+from support.replayed import Replayed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ft.errors import UserError
@@ -15,27 +16,9 @@ from ft.kernels import cross_entropy as loss
 from ft.models import lora
 from ft.runs import folder as run
 from ft.text import batches
-from ft.train import graphs, optim, row_inputs
+from ft.train import graphed, graphs, optim, row_inputs
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
-
-
-class Replayed:
-    """A graph as a GPU has it, but for time: capturing runs nothing, replaying runs everything."""
-
-    made: list["Replayed"] = []
-
-    def capture(self, work, beside=None) -> None:
-        self.work, self.replays, self.beside = work, 0, beside
-        Replayed.made.append(self)
-
-    def replay(self) -> None:
-        self.work()
-        self.replays += 1
-
-    @staticmethod
-    def lack() -> str:
-        return ""
 
 
 class Waits(TorchDispatchMode):
@@ -324,7 +307,7 @@ def test_after_a_training_its_graphs_are_gone(tmp_path, monkeypatch):
             alive.append(weakref.ref(self))
 
     alive: list[weakref.ref] = []
-    monkeypatch.setattr(graphs, "refusal", lambda *_, **__: "")
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
     toy.go(tmp_path / "run", make_graph=Watched)
     assert alive
     assert not any(graph() for graph in alive)
@@ -335,7 +318,7 @@ def lines(folder, key) -> list[float]:
 
 
 def test_a_run_with_graphs_learns_what_one_without_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "refusal", lambda *_, **__: "")
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
     toy.go(tmp_path / "plain", accumulate=2)
     toy.go(tmp_path / "graphs", accumulate=2, make_graph=Replayed)
     assert sum(g.replays for g in Replayed.made) > 8
@@ -456,7 +439,8 @@ def test_refusals_name_what_is_in_the_way():
     assert "lengths" in graphs.refusal(model, **options)
     attention.install(model)
     assert graphs.refusal(model, **options) == ""
-    assert "processes" in graphs.refusal(model, **{**options, "processes": 2})
+    assert graphs.refusal(model, **{**options, "processes": 2}) == ""
+    assert "processes" in graphs.refusal(model, **{**options, "processes": 2, "joint": False})
     assert "packed" in graphs.refusal(model, **{**options, "packing": False})
     moe = tiny.build("gemma4_moe")
     attention.install(moe)

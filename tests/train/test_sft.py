@@ -209,13 +209,16 @@ RISING = {"rate": 0.04, "rows": 8, "epochs": 12, "keep": "best"}
 
 @pytest.fixture(scope="module", params=[{}, FSDP], ids=["replicated", "sharded"])
 def two(request, tmp_path_factory):
-    """Three runs of two processes that are started once: their folder, what they said, whether they shared."""
+    """Runs of two processes that are started once: their folder, what they said, whether they shared."""
     place = tmp_path_factory.mktemp("two")
     flags = {
         "stopped": "--batch 2 --rows 21 --dropout 0 --judge --interrupt 6",
         "best": "--batch 2 --rate 0.04 --rows 8 --epochs 12 --keep best",
         "all": "--batch 2 --full --rate 1e-3",
+        "graphs": "--batch 1 --accumulate 2 --rows 21 --dropout 0 --graphs --interrupt 6",
     }
+    if request.param:
+        del flags["graphs"]  # layers that are gathered in each pass are none
     first, *more = (f"{place / name} {words}" for name, words in flags.items())
     words = " --then --out ".join([first, *more]).split()
     said = finish(spawn(Path(words[0]), *words[1:], launch=TWO, **request.param))
@@ -225,8 +228,9 @@ def two(request, tmp_path_factory):
 def test_two_processes_equal_one_also_when_stopped_and_resumed(two, one):
     place, said, shared = two
     out = place / "stopped"
-    assert said.count("stopped by SIGTERM; go on with --resume last") == 1
-    assert said.count("Resumed after step 7") == 1
+    stops = 1 if shared else 2  # those with graphs too
+    assert said.count("stopped by SIGTERM; go on with --resume last") == stops
+    assert said.count("Resumed after step 7") == stops
     for key in ("loss", "grad_norm", "eval_loss"):
         assert lines(out, key) == pytest.approx(lines(one, key), rel=1e-4), key
     assert lines(out, "tokens")[:7] == lines(one, "tokens")[:7]
@@ -238,6 +242,20 @@ def test_two_processes_equal_one_also_when_stopped_and_resumed(two, one):
     assert ours["samples"] == theirs["samples"]
     for system in ("base", "tuned"):
         assert ours[system]["loss"] == pytest.approx(theirs[system]["loss"], rel=1e-5)
+
+
+def test_two_processes_whose_rows_are_graphs_equal_one(two, one):
+    """They average the gradients of an optimizer step themselves, once."""
+    place, _, shared = two
+    if shared:
+        assert not (place / "graphs").exists()
+        return
+    assert run.read(place / "graphs")["replays"] > 20
+    for key in ("loss", "grad_norm", "eval_loss"):
+        found = lines(place / "graphs", key)
+        assert found == pytest.approx(lines(one, key), rel=1e-4), key
+    ours, theirs = load_file(place / "graphs" / ADAPTER), load_file(one / ADAPTER)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
 @pytest.fixture(scope="module")

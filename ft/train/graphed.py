@@ -1,0 +1,119 @@
+"""What of the trainer has to do with rows that are CUDA graphs, and with an adapter that is one tensor to the optimizer."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ft.machine import say
+from ft.train import row_inputs
+from ft.train.graphs import Graphs, drops, refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Graphed:
+    """A part of ``Trainer``: rows through ``graphs``, where that is possible, in one process or several.
+
+    Several meet once in an optimizer step: where the adapter is one tensor, so is what they average.
+    """
+
+    graphs: Graphs | None
+    model: Any
+    args: Any
+    accelerator: Any
+    optimizer: Any
+    optimizer_name: str
+    packing: bool
+    batch: Any
+    is_fsdp_enabled: bool
+    step_loss: "Tensor"
+    compute_loss_context_manager: Any
+
+    def _use_graphs(self, make: Any) -> None:
+        """Run rows as CUDA graphs, where that is possible."""
+        checkpointing = bool(getattr(self.model, "is_gradient_checkpointing", False)) or any(
+            getattr(self.args, name, False) is True
+            for name in ("activation_checkpointing", "gradient_checkpointing")
+        )
+        why = refusal(
+            self.model,
+            packing=self.packing and self.batch is None,
+            processes=self.accelerator.num_processes,
+            checkpointing=checkpointing,
+            joint=self._is_one_adapter(),
+        )
+        if why:
+            say(f"CUDA graphs: off, as {why}")
+            return
+        say(
+            "CUDA graphs: each row is filled up to one of few sizes, whose forward and backward are captured, "
+            "as launching the kernels one by one takes longer than they do"
+        )
+        model: Any = self.model
+        if self.accelerator.num_processes > 1:
+            # as it is: DDP's hooks would wait for gradients that graphs add by themselves
+            options = {"device_placement": False, "evaluation_mode": True}
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = lambda model, **_: prepare(model, **options)
+        self.graphs = Graphs(
+            self._body,
+            self._head,
+            model.parameters(),
+            say,
+            together=hasattr(model, "peft_config"),
+            drops=drops(model),
+            make=make,
+        )
+
+    def _body(self, inputs: Mapping[str, Any]) -> "Tensor":
+        """Hidden states of one row."""
+        with self.compute_loss_context_manager():
+            model: Any = self.model
+            return model(**inputs, hidden_only=True)["hidden"]
+
+    def _head(self, hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
+        """Loss of one row's hidden states, and backward to them."""
+        from ft.kernels import cross_entropy
+
+        model: Any = self.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
+        with self.compute_loss_context_manager():
+            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+        self.accelerator.backward(part)
+        self.step_loss += part.detach()
+
+    def _joins(self) -> bool:
+        """Whether the optimizer sees all that trains as one tensor: where no other process has hooks on its parts."""
+        alone = self.accelerator.num_processes == 1 or self.graphs is not None
+        return alone and self._is_one_adapter()
+
+    def _begin_alike(self) -> None:
+        """Give all processes the first one's adapter, as DDP does."""
+        import torch.distributed
+
+        if self.accelerator.num_processes > 1:
+            for whole in self._wholes():
+                torch.distributed.broadcast(whole.data, 0)
+
+    def _average(self) -> None:
+        """Average the gradients of all processes at the end of a step, where no DDP does it."""
+        import torch.distributed
+
+        processes = self.accelerator.num_processes
+        if self.graphs and processes > 1 and self.accelerator.sync_gradients:
+            for whole in self._wholes():
+                torch.distributed.all_reduce(whole.grad.div_(processes))
+
+    def _wholes(self) -> list[Any]:
+        """What a joint optimizer sees: all matrices of an adapter as one, for those that decay and the others."""
+        assert self.optimizer is not None
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _is_one_adapter(self) -> bool:
+        """Whether all that trains can be one tensor: states in 8 bits have a scale for each part of a parameter."""
+        model: Any = self.model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        adapter = hasattr(model, "peft_config") and not self.is_fsdp_enabled
+        plain = self.optimizer_name in ("adamw", "sgd")
+        return adapter and plain and len({(p.dtype, p.device) for p in trained}) == 1
