@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 MOST = 32  # sizes; each keeps some MB for its launches, all share the memory of activations
-EXPECTED = (
-    2e-2  # by which the first row's graphs may differ from the same kernels launched one by one
-)
+# by which the first row's graphs may differ from the same kernels one by one: rounding in bf16 moves gradients
+EXPECTED = {"hidden states": 0.1, "gradients": 0.5}  # what is broken is off by all of it
 
 
 def drops(model: Any) -> bool:
@@ -163,7 +162,7 @@ class Graphs:
         for name, x in tensors.items():
             row.inputs[name].copy_(x, non_blocking=True)
         if not self.proven and not self.drops:
-            return self._prove(row, given, inputs)
+            return self._prove(row, inputs)
         row.forward.replay()
         row.slope.copy_(self._slope(row.hidden, inputs))
         return row.backward.replay()
@@ -193,7 +192,7 @@ class Graphs:
         if not self.gradients:  # those that a row gives; others have none, as without graphs
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
 
-    def _prove(self, row: Row, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    def _prove(self, row: Row, inputs: Mapping[str, Any]) -> None:
         """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
 
         Of all parameters' gradients, which would not fit three times, none are compared.
@@ -201,7 +200,7 @@ class Graphs:
         import torch
 
         gradients = [*self.gradients.values()] if self.together else []
-        before, out = [g.clone() for g in gradients], self.body(given)
+        before, out = [g.clone() for g in gradients], self.body(row.inputs)
         slope = self._slope(out, inputs)
         self._back(out, slope)
         after = [g.clone() for g in gradients]
@@ -215,7 +214,7 @@ class Graphs:
             off["gradients"] = _off(gradients, after)
             copy_all(gradients, after)
         self.proven = True
-        if wrong := [f"{name} are {x:.1%} off" for name, x in off.items() if not x <= EXPECTED]:
+        if wrong := [f"{n} are {x:.0%} off" for n, x in off.items() if not x <= EXPECTED[n]]:
             self._leave(f"the first one's {' and its '.join(wrong)}")
 
     def _leave(self, why: str) -> None:
