@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ft.models import tiny_vision
 from ft.models.parameters import NF4_BYTES
@@ -20,6 +21,15 @@ BASE = (  # parts of the base model
     "base, norms and the like",
     "image and audio towers",
 )
+
+
+def attention(shape: Shape, device: str, *, packing: bool) -> Any:
+    """How scores of a batch are formed, as ``Mode.attention`` has it."""
+    if shape.family == "gemma2" and (device == "cpu" or not packing):
+        return "eager"
+    if shape.family == "gemma2":
+        return "tiled"
+    return "by_example" if packing else "sdpa"
 
 
 def weights(shape: Shape, mode: Mode, *, towers: bool) -> dict[str, int]:

@@ -128,7 +128,7 @@ def plan_of(
         product=2 if autocast else width,
         quantized=precision == "nf4",
         dropout=lora_dropout > 0,
-        attention=_attention(shape, device, packing),
+        attention=parts.attention(shape, device, packing=packing),
         targets=None if tuple(targets) in (("auto",), ("all-linear",)) else tuple(targets),
     )
     if mode.attention in ("masked", "eager") and packing:
@@ -148,14 +148,6 @@ def plan_of(
         room=room,
     )
     return _plan(step, precision=precision)
-
-
-def _attention(shape: Shape, device: str, packing: bool) -> Any:
-    if shape.family == "gemma2" and (device == "cpu" or not packing):
-        return "eager"
-    if shape.family == "gemma2":
-        return "tiled"
-    return "by_example" if packing else "sdpa"
 
 
 @dataclass(frozen=True)
@@ -320,7 +312,7 @@ def _answering(step: _Step, fragmentation: int) -> dict[str, dict[str, int]]:
         held["fragmentation"] = fragmentation
         held["kernels, by shape"] = KERNELS * (step.mode.width == 2)
     free = (step.room or 2**60) - sum(held.values())
-    attention = _attention(step.shape, step.device, packing=False)
+    attention = parts.attention(step.shape, step.device, packing=False)
     found = answers.moments(step.shape, step.mode, step.evaluation, step.device, attention, free)
     return {name: held | named for name, named in found.items()}
 

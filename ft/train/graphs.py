@@ -110,11 +110,9 @@ class Row:
     def __init__(self, inputs: Mapping[str, "Tensor"], make: Callable[[], Any]) -> None:
         self.inputs = {name: x.clone() for name, x in inputs.items()}
         self.forward, self.backward = make(), make()
-        self.out: Any = (
-            None  # [1, T, D] in the forward's place, with its way back until that is gone
-        )
-        self.hidden: Any = None  # the same without
-        self.slope: Any = None  # the gradient of it
+        self.out: Any = None  # [1, T, D], with its way back until the backward took it
+        self.hidden: Any = None  # the same numbers in the same place
+        self.slope: Any = None  # their gradient
 
 
 class Graphs:
