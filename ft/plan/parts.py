@@ -5,12 +5,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ft.models import tiny_vision
 from ft.models.parameters import NF4_BYTES
 from ft.plan import layers as blocks
-from ft.plan.autograd import Matrix, Mode, kept
+from ft.plan.autograd import Attention, Matrix, Mode, kept
 from ft.plan.shapes import Shape
 from ft.text.batches import PIECE, QUERIES, ROW, gpu_tiles, tiles
 from ft.train.optim import STATE_BYTES
@@ -23,7 +22,7 @@ BASE = (  # parts of the base model
 )
 
 
-def attention(shape: Shape, device: str, *, packing: bool) -> Any:
+def attention(shape: Shape, device: str, *, packing: bool) -> Attention:
     """How scores of a batch are formed, as ``Mode.attention`` has it."""
     if shape.family == "gemma2" and (device == "cpu" or not packing):
         return "eager"
