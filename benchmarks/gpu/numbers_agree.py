@@ -30,7 +30,7 @@ def of_this_device() -> None:
 def _one(kind: str, precision: str) -> dict[str, Any]:
     import torch
     from common import WORK
-    from step import Replayed
+    from support.replayed import Replayed
 
     from ft.generate.answers import generate
     from ft.kernels import cross_entropy
@@ -61,17 +61,9 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
         share = given.pop("share")
         with autocast():
             part = model(**given)["loss"] * share
-        part.backward()
-        total.add_(part.detach())
+        back(part)
 
-    def body(inputs: Any) -> Any:
-        with autocast():
-            return model(**inputs, hidden_only=True)["hidden"]
-
-    def head(hidden: Any, inputs: Any) -> None:
-        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
-        with autocast():
-            part = cross_entropy.loss_at(model.get_base_model(), hidden, at, targets) * share
+    def back(part: Any) -> None:
         part.backward()
         total.add_(part.detach())
 
@@ -85,7 +77,9 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     run(place(row | share))
     found = {"loss": total.item(), "norm": norm(), "attention": base.attention}
     make = graphs.CudaGraph if device.type == "cuda" else Replayed
-    way = graphs.Graphs(body, head, model.parameters(), lines.append, make=make)
+    way = graphs.Graphs(
+        *graphs.halves(model, autocast, back), model.parameters(), lines.append, make=make
+    )
     for _ in range(3):
         model.zero_grad()
         total.zero_()

@@ -30,17 +30,6 @@ ALL = bool(os.environ.get("ALL"))
 USABLE: list[Callable[..., bool]] = []  # the first is the true one
 
 
-class Replayed:
-    """A graph where there is no GPU: replaying runs again."""
-
-    def capture(self, run: Callable[[], None], beside: Any = None) -> None:
-        self.replay = run
-
-    @staticmethod
-    def lack() -> str:
-        return ""
-
-
 def switch(model: Any, fused_on: bool) -> bool:
     """Turn the fused kernels on or off; whether there are any."""
     from ft.kernels import lora_copies, lora_linear
@@ -70,6 +59,7 @@ class Step:
 
     def __init__(self, model: Any, as_graphs: bool) -> None:
         import torch
+        from support.replayed import Replayed
 
         from ft.train import graphs, optim
 
@@ -80,7 +70,9 @@ class Step:
         self.run: Any = self.row
         if as_graphs:
             report = lambda text: say("  ", text)  # noqa: E731
-            self.run = graphs.Graphs(self.body, self.head, self.parameters, report, make=make)
+            autocast = functools.partial(torch.autocast, DEV, torch.bfloat16)
+            both = graphs.halves(model, autocast, self.back)
+            self.run = graphs.Graphs(*both, self.parameters, report, make=make)
 
     def row(self, inputs: Mapping[str, Any]) -> None:
         """Plain: all of it one pass."""
@@ -90,25 +82,9 @@ class Step:
         share = given.pop("share")
         with torch.autocast(DEV, torch.bfloat16):
             part = self.model(**given)["loss"] * share
-        part.backward()
-        self.total += part.detach()
+        self.back(part)
 
-    def body(self, inputs: Mapping[str, Any]) -> Any:
-        import torch
-
-        with torch.autocast(DEV, torch.bfloat16):
-            return self.model(**inputs, hidden_only=True)["hidden"]
-
-    def head(self, hidden: Any, inputs: Mapping[str, Any]) -> None:
-        import torch
-
-        from ft.kernels import cross_entropy
-        from ft.train import row_inputs
-
-        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
-        with torch.autocast(DEV, torch.bfloat16):
-            inner = self.model.get_base_model()
-            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+    def back(self, part: Any) -> None:
         part.backward()
         self.total += part.detach()
 

@@ -124,13 +124,18 @@ def steps() -> None:
                 print(f"== {peer}\n{log.read_text()[-2500:]}", file=sys.stderr)
 
 
+def _work(examples: list) -> tuple[int, int]:
+    """Tokens, and those of them that are supervised."""
+    labels = [x for e in examples for x in e["labels"][1:]]
+    return sum(len(e["input_ids"]) for e in examples), sum(x >= 0 for x in labels)
+
+
 def _report(
     peer: str, name: str, taken: list[dict], examples: list, peak: float, ready: float
 ) -> None:
     times = [step["wall_s"] for step in taken]
     best = statistics.median(times[-3:])
-    tokens = sum(len(e["input_ids"]) for e in examples)
-    supervised = sum(x >= 0 for e in examples for x in e["labels"][1:])
+    tokens, supervised = _work(examples)
     listed = " ".join(f"{1e3 * t:.0f}" for t in times)
     say(
         f"{SHAPE} {name} {peer}: {listed} ms; {tokens / best:,.0f} tokens/s, "
@@ -146,11 +151,7 @@ def _report_varied(
 ) -> None:
     """Rows of many sizes: the first of a size are launched and captured."""
     times = [step["wall_s"] for step in taken]
-    work = []
-    for at, _ in enumerate(times):
-        some = examples[at * SIZE : (at + 1) * SIZE]
-        tokens = sum(len(e["input_ids"]) for e in some)
-        work.append((tokens, sum(x >= 0 for e in some for x in e["labels"][1:])))
+    work = [_work(examples[at : at + SIZE]) for at in range(0, len(examples), SIZE)]
     words = []
     for part in (slice(None), slice(-(len(times) // 3), None)):
         seconds, tokens = sum(times[part]), sum(n for n, _ in work[part])

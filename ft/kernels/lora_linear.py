@@ -69,9 +69,9 @@ class Together:
     def __call__(self, layer: Any, x: "Tensor") -> "Tensor | None":
         """``layer``'s result; none where they cannot be computed together."""
         if layer is self.layers[0]:
-            parts = [_part(each, x) for each in self.layers]
-            same = None not in parts and len({part.scale for part in parts if part}) == 1
-            found = _adapted(x, [part for part in parts if part]) if same else ()
+            parts = [part for each in self.layers if (part := _part(each, x))]
+            same = len(parts) == len(self.layers) and len({part.scale for part in parts}) == 1
+            found = _adapted(x, parts) if same else ()
             self.x, self.results = x, dict(zip(self.layers, found, strict=False))
         result = self.results.pop(layer, None) if x is self.x else None
         if not self.results:

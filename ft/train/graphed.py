@@ -1,11 +1,9 @@
 """What of the trainer has to do with rows that are CUDA graphs, and with an adapter that is one tensor to the optimizer."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ft.machine import say
-from ft.train import row_inputs
-from ft.train.graphs import Graphs, drops, refusal
+from ft.train.graphs import Graphs, drops, halves, refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +54,7 @@ class Graphed:
             prepare = self.accelerator.prepare_model
             self.accelerator.prepare_model = lambda model, **_: prepare(model, **options)
         self.graphs = Graphs(
-            self._body,
-            self._head,
+            *halves(model, self.compute_loss_context_manager, self._back),
             model.parameters(),
             say,
             together=hasattr(model, "peft_config"),
@@ -65,21 +62,8 @@ class Graphed:
             make=make,
         )
 
-    def _body(self, inputs: Mapping[str, Any]) -> "Tensor":
-        """Hidden states of one row."""
-        with self.compute_loss_context_manager():
-            model: Any = self.model
-            return model(**inputs, hidden_only=True)["hidden"]
-
-    def _head(self, hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
-        """Loss of one row's hidden states, and backward to them."""
-        from ft.kernels import cross_entropy
-
-        model: Any = self.model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        at, targets, share = (inputs[name] for name in row_inputs.HEAD)
-        with self.compute_loss_context_manager():
-            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+    def _back(self, part: "Tensor") -> None:
+        """Go backward from a row's part of the loss, and count it."""
         self.accelerator.backward(part)
         self.step_loss += part.detach()
 

@@ -25,6 +25,30 @@ def drops(model: Any) -> bool:
     return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
+def halves(
+    model: Any, context: Callable[[], Any], back: Callable[["Tensor"], None]
+) -> "tuple[Callable[[Mapping[str, Any]], Tensor], Callable[[Tensor, Mapping[str, Any]], None]]":
+    """``body`` and ``head`` of ``Graphs`` for a model with our loss, whose forward runs in ``context()``.
+
+    ``back`` goes backward from a row's part of the loss, and counts it.
+    """
+    from ft.kernels import cross_entropy
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def body(inputs: Mapping[str, Any]) -> "Tensor":
+        with context():
+            return model(**inputs, hidden_only=True)["hidden"]
+
+    def head(hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
+        at, targets, share = (inputs[name] for name in HEAD)
+        with context():
+            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+        back(part)
+
+    return body, head
+
+
 def refusal(
     model: Any, *, packing: bool, processes: int, checkpointing: bool, joint: bool = True
 ) -> str:

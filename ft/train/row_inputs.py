@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST = 64  # tokens of the smallest step between sizes
+STEPS, LEAST = 8, 64  # sizes to each doubling, and tokens of the smallest step between them
 HEAD = ("supervised_at", "targets", "share")  # of a row's inputs, what only the head reads
 
 
-def bucket(n: int, steps: int = 8) -> int:
-    """The next size of rows from ``n`` tokens on, of ``steps`` to each doubling, all multiples of ``LEAST``.
+def bucket(n: int) -> int:
+    """The next size of rows from ``n`` tokens on, of ``STEPS`` to each doubling, all multiples of ``LEAST``.
 
-    They are at most 1/``steps`` larger so (from ``steps`` · ``LEAST`` on), half of that on average.
+    They are at most 1/``STEPS`` larger so (from ``STEPS`` · ``LEAST`` on), half of that on average.
     """
-    step = max(LEAST, (1 << max(n - 1, 1).bit_length() - 1) // steps)
+    step = max(LEAST, (1 << max(n - 1, 1).bit_length() - 1) // STEPS)
     return -(-max(n, 1) // step) * step
 
 

@@ -193,8 +193,7 @@ class Trainer(Graphed, Staged, SFTTrainer):
             given = {name: x for name, x in inputs.items() if name != "share"}
             model: Any = self.model_wrapped
             part = model(**given)["loss"] * inputs["share"]
-        self.accelerator.backward(part)
-        self.step_loss += part.detach()
+        self._back(part)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Loss and gradient norm of the step as numbers, before any weight changes by them.

@@ -1,5 +1,7 @@
 """Rows as graphs: the numbers of plain rows, whatever their size, in whatever order, on a stand-in for a GPU."""
 
+import contextlib
+import functools
 import random
 import sys
 from collections.abc import Callable
@@ -66,22 +68,16 @@ class Side:
         self.loss, self.lines = torch.zeros(()), []
         self.run = self.row
         if make:
-            given = self.body, self.head, self.model.parameters(), self.lines.append
-            self.run = graphs.Graphs(*given, make=make, **options)
+            given = self.model.parameters(), self.lines.append
+            both = graphs.halves(self.model, contextlib.nullcontext, self.back)
+            self.run = graphs.Graphs(*both, *given, make=make, **options)
 
     def row(self, given) -> None:
         given = dict(given)
         share = given.pop("share")
-        part = self.model(**given)["loss"] * share
-        part.backward()
-        self.loss += part.detach()
+        self.back(self.model(**given)["loss"] * share)
 
-    def body(self, given) -> torch.Tensor:
-        return self.model(**given, hidden_only=True)["hidden"]
-
-    def head(self, hidden, given) -> None:
-        at, targets, share = (given[name] for name in row_inputs.HEAD)
-        part = loss.loss_at(self.model.get_base_model(), hidden, at, targets) * share
+    def back(self, part) -> None:
         part.backward()
         self.loss += part.detach()
 
@@ -91,13 +87,11 @@ class Side:
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 255, 256, 257, 571, 640, 641, 1025, 5000])
-@pytest.mark.parametrize("steps", [4, 8])
-def test_a_size_is_the_next_of_few(n, steps):
-    size = row_inputs.bucket(n, steps)
-    least = row_inputs.LEAST
-    assert n <= size <= max(least * -(-n // least), n * (1 + 1 / steps))
+def test_a_size_is_the_next_of_few(n):
+    size, least = row_inputs.bucket(n), row_inputs.LEAST
+    assert n <= size <= max(least * -(-n // least), n * (1 + 1 / row_inputs.STEPS))
     assert size % least == 0
-    assert row_inputs.bucket(size, steps) == size
+    assert row_inputs.bucket(size) == size
 
 
 def test_a_data_set_has_few_sizes():
@@ -404,18 +398,11 @@ def launches(layers: int, monkeypatch) -> int:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.create(model, "adamw", learning_rate=0.1, joint=True)
     given = inputs(toy.examples(8))
-    share = given.pop("share")
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    run = graphs.Graphs(*graphs.halves(model, autocast, torch.Tensor.backward), trained, print)
     lora_copies.refresh(model)
     with found:
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model(
-                **{k: x for k, x in given.items() if k not in row_inputs.HEAD}, hidden_only=True
-            )
-            leaf = hidden["hidden"].detach().requires_grad_()
-            at, targets = given["supervised_at"], given["targets"]
-            part = loss.loss_at(base, leaf, at, targets) * share
-        part.backward()
-        graphs.accumulate(hidden["hidden"], leaf.grad, trained)
+        run(given)  # the first of its size, which is launched
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         lora_copies.refresh(model)
