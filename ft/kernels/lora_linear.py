@@ -134,9 +134,7 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
     values: Callable[[], Tensor] | None = None
     if type(base) is torch.nn.Linear:
         values = (lambda: weight) if weight.dtype == x.dtype else None
-    elif (
-        torch.is_grad_enabled()
-    ):  # answers are few rows, for which bitsandbytes reads 4 bits as they are
+    elif torch.is_grad_enabled():  # bitsandbytes multiplies the few rows of answers by 4 bits
         values = _quantized(base, x.dtype)
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return Part(layer.scaling[name], a, b, values, bias) if values else None
