@@ -7,7 +7,7 @@ differ by the order of sums in fp32 alone. What the backward can compute again f
 import functools
 import importlib.util
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,11 +64,22 @@ def _warps(elements: int) -> int:
     return min(16, max(1, elements // 512))
 
 
-def _dense(x: "Tensor") -> "Tensor":
-    """x with its rows one after the other in memory, whatever their order: itself, if they are so."""
+class _Rows(NamedTuple):
+    """x [..., D] as rows of D numbers: ``heads`` one after the other, the next so many ``apart`` from their beginning."""
+
+    x: "Tensor"
+    heads: int
+    apart: int
+
+
+def _rows(x: "Tensor") -> _Rows:
+    """x as it lies in memory, if its rows do, in whatever order, or if they are a part of wider ones; else a copy."""
     if x.is_contiguous() or (x.dim() == 4 and x.transpose(1, 2).is_contiguous()):
-        return x
-    return x.contiguous()
+        return _Rows(x, 1, x.shape[-1])
+    one = x.dim() == 4 and (len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1))
+    if one and x.stride()[2:] == (x.shape[3], 1):
+        return _Rows(x, x.shape[2], x.stride(1))
+    return _Rows(x.contiguous(), 1, x.shape[-1])
 
 
 def _alike(x: "Tensor", like: "Tensor") -> "Tensor":
@@ -89,40 +100,39 @@ def _functions() -> Any:
     class Norm(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, weight, eps, offset):  # noqa: ANN001, ANN205
-            x = _dense(x)
-            ctx.save_for_backward(x, weight)
-            ctx.options = eps, offset
-            return _norm(x, weight, eps, offset)
+            rows = _rows(x)
+            ctx.save_for_backward(rows.x, weight)
+            ctx.options, ctx.lie = (eps, offset), rows[1:]
+            return _norm(rows, weight, eps, offset)
 
         @staticmethod
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
             x, weight = ctx.saved_tensors
-            gradient = _alike(grads[0], x)
+            rows = _Rows(x, *ctx.lie)
+            gradient = _alike(grads[0], _room(rows))
             trained = weight is not None and ctx.needs_input_grad[1]
-            eps, offset = ctx.options
-            d_x, d_weight = _norm_backward(x, weight, gradient, eps, offset, trained)
+            d_x, d_weight = _norm_backward(rows, weight, gradient, *ctx.options, trained)
             return d_x, d_weight, None, None
 
     class Geglu(torch.autograd.Function):
         @staticmethod
         def forward(ctx, gate, up):  # noqa: ANN001, ANN205
-            gate, up = gate.contiguous(), up.contiguous()
-            ctx.save_for_backward(gate, up)
-            out = torch.empty_like(gate)
-            kernels, grid = _kernels(), (-(-gate.numel() // ELEMENTS),)
-            kernels.geglu_forward[grid](gate, up, out, gate.numel(), BLOCK=ELEMENTS, num_warps=4)
+            flat = [x.reshape(-1, x.shape[-1]) for x in (gate, up)]
+            if flat[0].stride() != flat[1].stride() or flat[0].stride(1) != 1:
+                flat = [x.contiguous() for x in flat]
+            ctx.save_for_backward(*flat)
+            out = gate.new_empty(gate.shape)
+            _halves(_kernels().geglu_forward, *flat, out)
             return out
 
         @staticmethod
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
             gate, up = ctx.saved_tensors
-            d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
-            tensors = gate, up, grads[0].contiguous(), d_gate, d_up
-            grid = (-(-gate.numel() // ELEMENTS),)
-            _kernels().geglu_backward[grid](*tensors, gate.numel(), BLOCK=ELEMENTS, num_warps=4)
-            return d_gate, d_up
+            d_gate, d_up = gate.new_empty(len(gate), 2 * gate.shape[1]).split(gate.shape[1], 1)
+            _halves(_kernels().geglu_backward, gate, up, grads[0].contiguous(), d_gate, d_up)
+            return d_gate.view_as(grads[0]), d_up.view_as(grads[0])
 
     class Rotary(torch.autograd.Function):
         @staticmethod
@@ -150,20 +160,24 @@ def _norm_shape(width: int) -> dict[str, int]:
     return {"ROWS": rows, "BLOCK": block, "num_warps": _warps(rows * block)}
 
 
-def _norm(x: "Tensor", weight: "Tensor | None", eps: float, offset: float) -> "Tensor":
+def _room(rows: _Rows) -> "Tensor":
+    """Room for as many numbers, of rows one after the other."""
     import torch
 
-    width = x.shape[-1]
-    rows, shape, out = x.numel() // width, _norm_shape(width), torch.empty_like(x)
+    return rows.x.new_empty(rows.x.shape) if rows.heads > 1 else torch.empty_like(rows.x)
+
+
+def _norm(rows: _Rows, weight: "Tensor | None", eps: float, offset: float) -> "Tensor":
+    x, width = rows.x, rows.x.shape[-1]
+    many, shape, out = x.numel() // width, _norm_shape(width), _room(rows)
     scaled: dict[str, Any] = {"OFFSET": offset, "SCALED": weight is not None}
-    grid = (-(-rows // shape["ROWS"]),)
-    tensors = x, x if weight is None else weight, out
-    _kernels().norm_forward[grid](*tensors, rows, width, eps, **scaled, **shape)
+    grid, tensors = (-(-many // shape["ROWS"]),), (x, x if weight is None else weight, out)
+    _kernels().norm_forward[grid](*tensors, many, width, *rows[1:], eps, **scaled, **shape)
     return out
 
 
 def _norm_backward(
-    x: "Tensor",
+    rows: _Rows,
     weight: "Tensor | None",
     gradient: "Tensor",
     eps: float,
@@ -172,19 +186,28 @@ def _norm_backward(
 ) -> "tuple[Tensor, Tensor | None]":
     import torch
 
-    width = x.shape[-1]
-    rows, shape, d_x = x.numel() // width, _norm_shape(width), torch.empty_like(x)
+    x, width = rows.x, rows.x.shape[-1]
+    many, shape, d_x = x.numel() // width, _norm_shape(width), torch.empty_like(gradient)
     each = shape["ROWS"]
     if trained:
-        each *= max(1, -(-rows // (each * SHARES)))
-    programs = -(-rows // each)
+        each *= max(1, -(-many // (each * SHARES)))
+    programs = -(-many // each)
     share = x.new_empty(programs, width, dtype=torch.float32) if trained else d_x
     scaled: dict[str, Any] = {"OFFSET": offset, "SCALED": weight is not None, "TRAINED": trained}
     tensors = x, x if weight is None else weight, gradient, d_x, share
-    _kernels().norm_backward[(programs,)](*tensors, rows, width, eps, each, **scaled, **shape)
+    sizes = many, width, *rows[1:], eps, each
+    _kernels().norm_backward[(programs,)](*tensors, *sizes, **scaled, **shape)
     if not trained or weight is None:
         return d_x, None
     return d_x, share.sum(0).to(weight.dtype)
+
+
+def _halves(kernel: Any, gate: "Tensor", *rest: "Tensor") -> None:
+    """Launch a kernel of GEGLU on rows [N, D] of gate and up."""
+    rows, width = gate.shape
+    parts = -(-width // ELEMENTS)
+    grid = (rows * parts,)
+    kernel[grid](gate, *rest, width, gate.stride(0), parts, BLOCK=ELEMENTS, num_warps=4)
 
 
 def _rotate(x: "Tensor", cos: "Tensor", sin: "Tensor", *, backward: bool) -> "Tensor":

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 GROUPS = 32  # blocks of a program: each of its threads reads 4 bytes and writes 16 at once
 
 
-def weight(codes: "Tensor", state: Any, dtype: Any) -> "Tensor":
-    """The values of ``codes``, stored as whatever dtype, and their ``QuantState`` in ``dtype``, [O, I]."""
+def weight(codes: "Tensor", state: Any, dtype: Any, out: "Tensor | None" = None) -> "Tensor":
+    """The values of ``codes``, stored as whatever dtype, and their ``QuantState`` in ``dtype``, [O, I].
+
+    ``out``: where they are to be written.
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit
 
     codes = codes.view(torch.uint8)
 
     if usable(codes, state, dtype) and works(codes.device, dtype):
-        return decode(codes, state, dtype)
-    return dequantize_4bit(codes, state).to(dtype)
+        return decode(codes, state, dtype, out)
+    values = dequantize_4bit(codes, state)
+    return values.to(dtype) if out is None else out.copy_(values)
 
 
 def is_layer(module: Any) -> bool:
@@ -57,11 +61,12 @@ def usable(codes: "Tensor", state: Any, dtype: Any) -> bool:
     )
 
 
-def decode(codes: "Tensor", state: Any, dtype: Any) -> "Tensor":
+def decode(codes: "Tensor", state: Any, dtype: Any, out: "Tensor | None" = None) -> "Tensor":
     """``weight`` by the kernel."""
     from ft.kernels import triton_ops
 
-    out, blocks = codes.new_empty(state.shape, dtype=dtype), 2 * codes.numel() // state.blocksize
+    out = codes.new_empty(state.shape, dtype=dtype) if out is None else out
+    blocks = 2 * codes.numel() // state.blocksize
     nested = state.state2
     tensors = codes, state.absmax, state.code, nested.code, nested.absmax, state.offset, out
     shape = {"HALF": state.blocksize // 2, "NESTED": nested.blocksize, "GROUPS": GROUPS}

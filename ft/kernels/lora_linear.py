@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ft.kernels import fused_nf4
@@ -22,7 +22,8 @@ def install(model: Any) -> None:
     PEFT brings the input of each layer to the adapter's float32 and multiplies there, or, under
     autocast, brings it back again first. With several adapters, DoRA, a bias or merged weights, a layer
     answers as PEFT wrote it. Queries, keys and values, and a gated MLP's two first layers, are computed
-    at the first one's call: fewer operations, and one gradient of what they read.
+    at the first one's call, as one layer: fewer and larger products, and one gradient of what they read. On a
+    GPU frozen weights of 16 bits are moved for that, to lie one below the other.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -41,7 +42,9 @@ def install(model: Any) -> None:
         for names in SIBLINGS:
             layers = [x for n in names if type(x := getattr(module, n, None)) in kinds]
             if len(layers) > 1:
-                together = Together(layers)
+                # values wait for the gradient, and queries and keys only where they have norms
+                together = Together(layers, apart="v_proj" in names and not hasattr(module, "q_norm"))
+                _lay([layer.base_layer for layer in layers])
                 for layer in layers:
                     setattr(layer, TOGETHER, together)
 
@@ -61,8 +64,9 @@ class Together:
     What they computed is kept until each has been asked for its part with that very input.
     """
 
-    def __init__(self, layers: "Sequence[Any]") -> None:
-        self.layers = tuple(layers)
+    def __init__(self, layers: "Sequence[Any]", *, apart: bool = False) -> None:
+        """``apart``: the last one's result has memory of its own, which outlives that of the others."""
+        self.layers, self.apart = tuple(layers), apart
         self.x: Any = None
         self.results: dict[Any, Tensor] = {}
 
@@ -70,8 +74,8 @@ class Together:
         """``layer``'s result; none where they cannot be computed together."""
         if layer is self.layers[0]:
             parts = [part for each in self.layers if (part := _part(each, x))]
-            same = len(parts) == len(self.layers) and len({part.scale for part in parts}) == 1
-            found = _adapted(x, parts) if same else ()
+            whole = len(parts) == len(self.layers) and _are_one(parts)
+            found = _adapted(x, parts, self.apart) if whole else ()
             self.x, self.results = x, dict(zip(self.layers, found, strict=False))
         result = self.results.pop(layer, None) if x is self.x else None
         if not self.results:
@@ -85,8 +89,8 @@ class Part(NamedTuple):
     scale: float
     a: "Tensor"  # [R, I]
     b: "Tensor"  # [O, R]
-    weight: "Callable[[], Tensor]"  # gives the frozen weight in the dtype of the input, [O, I]
-    bias: "Tensor | None"
+    base: Any  # the frozen layer: a weight [O, I] in the dtype of the input, or its 4-bit codes
+    state: Any  # of the codes
 
 
 def _name(layer: Any) -> str | None:
@@ -131,43 +135,107 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
         return None
     if x.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
         return None
-    values: Callable[[], Tensor] | None = None
+    state: Any = None
     if type(base) is torch.nn.Linear:
-        values = (lambda: weight) if weight.dtype == x.dtype else None
-    elif torch.is_grad_enabled():  # bitsandbytes multiplies the few rows of answers by 4 bits
-        values = _quantized(base, x.dtype)
+        if weight.dtype != x.dtype:
+            return None
+    elif (state := _state(base, x.dtype)) is None:
+        return None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return Part(layer.scaling[name], a, b, values, bias) if values else None
+    return Part(layer.scaling[name], a, b, base, state)
 
 
-def _quantized(base: Any, dtype: Any) -> "Callable[[], Tensor] | None":
-    """What gives the values of a 4-bit layer's weight."""
+def _state(base: Any, dtype: Any) -> Any:
+    """The ``QuantState`` of a 4-bit layer whose weight is to be brought to ``dtype``."""
+    import torch
+
+    if not torch.is_grad_enabled():  # bitsandbytes multiplies the few rows of answers by 4 bits
+        return None
     state = fused_nf4.state_of(base)
     if not fused_nf4.is_layer(base) or state is None or base.compute_dtype != dtype:
         return None
-    if tuple(state.shape) != (base.out_features, base.in_features):
-        return None
-    return lambda: fused_nf4.weight(base.weight.data, state, dtype)
+    return state if tuple(state.shape) == (base.out_features, base.in_features) else None
 
 
-def _adapted(x: "Tensor", parts: "Sequence[Part]") -> "tuple[Tensor, ...]":
-    """The results of layers that read x and have one scale."""
+def _lay(layers: "Sequence[Any]") -> None:
+    """Move the frozen weights of plain layers on a GPU, so that they are one matrix without a copy."""
+    import torch
+
+    weights = [layer.weight for layer in layers]
+    plain = all(type(layer) is torch.nn.Linear for layer in layers)
+    here = len({(w.device, w.dtype, w.shape[1:]) for w in weights}) == 1
+    frozen = not any(w.requires_grad or hasattr(w, "full_tensor") for w in weights)
+    if plain and here and frozen and weights[0].device.type in WHOLE and not _adjacent(weights):
+        whole = torch.cat([w.data for w in weights])
+        for weight, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
+            weight.data = part
+
+
+def _are_one(parts: "Sequence[Part]") -> bool:
+    """Whether layers that read the same are one: of one scale, their weights in 4 bits or one below the other."""
+    alike = {(p.scale, p.state is None, p.base.bias is None) for p in parts}
+    coded = parts[0].state is not None
+    return len(alike) == 1 and (coded or _adjacent([p.base.weight for p in parts]))
+
+
+def _values(parts: "Sequence[Part]", dtype: Any) -> "Tensor":
+    """The frozen weights of layers that are one [ΣO, I]."""
+    weights = [part.base.weight.data for part in parts]
+    if parts[0].state is None:
+        return _stacked(weights)
+    if len(parts) == 1:
+        return fused_nf4.weight(weights[0], parts[0].state, dtype)
+    heights = [part.state.shape[0] for part in parts]
+    whole = weights[0].new_empty(sum(heights), parts[0].state.shape[1], dtype=dtype)
+    for weight, part, out in zip(weights, parts, whole.split(heights), strict=True):
+        fused_nf4.weight(weight, part.state, dtype, out)
+    return whole
+
+
+def _adapted(x: "Tensor", parts: "Sequence[Part]", apart: bool = False) -> "tuple[Tensor, ...]":
+    """The results of layers that read x and are one; the last one's ``apart`` from the others in memory."""
     factors = [factor for part in parts for factor in (part.a, part.b)]
-    frozen = tuple((part.weight, part.bias) for part in parts)
-    return _whole_function().apply(x, parts[0].scale, frozen, *factors)
+    return _whole_function().apply(x, tuple(parts), apart, *factors)
+
+
+def _adjacent(matrices: "Sequence[Tensor]") -> bool:
+    """Whether each matrix [R, I] lies right below the one before it."""
+    first, end = matrices[0], matrices[0].data_ptr()
+    for matrix in matrices:
+        alike = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not alike or matrix.data_ptr() != end or not matrix.is_contiguous():
+            return False
+        end += matrix.numel() * matrix.element_size()
+    return True
 
 
 def _stacked(matrices: "Sequence[Tensor]") -> "Tensor":
     """Matrices [R, I] one below the other: a view where they lie so, as ``refresh`` places its copies."""
     import torch
 
-    first, end = matrices[0], matrices[0].data_ptr()
-    for matrix in matrices:
-        alike = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not alike or matrix.data_ptr() != end or not matrix.is_contiguous():
-            return torch.cat([*matrices])
-        end += matrix.numel() * matrix.element_size()
+    if not _adjacent(matrices):
+        return torch.cat([*matrices])
+    first = matrices[0]
     return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1))
+
+
+def _side_by_side(
+    gradients: "Sequence[Tensor | None]", heights: "Sequence[int]", like: "Tensor"
+) -> "Tensor":
+    """Gradients [..., O] as one [N, ΣO], for each row of ``like`` [N, R]: a view where they lie so; none are zeros."""
+    import torch
+
+    rows = [
+        like.new_zeros(len(like), n) if g is None else g.reshape(-1, n)
+        for g, n in zip(gradients, heights, strict=True)
+    ]
+    first, width, end = rows[0], sum(heights), rows[0].data_ptr()
+    for each in rows:
+        alike = each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not alike or each.data_ptr() != end or each.stride() != (width, 1):
+            return torch.cat(rows, 1) if len(rows) > 1 else first
+        end += each.shape[1] * each.element_size()
+    return first.as_strided((len(first), width), (width, 1))
 
 
 def _product(x: "Tensor", y: "Tensor", dtype: Any) -> "Tensor":
@@ -233,42 +301,42 @@ def _whole_function() -> Any:
 
     class Adapted(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, scale, frozen, *factors):  # noqa: ANN001, ANN002, ANN205
+        def forward(ctx, x, parts, apart, *factors):  # noqa: ANN001, ANN002, ANN205
             flat, lows = x.reshape(-1, x.shape[-1]), [cast(f, x.dtype) for f in factors]
             a, *b = _stacked(lows[::2]), *lows[1::2]
             low = x.new_empty(len(flat), len(a))  # scaled, as the gradient of b takes it
-            low.addmm_(flat, a.T, beta=0, alpha=scale)
-            sizes, results = [len(part) for part in lows[::2]], []
-            for (weight, bias), part, each in zip(frozen, low.split(sizes, 1), b, strict=True):
-                results.append(torch.nn.functional.linear(x, weight(), bias))
-                results[-1].view(-1, len(each)).addmm_(part, each.T)
+            low.addmm_(flat, a.T, beta=0, alpha=parts[0].scale)
+            ranks, heights = [len(part) for part in lows[::2]], [len(each) for each in b]
+            biases = [bias for part in parts if (bias := part.base.bias) is not None]
+            bias = (biases[0] if len(biases) == 1 else torch.cat(biases)) if biases else None
+            whole = torch.nn.functional.linear(x, _values(parts, x.dtype), bias)
+            added = whole.view(-1, sum(heights)).split(heights, 1)
+            for rows, part, each in zip(added, low.split(ranks, 1), b, strict=True):
+                rows.addmm_(part, each.T)
             ctx.save_for_backward(flat, low, a, *b)
             ctx.set_materialize_grads(False)
-            ctx.scale, ctx.frozen, ctx.sizes = scale, frozen, sizes
-            ctx.dtypes, ctx.shape = [f.dtype for f in factors], x.shape
+            ctx.parts, ctx.sizes, ctx.shape = parts, (ranks, heights), x.shape
+            results = [*whole.split(heights, -1)] if len(heights) > 1 else [whole]
+            if apart:
+                results[-1] = results[-1].clone()
             return tuple(results)
 
         @staticmethod
         def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205
             flat, low, a, *b = ctx.saved_tensors
-            through_b = torch.empty_like(low)  # [N, R]
-            parts = [x.split(ctx.sizes, 1) for x in (low, through_b)]
-            d_x, d_b = None, []
-            for grad, each, of_low, through, (weight, _), dtype in zip(
-                grads, b, *parts, ctx.frozen, ctx.dtypes[1::2], strict=True
-            ):
-                if grad is None:  # nothing reads this layer's result
-                    d_b.append(None)
-                    through.zero_()
-                    continue
-                rows = grad.reshape(-1, grad.shape[-1])  # [N, O]
-                through.addmm_(rows, each, beta=0, alpha=ctx.scale)
-                d_b.append(_product(rows.T, of_low, dtype))
-                if ctx.needs_input_grad[0]:
-                    d_x = rows @ weight() if d_x is None else d_x.addmm_(rows, weight())
-            if d_x is not None:
+            (ranks, heights), parts = ctx.sizes, ctx.parts
+            rows = _side_by_side(grads, heights, low)  # [N, ΣO]
+            through_b = torch.empty_like(low)  # [N, ΣR]
+            pieces = rows.split(heights, 1), low.split(ranks, 1), through_b.split(ranks, 1)
+            d_b = []
+            for of_result, of_low, through, each, part in zip(*pieces, b, parts, strict=True):
+                through.addmm_(of_result, each, beta=0, alpha=part.scale)
+                d_b.append(_product(of_result.T, of_low, part.b.dtype))
+            d_x = None
+            if ctx.needs_input_grad[0]:
+                d_x = rows @ _values(parts, rows.dtype)
                 d_x = d_x.addmm_(through_b, a).view(ctx.shape)
-            d_a = _product(through_b.T, flat, ctx.dtypes[0]).split(ctx.sizes)
+            d_a = _product(through_b.T, flat, parts[0].a.dtype).split(ranks)
             return d_x, None, None, *(d for pair in zip(d_a, d_b, strict=True) for d in pair)
 
     return Adapted

@@ -115,12 +115,21 @@ def head_gradient(
 
 
 @triton.jit
+def _places(row, column, width, heads, apart):
+    """Of rows [N, D]: ``heads`` of them lie one after the other, the next so many ``apart`` from their beginning."""
+    first = (row // heads).to(tl.int64) * apart + (row % heads) * width
+    return first[:, None] + column[None, :]
+
+
+@triton.jit
 def norm_forward(
-    x,  # [N, D]
+    x,  # [N, D] by ``heads`` and ``apart``
     weight,  # [D] with SCALED
-    out,  # [N, D]
+    out,  # [N, D], one after the other
     rows,
     width,
+    heads,
+    apart,
     eps,
     OFFSET: tl.constexpr,  # what is added to the weight: Gemma 1 to 3 keep it around zero
     SCALED: tl.constexpr,
@@ -131,7 +140,8 @@ def norm_forward(
     column = tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < width)[None, :]
     place = row.to(tl.int64)[:, None] * width + column[None, :]
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    source = x + _places(row, column, width, heads, apart)
+    value = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)
     value = value * scale[:, None]
     if SCALED:
@@ -142,13 +152,15 @@ def norm_forward(
 
 @triton.jit
 def norm_backward(
-    x,
+    x,  # as forward
     weight,
-    d_out,
-    d_x,  # [N, D] out
+    d_out,  # [N, D], as the next, one after the other
+    d_x,  # out
     d_weight,  # [programs, D] out with TRAINED, in fp32: each program's share
     rows,
     width,
+    heads,
+    apart,
     eps,
     each,  # rows of a program
     OFFSET: tl.constexpr,
@@ -165,7 +177,8 @@ def norm_backward(
         row = tl.program_id(0) * each + at + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < width)[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        source = x + _places(row, column, width, heads, apart)
+        value = tl.load(source, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(d_out + place, mask=inside, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
         value = value * scale
@@ -189,25 +202,46 @@ def _gelu(x):
 
 
 @triton.jit
-def geglu_forward(gate, up, out, count, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    g = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+def geglu_forward(
+    gate,  # [N, D], as ``up`` with rows ``apart``
+    up,
+    out,  # [N, D], one after the other
+    width,
+    apart,
+    parts,  # of a row, BLOCK numbers each
+    BLOCK: tl.constexpr,
+):
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    column = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    g = tl.load(gate + row * apart + column, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + row * apart + column, mask=inside, other=0.0).to(tl.float32)
     share, _ = _gelu(g)
     active = (g * share).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + place, (active * u).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + column, (active * u).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def geglu_backward(gate, up, d_out, d_gate, d_up, count, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    g = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(d_out + place, mask=inside, other=0.0).to(tl.float32)
+def geglu_backward(
+    gate,
+    up,
+    d_out,  # [N, D], one after the other
+    d_gate,  # out, as ``d_up`` with rows 2 D apart
+    d_up,
+    width,
+    apart,
+    parts,
+    BLOCK: tl.constexpr,
+):
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    column = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    g = tl.load(gate + row * apart + column, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + row * apart + column, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(d_out + row * width + column, mask=inside, other=0.0).to(tl.float32)
     share, t = _gelu(g)
     active = (g * share).to(d_up.dtype.element_ty).to(tl.float32)
+    place = row * 2 * width + column
     tl.store(d_up + place, (d * active).to(d_up.dtype.element_ty), mask=inside)
     d = (d * u).to(d_gate.dtype.element_ty).to(tl.float32)
     inner = 0.7978845608028654 * (1.0 + 0.134145 * g * g)

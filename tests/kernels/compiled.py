@@ -69,7 +69,10 @@ def run(capability: int) -> None:
             frozen=frozen,
         )
     both_ways(lambda x: fused.rms_norm(x, None, 1e-6), (8, 256), dtype=dtype)
+    heads = lambda x: fused.rms_norm(x[..., 2048:3072].view(1, 8, 4, 256), None, 1e-6)  # noqa: E731
+    both_ways(heads, (1, 8, 4096), dtype=dtype)
     both_ways(fused.geglu, (8, 9216), (8, 9216), dtype=dtype)
+    both_ways(lambda x: fused.geglu(*x.split(9216, 1)), (8, 18432), dtype=dtype)
     angle = (1, 64, 256)
     both_ways(fused.rotary, (1, 8, 64, 256), angle, angle, dtype=dtype, frozen=(1, 2))
     hidden, weight = torch.zeros(8, 16, dtype=dtype), torch.zeros(256000, 16, dtype=dtype)

@@ -79,6 +79,23 @@ def norms_of_heads_lie_as_their_input_does():
     close(found, expected, torch.float32)
 
 
+def norms_of_heads_that_are_a_part_of_wider_rows():
+    """Keys of a product that is queries, keys and values at once; and the last block of rows is not full."""
+    for batch, time in ((1, 9), (2, 5)):
+        wide = torch.randn(batch, time, 11 * 8, requires_grad=True)
+        weight = torch.randn(8)
+        results = []
+        for norm in (fused.rms_norm, lambda x, w, *_: rms_norm_reference(x, w, 1.0)):
+            heads = wide[..., 24:64].view(batch, time, 5, 8)
+            out = norm(heads, weight, 1e-6, 1.0)
+            assert out.is_contiguous()
+            torch.manual_seed(1)
+            gradient = torch.randn(batch, 5, time, 8).transpose(1, 2)
+            results.append([out.detach(), *torch.autograd.grad(out, wide, gradient)])
+        for found, expected in zip(*results, strict=True):
+            close(found, expected, torch.float32)
+
+
 def a_frozen_norm_costs_no_gradient():
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(8)
     fused.rms_norm(x, weight, 1e-6).sum().backward()
@@ -105,6 +122,28 @@ def geglu():
             [gate.to(dtype), torch.randn(3, 511).to(dtype)],
             dtype,
         )
+
+
+def geglu_of_the_halves_of_one_product():
+    """Is not copied, and its gradients are halves of one matrix again."""
+    wide = torch.randn(1, 3, 2 * 1100).requires_grad_()
+    gate, up = wide.split(1100, -1)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
+        out = fused.geglu(gate, up)
+    assert [x.data_ptr() for x in kept] == [gate.data_ptr(), up.data_ptr()]
+    gradient = torch.randn(1, 3, 1100)
+    d_gate, d_up = torch.autograd.grad(out, (gate, up), gradient, retain_graph=True)
+    assert d_up.data_ptr() == d_gate.data_ptr() + 4 * 1100
+    assert d_up.stride() == d_gate.stride() == (6600, 2200, 1)
+    (found,) = torch.autograd.grad(out, wide, gradient)
+    plain = torch.nn.functional.gelu(gate, approximate="tanh") * up
+    close(out.detach(), plain.detach(), torch.float32)
+    (expected,) = torch.autograd.grad(plain, wide, gradient)
+    close(found, expected, torch.float32)
+    # one with rows of its own and one without
+    apart = fused.geglu(gate, up.contiguous())
+    close(apart.detach(), plain.detach(), torch.float32)
 
 
 def rotated(x, cos, sin):
@@ -255,10 +294,12 @@ def a_tiny_gemma_of_every_generation():
 CASES = (
     norms,
     norms_of_heads_lie_as_their_input_does,
+    norms_of_heads_that_are_a_part_of_wider_rows,
     a_frozen_norm_costs_no_gradient,
     programs_with_several_blocks_of_rows_add_them_up,
     a_tiny_gemma_of_every_generation,
     geglu,
+    geglu_of_the_halves_of_one_product,
     rotary,
     head,
     head_in_tiles,
