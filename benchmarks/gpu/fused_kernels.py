@@ -21,7 +21,15 @@ if not GPU:
 import torch  # noqa: E402
 from common import clean, clock, failed, fresh, graphed, peak_of, sync  # noqa: E402
 
-from ft.kernels import cross_entropy, fused, fused_layers, fused_nf4, lora_copies, lora_linear  # noqa: E402
+from ft.kernels import (  # noqa: E402
+    cross_entropy,
+    fused,
+    fused_layers,
+    fused_nf4,
+    joined,
+    lora_copies,
+    lora_linear,
+)
 
 DEV = "cuda" if GPU else "cpu"
 HALF = torch.bfloat16
@@ -85,7 +93,8 @@ def elementwise() -> None:
         angle = torch.randn(1, rows, head, device=DEV)
         inputs = [new(1, rows, 8, head).transpose(1, 2).requires_grad_()]
         inputs += [angle.cos().to(HALF), angle.sin().to(HALF)]
-        compared(f"rotary {rows} x 8 x {head}", fused.rotary, rotated, inputs)
+        turned: Run = lambda x, c, s: fused.rotary(c, s, x)[0]  # noqa: E731
+        compared(f"rotary {rows} x 8 x {head}", turned, rotated, inputs)
 
 
 def products(hidden: torch.Tensor, weight: torch.Tensor) -> None:
@@ -220,7 +229,7 @@ def layers() -> None:
         for name in ("PEFT", "apart", "whole"):
             if name == "apart":
                 lora_linear.install(model)
-            lora_linear.WHOLE = (DEV,) if name == "whole" else ()
+            joined.DEVICES = (DEV,) if name == "whole" else ()
             found = [t.detach().double() for t in step()]
             truth = truth or found
             off = max(((f - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True))
@@ -259,7 +268,7 @@ def step() -> None:
     kinds += [torch.profiler.ProfilerActivity.CUDA] * GPU
     for name in ("before", "fused"):
         fused._has_triton = has_triton if name == "fused" else lambda: False
-        lora_linear.WHOLE = (DEV,) if name == "fused" else ()
+        joined.DEVICES = (DEV,) if name == "fused" else ()
         if name == "fused":
             print("fused kernels:", fused_layers.install(base))
             print(f"{lora_copies.refresh(model)} copies of A and B")

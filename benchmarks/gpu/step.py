@@ -32,7 +32,7 @@ USABLE: list[Callable[..., bool]] = []  # the first is the true one
 
 def switch(model: Any, fused_on: bool) -> bool:
     """Turn the fused kernels on or off; whether there are any."""
-    from ft.kernels import lora_copies, lora_linear
+    from ft.kernels import joined, lora_copies
 
     try:
         from ft.kernels import fused, fused_layers
@@ -40,7 +40,7 @@ def switch(model: Any, fused_on: bool) -> bool:
         return False
     USABLE.append(fused.usable)
     fused.usable = USABLE[0] if fused_on else lambda *_: False
-    lora_linear.WHOLE = ("cuda",) if fused_on else ()
+    joined.DEVICES = ("cuda",) if fused_on else ()
     if fused_on:
         fused_layers.install(model.get_base_model())
         say(

@@ -34,7 +34,8 @@ class Steps:
         self.seen = torch.ones(rows, length, dtype=torch.bool, device=seen.device)
         self.seen[:, : self.width] = seen.bool()
         self.at = torch.tensor([self.width], device=seen.device)  # the place of the next token
-        self.cache = _cache(cache, self.at, length, self.width)
+        capped = bool(getattr(self.config, "attn_logit_softcapping", None))
+        self.cache = _cache(cache, self.at, length, self.width, capped)
         self.ids = seen.new_zeros(rows, 1)
         self.positions = seen.new_zeros(rows, 1)
         self.graph: Any = None
@@ -77,7 +78,7 @@ class Steps:
         )
 
     def _forward(self) -> "Tensor":
-        from ft.kernels import cache
+        from ft.kernels import attention, cache
 
         output = self.model(
             input_ids=self.ids,
@@ -86,6 +87,7 @@ class Steps:
             use_cache=True,
             logits_to_keep=1,
             **{cache.name(): self.cache},
+            **attention.one_token_each(self.model, self.seen, self.at),
         )
         return output.logits[:, -1]
 
@@ -140,9 +142,11 @@ def refusal(model: Any) -> str:
     return ""
 
 
-def _cache(grown: Any, at: "Tensor", length: int, width: int) -> Any:
+def _cache(grown: Any, at: "Tensor", length: int, width: int, capped: bool) -> Any:
     """The keys and values of a prefill of ``width`` tokens at their places among ``length``."""
     from transformers.cache_utils import Cache, CacheLayerMixin
+
+    from ft.kernels.flash_decode import put, usable, works
 
     class Places(CacheLayerMixin):
         """A layer's keys and values; a new token's are written at ``at``."""
@@ -157,8 +161,13 @@ def _cache(grown: Any, at: "Tensor", length: int, width: int) -> Any:
             """Nothing: a prefill has been."""
 
         def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> Any:
-            self.keys.index_copy_(2, at, key_states)
-            self.values.index_copy_(2, at, value_states)
+            new = key_states, value_states
+            device, dtype, size = self.keys.device, self.keys.dtype, self.keys.shape[-1]
+            if usable(self.keys, *new) and works(device, dtype, size, capped):
+                put(self.keys, self.values, *new, at)
+            else:
+                self.keys.index_copy_(2, at, key_states)
+                self.values.index_copy_(2, at, value_states)
             return self.keys, self.values
 
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

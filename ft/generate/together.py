@@ -118,12 +118,12 @@ def bar(shares: Sequence[Any], progress: bool) -> Any:
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode and fast products while this lasts."""
-    from ft.kernels import few_rows
+    from ft.kernels import few_rows, joined
 
     was_training = model.training
     model.eval()
     try:
-        with few_rows.fast(model):
+        with few_rows.fast(model), joined.fast(model):
             yield
     finally:
         model.train(was_training)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import flash, fused, tiled
+from ft.kernels import flash, flash_decode, fused, tiled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +14,7 @@ NAME = "sdpa_by_example"
 LANES = 32  # numbers in bf16 of a processor's vector
 CAPPED = "eager_by_example"  # for scores with a soft cap, which sdpa does not have
 KERNELS = ("flash", "varlen")  # of packed rows, that can be asked for by name
+PLACES = "one_token_at"  # an argument of attention: its new token, and places that keep none
 ONLY = "packed_by"  # of an attention layer: the one of them, or sdpa or eager, that was asked for
 
 
@@ -103,6 +104,14 @@ def no_mask(model: Any, position_ids: "Tensor") -> dict[str, Any]:
     return {"attention_mask": position_ids.new_zeros(1, 1, 1, 1)} if installed(model) else {}
 
 
+def one_token_each(model: Any, seen: "Tensor", at: "Tensor") -> dict[str, Any]:
+    """What lets attention to keys and values at fixed places be ``flash_decode``'s, where that works.
+
+    ``seen`` [B, L] is not set at padding; ``at`` [1] is the place of the new token.
+    """
+    return {PLACES: (seen, at)} if installed(model) else {}
+
+
 def _forward(
     module: Any,
     query: "Tensor",  # [1, H, T, D]
@@ -115,10 +124,17 @@ def _forward(
     softcap: float | None = None,
     example_lengths: Sequence[int] | None = None,
     example_offsets: "Tensor | None" = None,
+    one_token_at: "tuple[Tensor, Tensor] | None" = None,
     **kwargs: Any,
 ) -> tuple["Tensor", Any]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if one_token_at is not None and flash_decode.usable(query, key, value) and not dropout:
+        size, capped = query.shape[-1], softcap is not None
+        scale = size**-0.5 if scaling is None else scaling
+        if flash_decode.works(query.device, query.dtype, size, capped):
+            given = query, key, value, *one_token_at
+            return flash_decode.attend(*given, scale, sliding_window or 0, softcap), None
     options = {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
     if example_lengths is None and example_offsets is None:
         if module.config._attn_implementation == CAPPED:

@@ -7,6 +7,7 @@ differ by the order of sums in fp32 alone. What the backward can compute again f
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def geglu(gate: "Tensor", up: "Tensor") -> "Tensor":
     return _functions().geglu.apply(gate, up)
 
 
-def rotary(x: "Tensor", cos: "Tensor", sin: "Tensor") -> "Tensor":
-    """``x * cos + rotate_half(x) * sin`` of x [B, H, T, D] and cos and sin [B or 1, T, D].
+def rotary(cos: "Tensor", sin: "Tensor", *tensors: "Tensor") -> "tuple[Tensor, ...]":
+    """``x * cos + rotate_half(x) * sin`` of one or two x [B, H, T, D] and cos and sin [B or 1, T, D].
 
-    The result lies in memory as [B, T, H, D], which the products around attention take.
+    Two of one batch, such as queries and keys, are one kernel. Results lie in memory as [B, T, H, D], which
+    the products around attention take.
     """
-    return _functions().rotary.apply(x, cos, sin)
+    return _functions().rotary.apply(cos, sin, *tensors)
 
 
 @functools.cache
@@ -136,22 +138,22 @@ def _functions() -> Any:
 
     class Rotary(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, cos, sin):  # noqa: ANN001, ANN205
+        def forward(ctx, cos, sin, *tensors):  # noqa: ANN001, ANN002, ANN205
             ctx.save_for_backward(cos, sin)
-            return _rotate(x, cos, sin, backward=False)
+            return _rotate(cos, sin, tensors, backward=False)
 
         @staticmethod
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
-            return _rotate(grads[0], *ctx.saved_tensors, backward=True), None, None
+            return None, None, *_rotate(*ctx.saved_tensors, grads, backward=True)
 
     return types.SimpleNamespace(norm=Norm, geglu=Geglu, rotary=Rotary)
 
 
 def _kernels() -> Any:
-    from ft.kernels import triton_ops
+    from ft.kernels import triton_layers
 
-    return triton_ops
+    return triton_layers
 
 
 def _norm_shape(width: int) -> dict[str, int]:
@@ -210,16 +212,23 @@ def _halves(kernel: Any, gate: "Tensor", *rest: "Tensor") -> None:
     kernel[grid](gate, *rest, width, gate.stride(0), parts, BLOCK=ELEMENTS, num_warps=4)
 
 
-def _rotate(x: "Tensor", cos: "Tensor", sin: "Tensor", *, backward: bool) -> "Tensor":
-    x, cos, sin = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, cos, sin))
+def _rotate(
+    cos: "Tensor", sin: "Tensor", tensors: "Sequence[Tensor]", *, backward: bool
+) -> "tuple[Tensor, ...]":
+    given = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    cos, sin = (x if x.stride(-1) == 1 else x.contiguous() for x in (cos, sin))
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
-    batch, heads, time, width = x.shape
-    out = x.new_empty(batch, time, heads, width).transpose(1, 2)
-    strides = [*x.stride()[:3], *out.stride()[:3], cos.stride(0) * (len(cos) > 1), cos.stride(1)]
-    block, padded = 1 << (width // 2 - 1).bit_length(), 1 << (heads - 1).bit_length()
-    options = {"BACKWARD": backward, "HEADS": padded, "BLOCK": block}
-    _kernels().rotate[(time, batch)](
-        x, out, cos, sin, *strides, heads, width // 2, **options, num_warps=_warps(padded * block)
-    )
-    return out
+    batch, _, time, width = given[0].shape
+    made = [x.new_empty(batch, time, x.shape[1], width).transpose(1, 2) for x in given]
+    pairs = [x for pair in zip(given, made, strict=True) for x in pair]
+    pairs += pairs * (len(given) == 1)  # what is not read
+    x, y = pairs[0], pairs[2]
+    strides = [stride for each in pairs for stride in each.stride()[:3]]
+    strides += [cos.stride(0) * (len(cos) > 1), cos.stride(1)]
+    block, heads = 1 << (width // 2 - 1).bit_length(), (x.shape[1], y.shape[1])
+    padded = [1 << (n - 1).bit_length() for n in heads]
+    options = {"BACKWARD": backward, "BOTH": len(given) > 1, "BLOCK": block}
+    options |= {"HEADS": padded[0], "HEADS_Y": padded[1], "num_warps": _warps(padded[0] * block)}
+    _kernels().rotate[(time, batch)](*pairs, cos, sin, *strides, *heads, width // 2, **options)
+    return tuple(made)

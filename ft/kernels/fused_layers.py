@@ -84,14 +84,14 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
         if not (fits and unsqueeze_dim in (1, 2) and fused.usable(x, cos, sin)):
             return plain(x, cos, sin, unsqueeze_dim=unsqueeze_dim)
         if unsqueeze_dim == 1:
-            return fused.rotary(x, cos, sin)
-        return fused.rotary(x.transpose(1, 2), cos, sin).transpose(1, 2)
+            return fused.rotary(cos, sin, x)[0]
+        return fused.rotary(cos, sin, x.transpose(1, 2))[0].transpose(1, 2)
 
     def two(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
         fits = all(x.dim() == 4 and x.shape[-1] == cos.shape[-1] for x in (q, k))
         if not (fits and cos.dim() == 3 and unsqueeze_dim == 1 and fused.usable(q, k, cos, sin)):
             return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        return fused.rotary(q, cos, sin), fused.rotary(k, cos, sin)
+        return fused.rotary(cos, sin, q, k)
 
     seen = {**forward.__globals__, ROTARY: two if both else one}
     copy = types.FunctionType(

@@ -5,15 +5,13 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ft.kernels import fused_nf4
+from ft.kernels import fused_nf4, joined
 from ft.kernels.lora_copies import cast
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHOLE = ("cuda",)  # where base and update are one function; on a CPU it is no faster
 TOGETHER = "_together"  # of a layer: what computes it with those that read the same input
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def install(model: Any) -> None:
@@ -39,12 +37,14 @@ def install(model: Any) -> None:
             module.forward = types.MethodType(_forward, module)
         if getattr(module, "is_kv_shared_layer", False):
             continue  # its keys are another layer's
-        for names in SIBLINGS:
+        for names in joined.SIBLINGS:
             layers = [x for n in names if type(x := getattr(module, n, None)) in kinds]
             if len(layers) > 1:
-                # values wait for the gradient, and queries and keys only where they have norms
-                together = Together(layers, apart="v_proj" in names and not hasattr(module, "q_norm"))
-                _lay([layer.base_layer for layer in layers])
+                # values wait for their gradient, and queries and keys only where they have norms
+                apart = "v_proj" in names and not hasattr(module, "q_norm")
+                compute = functools.partial(_alike, tuple(layers), apart)
+                together = joined.Together(layers, compute)
+                joined.lay([layer.base_layer for layer in layers])
                 for layer in layers:
                     setattr(layer, TOGETHER, together)
 
@@ -56,31 +56,6 @@ def add_low_rank(result: "Tensor", x: "Tensor", a: "Tensor", b: "Tensor", scale:
     matrix products accumulate in float32; the gradients of a and b come in their own dtype.
     """
     return _function().apply(result, x, a, b, scale)
-
-
-class Together:
-    """Layers that read the same input: computed at the first one's call, found by the others.
-
-    What they computed is kept until each has been asked for its part with that very input.
-    """
-
-    def __init__(self, layers: "Sequence[Any]", *, apart: bool = False) -> None:
-        """``apart``: the last one's result has memory of its own, which outlives that of the others."""
-        self.layers, self.apart = tuple(layers), apart
-        self.x: Any = None
-        self.results: dict[Any, Tensor] = {}
-
-    def __call__(self, layer: Any, x: "Tensor") -> "Tensor | None":
-        """``layer``'s result; none where they cannot be computed together."""
-        if layer is self.layers[0]:
-            parts = [part for each in self.layers if (part := _part(each, x))]
-            whole = len(parts) == len(self.layers) and _are_one(parts)
-            found = _adapted(x, parts, self.apart) if whole else ()
-            self.x, self.results = x, dict(zip(self.layers, found, strict=False))
-        result = self.results.pop(layer, None) if x is self.x else None
-        if not self.results:
-            self.x = None
-        return result
 
 
 class Part(NamedTuple):
@@ -123,7 +98,7 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
     import torch
 
     name, base = _name(layer), layer.base_layer
-    if name is None or x.device.type not in WHOLE:
+    if name is None or x.device.type not in joined.DEVICES:
         return None
     dropout = layer.lora_dropout[name]
     if dropout.training and type(dropout) is not torch.nn.Identity:
@@ -157,32 +132,25 @@ def _state(base: Any, dtype: Any) -> Any:
     return state if tuple(state.shape) == (base.out_features, base.in_features) else None
 
 
-def _lay(layers: "Sequence[Any]") -> None:
-    """Move the frozen weights of plain layers on a GPU, so that they are one matrix without a copy."""
-    import torch
-
-    weights = [layer.weight for layer in layers]
-    plain = all(type(layer) is torch.nn.Linear for layer in layers)
-    here = len({(w.device, w.dtype, w.shape[1:]) for w in weights}) == 1
-    frozen = not any(w.requires_grad or hasattr(w, "full_tensor") for w in weights)
-    if plain and here and frozen and weights[0].device.type in WHOLE and not _adjacent(weights):
-        whole = torch.cat([w.data for w in weights])
-        for weight, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
-            weight.data = part
+def _alike(layers: "Sequence[Any]", apart: bool, x: "Tensor") -> "Sequence[Tensor]":
+    """What layers that read x make of it, where they are one."""
+    parts = [part for layer in layers if (part := _part(layer, x))]
+    whole = len(parts) == len(layers) and _are_one(parts)
+    return _adapted(x, parts, apart) if whole else ()
 
 
 def _are_one(parts: "Sequence[Part]") -> bool:
     """Whether layers that read the same are one: of one scale, their weights in 4 bits or one below the other."""
     alike = {(p.scale, p.state is None, p.base.bias is None) for p in parts}
     coded = parts[0].state is not None
-    return len(alike) == 1 and (coded or _adjacent([p.base.weight for p in parts]))
+    return len(alike) == 1 and (coded or joined.adjacent([p.base.weight for p in parts]))
 
 
 def _values(parts: "Sequence[Part]", dtype: Any) -> "Tensor":
     """The frozen weights of layers that are one [ΣO, I]."""
     weights = [part.base.weight.data for part in parts]
     if parts[0].state is None:
-        return _stacked(weights)
+        return joined.stacked(weights)
     if len(parts) == 1:
         return fused_nf4.weight(weights[0], parts[0].state, dtype)
     heights = [part.state.shape[0] for part in parts]
@@ -196,46 +164,6 @@ def _adapted(x: "Tensor", parts: "Sequence[Part]", apart: bool = False) -> "tupl
     """The results of layers that read x and are one; the last one's ``apart`` from the others in memory."""
     factors = [factor for part in parts for factor in (part.a, part.b)]
     return _whole_function().apply(x, tuple(parts), apart, *factors)
-
-
-def _adjacent(matrices: "Sequence[Tensor]") -> bool:
-    """Whether each matrix [R, I] lies right below the one before it."""
-    first, end = matrices[0], matrices[0].data_ptr()
-    for matrix in matrices:
-        alike = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not alike or matrix.data_ptr() != end or not matrix.is_contiguous():
-            return False
-        end += matrix.numel() * matrix.element_size()
-    return True
-
-
-def _stacked(matrices: "Sequence[Tensor]") -> "Tensor":
-    """Matrices [R, I] one below the other: a view where they lie so, as ``refresh`` places its copies."""
-    import torch
-
-    if not _adjacent(matrices):
-        return torch.cat([*matrices])
-    first = matrices[0]
-    return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1))
-
-
-def _side_by_side(
-    gradients: "Sequence[Tensor | None]", heights: "Sequence[int]", like: "Tensor"
-) -> "Tensor":
-    """Gradients [..., O] as one [N, ΣO], for each row of ``like`` [N, R]: a view where they lie so; none are zeros."""
-    import torch
-
-    rows = [
-        like.new_zeros(len(like), n) if g is None else g.reshape(-1, n)
-        for g, n in zip(gradients, heights, strict=True)
-    ]
-    first, width, end = rows[0], sum(heights), rows[0].data_ptr()
-    for each in rows:
-        alike = each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not alike or each.data_ptr() != end or each.stride() != (width, 1):
-            return torch.cat(rows, 1) if len(rows) > 1 else first
-        end += each.shape[1] * each.element_size()
-    return first.as_strided((len(first), width), (width, 1))
 
 
 def _product(x: "Tensor", y: "Tensor", dtype: Any) -> "Tensor":
@@ -303,7 +231,7 @@ def _whole_function() -> Any:
         @staticmethod
         def forward(ctx, x, parts, apart, *factors):  # noqa: ANN001, ANN002, ANN205
             flat, lows = x.reshape(-1, x.shape[-1]), [cast(f, x.dtype) for f in factors]
-            a, *b = _stacked(lows[::2]), *lows[1::2]
+            a, *b = joined.stacked(lows[::2]), *lows[1::2]
             low = x.new_empty(len(flat), len(a))  # scaled, as the gradient of b takes it
             low.addmm_(flat, a.T, beta=0, alpha=parts[0].scale)
             ranks, heights = [len(part) for part in lows[::2]], [len(each) for each in b]
@@ -325,7 +253,7 @@ def _whole_function() -> Any:
         def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205
             flat, low, a, *b = ctx.saved_tensors
             (ranks, heights), parts = ctx.sizes, ctx.parts
-            rows = _side_by_side(grads, heights, low)  # [N, ΣO]
+            rows = joined.side_by_side(grads, heights, low)  # [N, ΣO]
             through_b = torch.empty_like(low)  # [N, ΣR]
             pieces = rows.split(heights, 1), low.split(ranks, 1), through_b.split(ranks, 1)
             d_b = []

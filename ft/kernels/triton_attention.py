@@ -54,7 +54,7 @@ def _put(start, row, time, length, value, D: tl.constexpr):
 
 
 @triton.jit
-def _scores(product, scale, softcap, CAP: tl.constexpr):
+def scores(product, scale, softcap, CAP: tl.constexpr):
     """Scores of q k, in units of log 2, and their slope by q k.
 
     The tangent is within 2e-7 of the true one, which scores of 16-bit products do not notice.
@@ -104,7 +104,7 @@ def forward(
     for tile in range(0, tl.cdiv(end - begin, N)):  # from 0, or loads of tiles are not vectorised
         column = begin + tile * N + tl.arange(0, N)
         key = _tile(k, column, k_time, length, D)
-        s, _ = _scores(tl.dot(query, tl.trans(key)), scale, softcap, CAP)
+        s, _ = scores(tl.dot(query, tl.trans(key)), scale, softcap, CAP)
         seen = (column[None, :] <= row[:, None]) & (column[None, :] >= first[:, None])
         s = tl.where(seen, s, float("-inf"))
         higher = tl.maximum(top, tl.max(s, 1))
@@ -171,7 +171,7 @@ def backward_queries(
         column = begin + tile * N + tl.arange(0, N)
         key = _tile(k, column, k_time, length, D)
         value = _tile(v, column, v_time, length, D)
-        s, slope = _scores(tl.dot(query, tl.trans(key)), scale, softcap, CAP)
+        s, slope = scores(tl.dot(query, tl.trans(key)), scale, softcap, CAP)
         seen = (column[None, :] <= row[:, None]) & (column[None, :] >= first[:, None])
         p = tl.where(seen, tl.exp2(s - norm[:, None]), 0.0)
         d_s = p * (tl.dot(slope_out, tl.trans(value)) - along[:, None]) * slope
@@ -225,7 +225,7 @@ def backward_keys(
             slope_out = _tile(d_out + head * d_head, row, d_time, length, D)
             norm = tl.load(lse + head * length + row, mask=inside, other=0.0)
             along = tl.load(delta + head * length + row, mask=inside, other=0.0)
-            s, slope = _scores(tl.dot(key, tl.trans(query)), scale, softcap, CAP)
+            s, slope = scores(tl.dot(key, tl.trans(query)), scale, softcap, CAP)
             seen = (row[None, :] >= column[:, None]) & (row[None, :] < last[:, None])
             p = tl.where(seen, tl.exp2(s - norm[None, :]), 0.0)
             by_value = tl.dot(p.to(value.dtype), slope_out, by_value)

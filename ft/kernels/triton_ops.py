@@ -1,4 +1,4 @@
-"""Triton kernels: losses of rows, RMSNorm, GEGLU, rotary embedding, 4-bit weights. Imports Triton at its top.
+"""Triton kernels: losses of rows, and 4-bit weights. Imports Triton at its top.
 
 All arithmetic is in fp32, rounded where PyTorch's own operations would round. Offsets of rows are
 64-bit: 8,192 rows of 262,144 words are 2**31 numbers. Names in capitals are compiled in.
@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     """Within 1e-7 of the true value: near zero by its series, where 1 - exp(-2x) would cancel."""
     e = tl.exp(-2.0 * tl.abs(x))
     far = (1.0 - e) / (1.0 + e)
@@ -50,7 +50,7 @@ def head_statistics(
         inside = words < vocabulary
         z = tl.load(start + words, mask=inside, other=0.0).to(tl.float32)
         if CAP:
-            z = softcap * _tanh(z / softcap)
+            z = softcap * tanh(z / softcap)
         z = tl.where(inside, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 0))
         total = total * tl.exp(top - higher) + tl.exp(z - higher)
@@ -69,7 +69,7 @@ def head_statistics(
         else:
             wanted = tl.load(start + target).to(tl.float32)
             if CAP:
-                wanted = softcap * _tanh(wanted / softcap)
+                wanted = softcap * tanh(wanted / softcap)
         tl.store(chosen + row, wanted)
 
 
@@ -107,196 +107,11 @@ def head_gradient(
         z = tl.load(start + words, mask=inside, other=0.0).to(tl.float32)
         slope = kept
         if CAP:
-            bent = _tanh(z / softcap)
+            bent = tanh(z / softcap)
             z = softcap * bent
             slope = kept * (1.0 - bent * bent)
         gradient = (tl.exp(z - lse) - tl.where(words == target, 1.0, 0.0)) * slope
         tl.store(start + words, gradient.to(logits.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _places(row, column, width, heads, apart):
-    """Of rows [N, D]: ``heads`` of them lie one after the other, the next so many ``apart`` from their beginning."""
-    first = (row // heads).to(tl.int64) * apart + (row % heads) * width
-    return first[:, None] + column[None, :]
-
-
-@triton.jit
-def norm_forward(
-    x,  # [N, D] by ``heads`` and ``apart``
-    weight,  # [D] with SCALED
-    out,  # [N, D], one after the other
-    rows,
-    width,
-    heads,
-    apart,
-    eps,
-    OFFSET: tl.constexpr,  # what is added to the weight: Gemma 1 to 3 keep it around zero
-    SCALED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    place = row.to(tl.int64)[:, None] * width + column[None, :]
-    source = x + _places(row, column, width, heads, apart)
-    value = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)
-    value = value * scale[:, None]
-    if SCALED:
-        w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
-        value = value * (w + OFFSET)[None, :]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def norm_backward(
-    x,  # as forward
-    weight,
-    d_out,  # [N, D], as the next, one after the other
-    d_x,  # out
-    d_weight,  # [programs, D] out with TRAINED, in fp32: each program's share
-    rows,
-    width,
-    heads,
-    apart,
-    eps,
-    each,  # rows of a program
-    OFFSET: tl.constexpr,
-    SCALED: tl.constexpr,
-    TRAINED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    column = tl.arange(0, BLOCK)
-    share = tl.zeros([BLOCK], tl.float32)
-    if SCALED:
-        w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + OFFSET
-    for at in range(0, each, ROWS):
-        row = tl.program_id(0) * each + at + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (column < width)[None, :]
-        place = row.to(tl.int64)[:, None] * width + column[None, :]
-        source = x + _places(row, column, width, heads, apart)
-        value = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        gradient = tl.load(d_out + place, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
-        value = value * scale
-        if TRAINED:
-            share += tl.sum(gradient * value, 0)
-        if SCALED:
-            gradient = gradient * w[None, :]
-        along = (tl.sum(gradient * value, 1) / width)[:, None]
-        gradient = scale * (gradient - value * along)
-        tl.store(d_x + place, gradient.to(d_x.dtype.element_ty), mask=inside)
-    if TRAINED:
-        place = tl.program_id(0).to(tl.int64) * width + column
-        tl.store(d_weight + place, share, mask=column < width)
-
-
-@triton.jit
-def _gelu(x):
-    """GELU's tanh approximation without its factor x, and the hyperbolic tangent in it."""
-    t = _tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
-    return 0.5 * (1.0 + t), t
-
-
-@triton.jit
-def geglu_forward(
-    gate,  # [N, D], as ``up`` with rows ``apart``
-    up,
-    out,  # [N, D], one after the other
-    width,
-    apart,
-    parts,  # of a row, BLOCK numbers each
-    BLOCK: tl.constexpr,
-):
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    column = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    g = tl.load(gate + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    share, _ = _gelu(g)
-    active = (g * share).to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + row * width + column, (active * u).to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def geglu_backward(
-    gate,
-    up,
-    d_out,  # [N, D], one after the other
-    d_gate,  # out, as ``d_up`` with rows 2 D apart
-    d_up,
-    width,
-    apart,
-    parts,
-    BLOCK: tl.constexpr,
-):
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    column = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    g = tl.load(gate + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(d_out + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    share, t = _gelu(g)
-    active = (g * share).to(d_up.dtype.element_ty).to(tl.float32)
-    place = row * 2 * width + column
-    tl.store(d_up + place, (d * active).to(d_up.dtype.element_ty), mask=inside)
-    d = (d * u).to(d_gate.dtype.element_ty).to(tl.float32)
-    inner = 0.7978845608028654 * (1.0 + 0.134145 * g * g)
-    slope = share + 0.5 * g * (1.0 - t * t) * inner
-    tl.store(d_gate + place, (d * slope).to(d_gate.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _rounded(x, like):
-    return x.to(like.dtype.element_ty).to(tl.float32)
-
-
-@triton.jit
-def rotate(
-    x,  # [B, H, T, D] by its strides; the last is 1
-    out,
-    cos,  # [B or 1, T, D] by its strides, as is sin
-    sin,
-    x_batch,
-    x_head,
-    x_time,
-    out_batch,
-    out_head,
-    out_time,
-    cos_batch,  # 0 where all rows stand at the same positions
-    cos_time,
-    heads,
-    half,  # D / 2
-    BACKWARD: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    time = tl.program_id(0).to(tl.int64)
-    batch = tl.program_id(1).to(tl.int64)
-    pair = tl.arange(0, BLOCK)
-    angle = batch * cos_batch + time * cos_time + pair
-    near = pair < half
-    c1 = tl.load(cos + angle, mask=near, other=0.0).to(tl.float32)[None, :]
-    c2 = tl.load(cos + angle + half, mask=near, other=0.0).to(tl.float32)[None, :]
-    s1 = tl.load(sin + angle, mask=near, other=0.0).to(tl.float32)[None, :]
-    s2 = tl.load(sin + angle + half, mask=near, other=0.0).to(tl.float32)[None, :]
-    head = tl.arange(0, HEADS)
-    inside = (head < heads)[:, None] & near[None, :]
-    source = x + batch * x_batch + time * x_time + head[:, None] * x_head + pair[None, :]
-    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
-    if BACKWARD:
-        low = _rounded(first * c1, x) + _rounded(second * s2, x)
-        high = _rounded(second * c2, x) - _rounded(first * s1, x)
-    else:
-        low = _rounded(first * c1, x) - _rounded(second * s1, x)
-        high = _rounded(second * c2, x) + _rounded(first * s2, x)
-    into = out + batch * out_batch + time * out_time + head[:, None] * out_head + pair[None, :]
-    tl.store(into, low.to(out.dtype.element_ty), mask=inside)
-    tl.store(into + half, high.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

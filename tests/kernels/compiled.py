@@ -16,7 +16,7 @@ from bitsandbytes.functional import quantize_4bit
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from ft.kernels import flash, fused, fused_head, fused_nf4
+from ft.kernels import flash, flash_decode, fused, fused_head, fused_nf4
 
 
 class Driver:
@@ -74,7 +74,10 @@ def run(capability: int) -> None:
     both_ways(fused.geglu, (8, 9216), (8, 9216), dtype=dtype)
     both_ways(lambda x: fused.geglu(*x.split(9216, 1)), (8, 18432), dtype=dtype)
     angle = (1, 64, 256)
-    both_ways(fused.rotary, (1, 8, 64, 256), angle, angle, dtype=dtype, frozen=(1, 2))
+    queries, keys = (1, 8, 64, 256), (1, 4, 64, 256)
+    turn = lambda c, s, *x: fused.rotary(c, s, *x)[-1]  # noqa: E731
+    both_ways(turn, angle, angle, queries, dtype=dtype, frozen=(0, 1))
+    both_ways(turn, angle, angle, queries, keys, dtype=dtype, frozen=(0, 1))
     hidden, weight = torch.zeros(8, 16, dtype=dtype), torch.zeros(256000, 16, dtype=dtype)
     targets = torch.zeros(8, dtype=torch.long)
     for softcap in (None, 30.0):
@@ -89,6 +92,14 @@ def run(capability: int) -> None:
         q, k, v = torch.zeros(3, 1, 4, 128, 64, dtype=half)
         flash.attend(q, k, v, offsets, 0.125)
         return
+    seen, at = torch.ones(1, 200, dtype=torch.bool), torch.tensor([99])
+    for size, softcap in ((256, 50.0), (256, None), (128, 50.0), (512, None)):
+        query, keys = (
+            torch.zeros(1, 8, 1, size, dtype=half),
+            torch.zeros(1, 4, 200, size, dtype=half),
+        )
+        flash_decode.put(keys, keys, query[:, :4], query[:, :4], at)
+        flash_decode.attend(query, keys, keys, seen, at, 1.0, 0, softcap)
     for size, softcap in ((256, 50.0), (256, None), (128, 50.0)):
         both_ways(
             lambda q, k, v, s=size, c=softcap: flash.attend(q, k, v, offsets, s**-0.5, 40, c),

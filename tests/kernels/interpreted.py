@@ -158,11 +158,38 @@ def rotary():
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
         x = torch.randn(2, 3, heads, width).to(dtype).transpose(1, 2)
         same(
-            lambda x, c=cos, s=sin: fused.rotary(x, c, s),
+            lambda x, c=cos, s=sin: fused.rotary(c, s, x)[0],
             lambda x, c=cos, s=sin: rotated(x, c, s),
             [x if order else x.contiguous()],
             dtype,
         )
+
+
+def rotary_of_queries_and_keys_is_one_kernel():
+    """Of other numbers of heads, as parts of one product; each has the gradient of its own result."""
+    angle = torch.randn(1, 4, 16)
+    cos, sin = angle.cos(), angle.sin()
+    wide = torch.randn(2, 4, 8 * 16, requires_grad=True)
+    both = [x.view(2, 4, -1, 16).transpose(1, 2) for x in wide.split([80, 48], -1)]
+    with unittest.mock.patch.object(fused, "_kernels", wraps=fused._kernels) as launched:
+        found = fused.rotary(cos, sin, *both)
+        assert launched.call_count == 1
+        gradients = [torch.randn(x.shape) for x in found]
+        for out, x, gradient in zip(found, both, gradients, strict=True):
+            expected = rotated(x, cos, sin)
+            close(out.detach(), expected.detach(), torch.float32)
+            slopes = [
+                torch.autograd.grad(y, wide, gradient, retain_graph=True)[0]
+                for y in (out, expected)
+            ]
+            close(*slopes, torch.float32)
+        together = torch.autograd.grad(found, wide, gradients)[0]
+        assert launched.call_count == 4
+    close(
+        together,
+        torch.autograd.grad([rotated(x, cos, sin) for x in both], wide, gradients)[0],
+        torch.float32,
+    )
 
 
 def capped(logits, softcap):
@@ -301,6 +328,7 @@ CASES = (
     geglu,
     geglu_of_the_halves_of_one_product,
     rotary,
+    rotary_of_queries_and_keys_is_one_kernel,
     head,
     head_in_tiles,
     head_scores,

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from support import tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ft.kernels import lora_copies, lora_linear
+from ft.kernels import joined, lora_copies, lora_linear
 
 
 def adapted(**options):
@@ -79,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_peft(options):
 )
 def test_layers_that_read_the_same_are_those_of_peft_together(options, monkeypatch):
     """Queries, keys and values of one rank or several; gate and up only where they have one scale."""
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     calls, plain_function = [], lora_linear._whole_function()
 
     class Seen:
@@ -116,7 +116,7 @@ class Pair(torch.nn.Module):
 
 
 def test_a_result_that_nothing_reads_has_no_part_in_the_gradient(monkeypatch):
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     torch.manual_seed(0)
 
     model = get_peft_model(Pair(), LoraConfig(r=2, target_modules=["gate_proj", "up_proj"]))
@@ -139,7 +139,9 @@ def test_a_result_that_nothing_reads_has_no_part_in_the_gradient(monkeypatch):
                 ]
             )
         for ours, theirs in zip(*slopes, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max())
+            )
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["linear", "4-bit"])
@@ -147,7 +149,7 @@ def test_layers_that_read_the_same_are_one_product(quantized, monkeypatch):
     """Both ways; what is in 4 bits is brought back into one matrix."""
     import bitsandbytes
 
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     torch.manual_seed(0)
     make = functools.partial(
         bitsandbytes.nn.Linear4bit, bias=False, compute_dtype=torch.float32, quant_type="nf4"
@@ -180,19 +182,19 @@ def test_layers_that_read_the_same_are_one_product(quantized, monkeypatch):
 def test_gradients_that_are_halves_of_one_matrix_are_not_copied():
     whole, like = torch.randn(6, 20), torch.zeros(6, 2)
     first, second = whole.view(2, 3, 20).split([12, 8], -1)
-    found = lora_linear._side_by_side([first, second], [12, 8], like)
+    found = joined.side_by_side([first, second], [12, 8], like)
     assert found.data_ptr() == whole.data_ptr()
     assert torch.equal(found, whole)
-    swapped = lora_linear._side_by_side([second, first], [8, 12], like)
+    swapped = joined.side_by_side([second, first], [8, 12], like)
     assert torch.equal(swapped, torch.cat([whole[:, 12:], whole[:, :12]], 1))
-    alone = lora_linear._side_by_side([None, second], [12, 8], like)
+    alone = joined.side_by_side([None, second], [12, 8], like)
     assert torch.equal(alone, torch.cat([torch.zeros(6, 12), whole[:, 12:]], 1))
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
 def test_what_attention_keeps_holds_nothing_else_in_memory(kind, monkeypatch):
     """Values wait for their gradient; queries and keys, as they were before they were rotated, only for a norm's."""
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     model = get_peft_model(tiny.build(kind), LoraConfig(r=2, target_modules="all-linear"))
     lora_linear.install(model)
     layer = model.base_model.model.model.layers[0].self_attn
@@ -213,7 +215,7 @@ def test_copies_of_layers_that_read_the_same_lie_in_one_matrix():
                 lora_copies.cast(each.lora_A["default"].weight, torch.bfloat16)
                 for each in together.layers
             ]
-            stacked = lora_linear._stacked(lows)
+            stacked = joined.stacked(lows)
             assert stacked.data_ptr() == lows[0].data_ptr()
             assert torch.equal(stacked, torch.cat(lows))
 
@@ -358,7 +360,7 @@ def test_base_and_update_as_one_function_compute_the_same(quantized, monkeypatch
         return out.grad_fn.name(), [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
 
     apart, expected = results()
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     whole, found = results()
     assert "Adapted" in whole
     assert "Adapted" not in apart
@@ -368,7 +370,7 @@ def test_base_and_update_as_one_function_compute_the_same(quantized, monkeypatch
 
 def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
     """Three forward and five backward, and on a CPU, whose products stay in 16 bits, two casts."""
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     ours = torch.nn.Sequential(torch.nn.Linear(6, 8, bias=False).bfloat16())
     model = get_peft_model(ours, LoraConfig(r=2, target_modules=["0"]))
     for parameter in model.parameters():
@@ -395,7 +397,7 @@ def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
     "options", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"]
 )
 def test_what_is_more_than_plain_lora_is_not_one_function(options, monkeypatch):
-    monkeypatch.setattr(lora_linear, "WHOLE", ("cpu",))
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     _, ours = adapted(**options)
     monkeypatch.setattr(lora_linear, "_whole_function", None)  # its use would be an error
     step(ours.train())
