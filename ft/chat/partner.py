@@ -107,6 +107,7 @@ def load(
     ``prompts.by_name`` takes, else as its chat template says, or a base model plainly. With ``images``
     it can be shown some; ``any_base`` and ``model`` are of ``opened.find``. Raises ``UserError`` for what cannot be loaded, and what takes no images then.
     """
+    from ft.generate import static
     from ft.models import sources
     from ft.models.load import load_tokenizer
     from ft.text import prompts
@@ -123,6 +124,7 @@ def load(
     Conversation(asked)  # the template's faults, before any weight is read
     given: Any = None if run else asked
     found = opened.load(run or name, precision, template=given, images=images, tokenizer=tokenizer)
+    static.keep(found.model)
     return Partner(**vars(found), note=note)
 
 

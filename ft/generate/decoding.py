@@ -1,20 +1,18 @@
-"""Logits of the next token of several texts, one step after another, and ids from them: the likeliest, or drawn."""
+"""Logits of the next token of several texts, one step after another."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ft.errors import UserError
 from ft.generate import static
 from ft.models.vision import ImagePrompt
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 # tokens of prompts in one forward pass; half as many of those that are 2,048 long, and so on
 PREFILL = {"cpu": 2**14, "cuda": 2**12}
-BLOCK = 512  # ids whose maximum is taken together
 EVEN = 32  # tokens: a multiple of them keeps each text's place in a processor's vectors
 
 
@@ -107,7 +105,8 @@ class Decoder:
         if self._make is not None:
             if self._static is None:
                 seen = torch.ones_like(self._ids) if self._mask is None else self._mask
-                self._static = static.Steps(self.model, self._cache, seen, self._length, self._make)
+                given = self.model, self._cache, seen, self._length, self._make
+                self._static = static.begin(*given)
                 self._cache = None
             self._ids, self._positions = ids[:, None], positions
             self.logits = self._static.step(self._ids, positions)
@@ -133,6 +132,12 @@ class Decoder:
         self._kept = rows if self._kept is None else self._kept[rows]
         if self._prompts:
             self._prompts = [self._prompts[i] for i in rows.tolist()]
+
+    def end(self) -> None:
+        """Leave what lies on a GPU for its steps to the next texts."""
+        if self._static is not None:
+            static.end(self._static)
+            self._static = None
 
     def joins(self, longest: int) -> bool:
         """Whether others may ``join`` where no text comes to more than ``longest`` tokens, padding included."""
@@ -239,81 +244,3 @@ def contiguous_head(model: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def draw(logits: "Tensor", generators: Sequence["Generator"]) -> "Tensor":
-    """An id for each row of ``logits`` [B, V], by their softmax: one uniform number looked up in its sum.
-
-    Raises ``UserError`` if a row forbids every token.
-    """
-    import torch
-
-    device, logits = logits.device, logits.to(generators[0].device)
-    upto = logits.float().softmax(-1).cumsum(-1, dtype=torch.float64)
-    total = upto[:, -1:]
-    if not bool(torch.isfinite(total).all()):
-        raise UserError("no token is left to draw: together the filters forbid all of them")
-    uniform = [
-        torch.rand(1, dtype=torch.float64, generator=g, device=logits.device) for g in generators
-    ]
-    where = (torch.stack(uniform) * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(upto, where, right=True).squeeze(1).to(device)
-
-
-def check_finite(logits: "Tensor") -> "Tensor":
-    """The most likely ids [B]. Raises ``UserError`` where the highest logit is NaN or infinite."""
-    import torch
-
-    best = argmax(logits)
-    if not bool(torch.isfinite(logits.gather(1, best[:, None])).all()):
-        raise UserError(
-            "the model's logits are not finite (NaN or infinite): its weights are damaged, or its "
-            "activations overflow; fp32 or bf16 rather than fp16 keeps Gemma's in range"
-        )
-    return best
-
-
-def logprobs(logits: "Tensor", ids: "Tensor") -> list[float]:
-    """The log-probability of ids [B] by ``logits`` [B, V]."""
-    logits = logits.float()
-    return (logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
-
-
-def likeliest(
-    logits: "Tensor", k: int, banned: Sequence[Sequence[int]] = ()
-) -> tuple["Tensor", "Tensor"]:
-    """The log-probabilities and ids [B, K] of the ``k`` likeliest next tokens, those ``banned`` in each row last.
-
-    They are looked for in the K blocks with the highest maxima, which hold them all.
-    """
-    import torch
-
-    # a few rows at a time: what lies between stays in the cache of a processor
-    parts = logits.split(4) if logits.device.type == "cpu" else (logits,)
-    total = torch.cat([part.float().logsumexp(-1, keepdim=True) for part in parts])
-    if any(banned):
-        logits = logits.clone()
-        for row, ids in zip(logits, banned, strict=True):
-            row[list(ids)] = -torch.inf
-    rows, size = logits.shape
-    if size % BLOCK or size <= k * BLOCK:
-        best = logits.topk(min(k, size))
-        return best.values.float() - total, best.indices
-    blocks = logits.reshape(rows, -1, BLOCK)
-    where = blocks.amax(-1).topk(k).indices  # [B, K]
-    among = blocks.gather(1, where[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
-    best = among.topk(k)
-    ids = where.gather(1, best.indices // BLOCK) * BLOCK + best.indices % BLOCK
-    return best.values.float() - total, ids
-
-
-def argmax(logits: "Tensor") -> "Tensor":
-    """The first id of the highest logit, [B, V] to [B]: by blocks, a tenth of ``argmax``'s time in bf16."""
-    import torch
-
-    if logits.shape[1] % BLOCK:
-        return logits.argmax(-1)
-    blocks = logits.reshape(len(logits), -1, BLOCK)
-    best = blocks.amax(-1).argmax(-1)  # [B]
-    within = blocks[torch.arange(len(blocks), device=logits.device), best].argmax(-1)
-    return best * BLOCK + within

@@ -19,14 +19,17 @@ def cache_bytes(model: Any) -> int:
 
 
 def room_for(model: Any) -> int:
-    """Tokens that the caches of one batch may hold: of a GPU's memory they take half of what is free at most."""
+    """Tokens that the caches of one batch may hold: of a GPU's memory a third of what is free at most.
+
+    Those of the batch before may be there still (``static.kept``).
+    """
     import torch
 
     device = model.get_input_embeddings().weight.device
     most = CACHE_BYTES.get(device.type, CACHE_BYTES["cpu"])
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 2)
+        most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 3)
     return most // cache_bytes(model)
 
 

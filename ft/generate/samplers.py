@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
-from ft.generate.decoding import argmax, check_finite, draw
+from ft.generate.logits import Check, argmax, best, draw, read
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -27,7 +27,9 @@ class Filter:
 
     def __call__(self, logits: "Tensor", generator: "Generator") -> "Tensor":
         """Ids [B] for ``logits`` [B, V], all drawn with one generator."""
-        return draw(self.filter(logits), [generator] * len(logits))
+        ids, check = draw(self.filter(logits), [generator] * len(logits))
+        read([check])
+        return ids
 
 
 @dataclass(frozen=True)
@@ -196,22 +198,24 @@ def choose(
     generators: Sequence["Generator"],
     prompts: Ids = (),
     answers: Ids = (),
-) -> "Tensor":
-    """The next ids [B] for ``logits`` [B, V], each row's drawn with its own generator.
+) -> tuple["Tensor", list[Check]]:
+    """The next ids [B] for ``logits`` [B, V], each row's drawn with its own generator, and what must hold of them.
 
     A function of one's own is called for each row alone, [1, V], so that its draws do not depend on
-    what else is in the batch. Raises ``UserError`` for logits that are not finite and ids that do not exist.
+    what else is in the batch. Raises ``UserError`` for its ids that do not exist.
     """
     import torch
 
-    best = check_finite(logits)
+    likeliest, finite = best(logits)
     if isinstance(sampler, Greedy):
-        return best
+        return likeliest, [finite]
     last = sampler.parts[-1] if isinstance(sampler, Chain) else sampler
     if isinstance(sampler, Filter):
         logits = sampler.filter(logits.float(), prompts, answers)
         if isinstance(last, Filter):
-            return draw(logits, generators)
+            ids, some = draw(logits, generators)
+            return ids, [finite, some]
+    read([finite])
     rows = zip(logits.clone().split(1), generators, strict=True)
     found = [torch.as_tensor(last(row, g)).flatten() for row, g in rows]
     for ids in found:
@@ -220,7 +224,7 @@ def choose(
                 f"the sampler {last!r} answered {ids.tolist()} for logits [1, {logits.shape[1]}]; "
                 f"it must answer one id from 0 to {logits.shape[1] - 1}"
             )
-    return torch.cat(found).to(logits.device)
+    return torch.cat(found).to(logits.device), []
 
 
 def probabilities(sampler: Filter, logits: "Tensor") -> "Tensor":

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ft.generate.decoding import Decoder, check_finite, likeliest
+from ft.generate.decoding import Decoder
 from ft.generate.draft import Draft
+from ft.generate.logits import check_finite, likeliest
 from ft.generate.samplers import Beam, Contrastive
 
 
@@ -64,6 +65,8 @@ def search(
         if ended := sum(not each.growing for each in going):
             advance(ended)
             going = [each for each in going if each.growing]
+        if not going:
+            decoder.end()
         if not going and not waiting:
             return [[draft for _, draft in each.done] for each in beams]
         if not going:

@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ft.generate import search
-from ft.generate.decoding import Decoder, logprobs
+from ft.generate import search, static
+from ft.generate.decoding import Decoder
 from ft.generate.draft import Draft
+from ft.generate.logits import logprobs, read
 from ft.generate.room import batches, room_for
 from ft.generate.samplers import Beam, Contrastive, choose
 
@@ -38,22 +39,32 @@ def grow(
     decoder = Decoder(
         *(model, list(prompts.values()), 0 if pad is None else pad), use_cache=use_cache, room=room
     )
-    device = decoder.logits.device
     if len(prompts) < len(drafts):
-        decoder.select(torch.tensor([places[id(d.prompt)] for d in drafts], device=device))
-    alive = list(drafts)
+        chosen = [places[id(draft.prompt)] for draft in drafts]
+        decoder.select(torch.tensor(chosen, device=decoder.logits.device))
+    try:
+        yield from _grow(decoder, list(drafts), sampler, scored)
+    finally:
+        decoder.end()
+
+
+def _grow(decoder: Decoder, alive: list[Draft], sampler: Any, scored: bool) -> Iterator[None]:
+    import torch
+
+    device = decoder.logits.device
     while True:
-        chosen = choose(
+        chosen, checks = choose(
             sampler,
             decoder.logits,
             [draft.generator for draft in alive],
             [draft.prompt for draft in alive],
             [draft.ids for draft in alive],
         )
-        chances = logprobs(decoder.logits, chosen) if scored else [0.0] * len(alive)
-        for draft, token, chance in zip(alive, chosen.tolist(), chances, strict=True):
+        columns = [chosen, *([logprobs(decoder.logits, chosen)] if scored else [])]
+        ids, *chances = read(checks, *columns)
+        for draft, token, chance in zip(alive, ids, *chances or [[0.0] * len(alive)], strict=True):
             if not draft.reason:
-                draft.add(token, chance)
+                draft.add(int(token), chance)
         yield
         going = [i for i, draft in enumerate(alive) if not draft.reason]
         if not going:
@@ -123,7 +134,7 @@ def evaluating(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with few_rows.fast(model), joined.fast(model):
+        with few_rows.fast(model), joined.fast(model), static.kept(model):
             yield
     finally:
         model.train(was_training)

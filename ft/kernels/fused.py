@@ -114,7 +114,8 @@ def _functions() -> Any:
             rows = _Rows(x, *ctx.lie)
             gradient = _alike(grads[0], _room(rows))
             trained = weight is not None and ctx.needs_input_grad[1]
-            d_x, d_weight = _norm_backward(rows, weight, gradient, *ctx.options, trained)
+            eps, offset = ctx.options
+            d_x, d_weight = _norm_backward(rows, weight, gradient, eps, offset, trained)
             return d_x, d_weight, None, None
 
     class Geglu(torch.autograd.Function):
@@ -145,7 +146,8 @@ def _functions() -> Any:
         @staticmethod
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
-            return None, None, *_rotate(*ctx.saved_tensors, grads, backward=True)
+            cos, sin = ctx.saved_tensors
+            return None, None, *_rotate(cos, sin, grads, backward=True)
 
     return types.SimpleNamespace(norm=Norm, geglu=Geglu, rotary=Rotary)
 

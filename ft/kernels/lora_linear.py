@@ -38,7 +38,8 @@ def install(model: Any) -> None:
         if getattr(module, "is_kv_shared_layer", False):
             continue  # its keys are another layer's
         for names in joined.SIBLINGS:
-            layers = [x for n in names if type(x := getattr(module, n, None)) in kinds]
+            found: list[Any] = [getattr(module, name, None) for name in names]
+            layers = [layer for layer in found if type(layer) in kinds]
             if len(layers) > 1:
                 # values wait for their gradient, and queries and keys only where they have norms
                 apart = "v_proj" in names and not hasattr(module, "q_norm")

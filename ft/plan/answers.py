@@ -64,7 +64,7 @@ def moments(
     """
     every = range(shape.num_hidden_layers)
     whole = cache(shape, mode, evaluation.longest, windows=False)
-    budget = CACHE_BYTES[device] if device == "cpu" else min(CACHE_BYTES[device], free // 2)
+    budget = CACHE_BYTES[device] if device == "cpu" else min(CACHE_BYTES[device], free // 3)
     prompts, answers = evaluation.batch(max(budget, 0) * evaluation.longest // max(whole, 1))
     width = evaluation.prompt
     piece = min(width, max(1, int(PREFILL[device] / (prompts * max(1, width / 1024)))))
@@ -78,7 +78,11 @@ def moments(
     named = "keys and values", "logits of answers"
     grows = (kept + half, answers * one)  # a layer's keys, or its values, lie there twice
     chosen = (kept, answers * (one + more))
-    reading = (held, prompts * one)
+    all_of_them = evaluation.prompts is not None and evaluation.prompts <= prompts
+    before = (
+        0 if all_of_them or device == "cpu" else kept
+    )  # of the batch before, whose place is the next one's
+    reading = (held + before, prompts * one)
     layer = {"prompts in a layer": passing(shape, mode, prompts, piece, width, attention)}
     always = {"dequantised layer in flight": parts.largest(shape, mode)}
     return {

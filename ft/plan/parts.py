@@ -122,11 +122,17 @@ def head(shape: Shape, mode: Mode, supervised: int, device: str) -> int:
     return 4 * rows * (held + passing + 2 * shape.hidden_size) + copy + states
 
 
-def largest(shape: Shape, mode: Mode) -> int:
-    """The largest 4-bit layer, dequantised: on its way through a product it is whole."""
+def largest(shape: Shape, mode: Mode, *, joined: bool = False) -> int:
+    """The largest 4-bit layer, dequantised: on its way through a product it is whole.
+
+    ``joined``: a gate and what it is for are one product, as they are in training with an adapter on a GPU.
+    """
     if not mode.quantized:
         return 0
-    return max(m.numbers for m in blocks.matrices(shape) if m.quantizable) * mode.product
+    found = [m for m in blocks.matrices(shape) if m.quantizable]
+    joined = joined and not mode.dropout
+    gates = [m.numbers for m in found if m.name.endswith("gate_proj") and mode.adapts(m)]
+    return max(2 * max(gates, default=0) * joined, *(m.numbers for m in found)) * mode.product
 
 
 def layer_weights(shape: Shape, mode: Mode) -> int:

@@ -272,7 +272,7 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
         "activations": layers,
         "attention masks": parts.masks(shape, mode, step.seen),
         "attention scores in flight": parts.scores(shape, mode, step.seen),
-        "dequantised layer in flight": parts.largest(shape, mode),
+        "dequantised layer in flight": parts.largest(shape, mode, joined=step.device == "cuda"),
         "fragmentation": int(scattered * whole),
     }
     # all parameters' gradients arrive as the activations go, unless those of an earlier row are there

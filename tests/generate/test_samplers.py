@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ft.errors import UserError
-from ft.generate import decoding, samplers
+from ft.generate import logits as likely
+from ft.generate import samplers
 from ft.generate.constraints import Banned, Forced, RepetitionPenalty
 from ft.generate.samplers import Beam, Chain, Contrastive, Greedy, MinP, Sample, TopK, TopP
 
@@ -20,6 +21,13 @@ CHI_SQUARE_999 = {
     7: 24.32,
     9: 27.88,
 }  # 99.9% quantiles
+
+
+def chosen(*given) -> torch.Tensor:
+    """Ids that fulfil what they must."""
+    ids, checks = samplers.choose(*given)
+    likely.read(checks, ids)
+    return ids
 
 
 def generators(n: int, seed: int = 0) -> list[torch.Generator]:
@@ -102,9 +110,9 @@ def test_a_nucleus_is_the_same_however_many_are_sorted(width, monkeypatch):
 )
 def test_the_limit_of_every_sampler_is_greedy(sampler):
     logits = random_logits()
-    best = samplers.choose(Greedy(), logits, generators(8))
+    best = chosen(Greedy(), logits, generators(8))
     assert torch.equal(best, logits.argmax(-1))
-    assert torch.equal(samplers.choose(sampler, logits, generators(8)), best)
+    assert torch.equal(chosen(sampler, logits, generators(8)), best)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +141,10 @@ def test_that_the_chi_square_test_can_fail():
 
 def test_a_row_is_drawn_as_it_is_alone():
     logits, seeds = random_logits(), generators(8)
-    together = samplers.choose(TopP(0.95), logits, seeds)
-    alone = [
-        samplers.choose(TopP(0.95), logits[i : i + 1], generators(8)[i : i + 1]) for i in range(8)
-    ]
+    together = chosen(TopP(0.95), logits, seeds)
+    alone = [chosen(TopP(0.95), logits[i : i + 1], generators(8)[i : i + 1]) for i in range(8)]
     assert torch.equal(together, torch.cat(alone))
-    assert not torch.equal(together, samplers.choose(TopP(0.95), logits, generators(8, seed=50)))
+    assert not torch.equal(together, chosen(TopP(0.95), logits, generators(8, seed=50)))
 
 
 def test_a_function_of_ones_own_gets_each_row_alone_after_the_filters():
@@ -149,7 +155,7 @@ def test_a_function_of_ones_own_gets_each_row_alone_after_the_filters():
         logits[0, 0] = 9.0  # may write into what it is given
         return logits.topk(2).indices[:, 1]
 
-    found = samplers.choose(Chain((TopK(3), second)), KNOWN.repeat(2, 1), generators(2))
+    found = chosen(Chain((TopK(3), second)), KNOWN.repeat(2, 1), generators(2))
     assert found.tolist() == [1, 1]
     assert seen == [((1, 5), 3)] * 2
 
@@ -163,7 +169,7 @@ def test_repetition_makes_tokens_of_prompt_and_answer_less_likely():
 
 def test_a_forced_beginning_comes_whatever_its_logits():
     logits, forced = KNOWN.repeat(3, 1), Chain((Forced((0, 2)), Sample()))
-    found = samplers.choose(forced, logits, generators(3), [[9]] * 3, [[], [0], [0, 2]])
+    found = chosen(forced, logits, generators(3), [[9]] * 3, [[], [0], [0, 2]])
     assert found[:2].tolist() == [0, 2]
     assert torch.equal(forced.filter(logits, [[9]] * 3, [[], [0], [0, 2]])[2], logits[2])
 
@@ -213,28 +219,28 @@ def test_logits_that_are_not_finite_are_one_error(sampler, bad):
         logits = torch.zeros(2, width)
         logits[1, 3] = bad
         with pytest.raises(UserError, match="logits are not finite"):
-            samplers.choose(sampler, logits, generators(2))
+            chosen(sampler, logits, generators(2))
 
 
 def test_to_forbid_every_token_is_an_error():
     with pytest.raises(UserError, match="no token is left to draw"):
-        samplers.choose(Chain((Banned(tuple(range(5))), Sample())), KNOWN, generators(1))
+        chosen(Chain((Banned(tuple(range(5))), Sample())), KNOWN, generators(1))
     with pytest.raises(UserError, match="no token is left to draw"):
-        samplers.choose(Chain((Banned(tuple(range(5))), Greedy())), KNOWN, generators(1))
+        chosen(Chain((Banned(tuple(range(5))), Greedy())), KNOWN, generators(1))
 
 
 @pytest.mark.parametrize("answer", [7, -1, 0.5, [1, 2]])
 def test_what_a_function_of_ones_own_answers_is_checked(answer):
     with pytest.raises(UserError, match=r"logits \[1, 5\]; it must answer one id from 0 to 4"):
-        samplers.choose(lambda *_: torch.tensor(answer), KNOWN, generators(1))
+        chosen(lambda *_: torch.tensor(answer), KNOWN, generators(1))
 
 
 def test_the_highest_logit_is_the_first_one_also_by_blocks():
     torch.manual_seed(0)
-    for width in (2 * decoding.BLOCK, 700):
+    for width in (2 * likely.BLOCK, 700):
         logits = torch.randn(5, width).bfloat16()
         logits[1, [3, 600]] = logits[2, [40, 41]] = 9.0
-        assert decoding.argmax(logits).tolist() == [
+        assert likely.argmax(logits).tolist() == [
             max(range(width), key=lambda i, row=row: row[i].item()) for row in logits
         ]
-    assert decoding.argmax(logits).tolist()[1:3] == [3, 40]
+    assert likely.argmax(logits).tolist()[1:3] == [3, 40]

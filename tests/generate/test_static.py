@@ -6,10 +6,13 @@ import re
 import pytest
 import torch
 from support import tiny
+from support.launches import Kernels, Launches
 
 from ft.generate import answers, search, static, together
 from ft.generate.decoding import Decoder
 from ft.generate.samplers import Beam, Greedy, Sample
+from ft.kernels import attention, cross_entropy, flash_decode, fused, fused_layers, joined
+from ft.models import lora
 
 FIXED = [k for k in tiny.KINDS if not static.refusal(tiny.build(k))]
 
@@ -17,10 +20,11 @@ FIXED = [k for k in tiny.KINDS if not static.refusal(tiny.build(k))]
 class Replayed:
     """A graph as a GPU has it, but for time: capturing runs nothing, replaying runs everything."""
 
-    replays = 0
+    replays = captures = 0
 
     def capture(self, work) -> None:
         self.work = work
+        Replayed.captures += 1
 
     def replay(self) -> None:
         self.work()
@@ -43,6 +47,7 @@ class Wrong(Replayed):
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     monkeypatch.setattr(Replayed, "replays", 0)
+    monkeypatch.setattr(Replayed, "captures", 0)
     monkeypatch.setattr(static, "_said", set())
 
 
@@ -63,6 +68,7 @@ def test_logits_are_those_of_a_growing_cache(kind, lengths):
     both = [
         Decoder(model, texts(lengths), 0, room=15, make_graph=make) for make in (None, Replayed)
     ]
+    more = len(lengths) < 3  # than there were, for which others are captured; fewer keep theirs
     for step in range(14):
         for decoder in both:
             if step == 5:
@@ -71,7 +77,7 @@ def test_logits_are_those_of_a_growing_cache(kind, lengths):
                 decoder.select(torch.tensor([1]))
             decoder.step(torch.arange(len(decoder.logits)) + 40 + step)
         torch.testing.assert_close(both[1].logits, both[0].logits, rtol=1e-4, atol=1e-4)
-    assert Replayed.replays == 14 - 3  # all but the first step of each batch, captured anew
+    assert Replayed.replays == 14 - 1 - more
 
 
 @pytest.mark.parametrize("kind", FIXED)
@@ -125,3 +131,129 @@ def test_a_step_looks_at_no_value():
         waits = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}
         assert waits.isdisjoint(seen) or kind == "gemma3n"  # which checks a quantile
         seen.clear()
+
+
+def wrote(model, lengths, steps=4) -> list[list[int]]:
+    """Likeliest ids of texts, by steps at fixed places."""
+    decoder = Decoder(model, texts(lengths), 0, room=steps + 1, make_graph=Replayed)
+    found = []
+    for _ in range(steps):
+        found.append(decoder.logits.argmax(-1).tolist())
+        decoder.step(decoder.logits.argmax(-1))
+    decoder.end()
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3n"])
+def test_the_next_texts_that_fit_take_the_graph_of_those_before(kind):
+    """While the model stays as it is: fewer, shorter, with other padding; larger ones begin another."""
+    model = tiny.build(kind)
+    batches = [(9, 4, 11), (3, 7), (10,), (5, 6, 7, 8)]
+    expected = [wrote(model, lengths) for lengths in batches]
+    alone = Replayed.captures
+    assert alone == len(batches)
+    with static.kept(model):
+        assert [wrote(model, lengths) for lengths in batches] == expected
+        assert Replayed.captures - alone == 2
+        both = [Decoder(model, texts((4,)), 0, room=5, make_graph=Replayed) for _ in range(2)]
+        for decoder in both:
+            decoder.step(torch.tensor([9]))
+        assert both[0]._static is not both[1]._static  # of texts that grow at the same time
+    wrote(model, (3,))
+    assert Replayed.captures - alone == 3
+    static.keep(model)
+    for _ in range(2):
+        with static.kept(model):
+            wrote(model, (3,))
+    assert Replayed.captures - alone == 4
+
+
+@torch.no_grad()
+def test_another_adapter_begins_another_graph():
+    model = lora.attach(tiny.build("gemma3_text"), r=4, alpha=8)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    tuned = wrote(model, (5, 3))
+    with model.disable_adapter():
+        base = wrote(model, (5, 3))
+    assert tuned != base
+    alone = Replayed.captures
+    with static.kept(model):
+        assert wrote(model, (5, 3)) == tuned
+        with model.disable_adapter():
+            assert wrote(model, (5, 3)) == base
+        assert wrote(model, (5, 3)) == tuned
+    assert Replayed.captures - alone == 3
+
+
+@torch.no_grad()
+def test_a_large_batch_of_which_little_is_left_gets_a_small_graph():
+    model = tiny.build("gemma2")
+    both = [
+        Decoder(model, texts([3] * 40), 0, room=9, make_graph=make) for make in (None, Replayed)
+    ]
+    for left, captures in ((40, 1), (21, 1), (19, 2), (10, 2)):
+        for decoder in both:
+            decoder.select(torch.arange(left))
+            for step in range(2):
+                decoder.step(torch.arange(left) + step)
+        torch.testing.assert_close(both[1].logits, both[0].logits, rtol=1e-4, atol=1e-4)
+        assert Replayed.captures == captures
+
+
+@pytest.mark.parametrize("sampler", [Greedy(), Sample()])
+def test_a_token_is_waited_for_once(sampler, monkeypatch):
+    """Ids, their log-probabilities and what must hold of them are read together."""
+    waits: list[str] = []
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, plain=plain, name=name: (waits.append(name), plain(self))[1],
+        )
+    model, seen = tiny.build("gemma2"), []
+    monkeypatch.setattr(together, "Decoder", functools.partial(Decoder, make_graph=Replayed))
+    plain_step = static.Steps.step
+
+    def step(self, ids, positions):
+        seen.append(list(waits))
+        waits.clear()
+        return plain_step(self, ids, positions)
+
+    monkeypatch.setattr(static.Steps, "step", step)
+    answers.generate(model, tiny.tokenizer(), texts((9,)), sampler, max_new_tokens=8)
+    assert len(seen) == 7
+    assert seen[3:] == [["tolist"]] * 4
+
+
+def launches(layers: int, monkeypatch) -> int:
+    """Of a token of Gemma 2 with as many layers in bf16, as on a GPU."""
+    found, kernels = Launches(), Kernels()
+    monkeypatch.setattr(fused, "usable", lambda *_: True)
+    monkeypatch.setattr(flash_decode, "works", lambda *_: True)
+    for module in (fused, flash_decode):
+        monkeypatch.setattr(module, "_kernels", lambda: kernels)
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    kinds = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers}
+    model = tiny.build("gemma2", **kinds).bfloat16().requires_grad_(False)
+    attention.install(model)
+    cross_entropy.install(model)
+    fused_layers.install(model)
+    decoder = Decoder(model, texts((9,)), 0, room=9, make_graph=Failing)
+    with together.evaluating(model):
+        for step in range(3):
+            decoder.step(torch.tensor([40]) + step)
+        kernels.count = 0
+        with found:
+            decoder.step(torch.tensor([60]))
+    return found.count + kernels.count
+
+
+def test_a_token_of_gemma_2_2b_starts_few_operations(monkeypatch):
+    """Of 26 layers, 15 each: four products, four norms, two sums, five kernels of ours."""
+    two, three = (launches(n, monkeypatch) for n in (2, 3))
+    assert three - two == 15
+    assert two + 24 * (three - two) <= 420

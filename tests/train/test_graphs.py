@@ -4,11 +4,11 @@ import contextlib
 import functools
 import random
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
 from support import tiny, toy
+from support.launches import Kernels, Launches
 from support.replayed import Replayed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -354,35 +354,6 @@ def test_a_step_waits_for_a_gpu_once(tmp_path, monkeypatch):
     text = " ".join(waits.found)
     steps = [part.partition(" end")[0].split() for part in text.split("begin")[1:]]
     assert steps == [["read"]] * 6
-
-
-class Launches(TorchDispatchMode):
-    """Counts what a GPU would run: operations that are neither views nor room for a result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        views = [r.alias_info and not r.alias_info.is_write for r in function._schema.returns]
-        name = function.overloadpacket.__name__
-        self.count += not any(views) and "empty" not in name and not name.startswith("lift")
-        return function(*args, **(kwargs or {}))
-
-
-class Kernels:
-    """A module of Triton's kernels that are counted and not run."""
-
-    count = 0
-
-    def __getattr__(self, name: str) -> "Kernels":
-        return self
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self._launch
-
-    def _launch(self, *_, **__) -> None:
-        self.count += 1
 
 
 def launches(layers: int, monkeypatch) -> int:
