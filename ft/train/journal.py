@@ -88,11 +88,14 @@ class Journal(TrainerCallback):
         self._count()
         if self.signalled():
             control.should_save = control.should_training_stop = True
+        self.trainer.awaited = state.global_step % self.eval_steps == 0
         self._mark()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        now = time.perf_counter()  # a GPU may have been waited for
+        self.seconds, self.since = self.seconds + now - self.since, now
         self.losses.append(logs["loss"])
         self.moved |= bool(logs.get("learning_rate")) and bool(logs.get("grad_norm"))
         rate = self.tokens / self.seconds if self.seconds else 0.0

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from ft.kernels import cross_entropy, lora_copies
 from ft.models import parameters
 from ft.text.batches import Order, WithBlank, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
-from ft.train import first_batch, optim, row_inputs
+from ft.train import optim, row_inputs
 from ft.train.graphed import Graphed
+from ft.train.reading import Reading
 from ft.train.staged import Staged
 
 
-class Trainer(Graphed, Staged, SFTTrainer):
+class Trainer(Graphed, Reading, Staged, SFTTrainer):
     """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
 
     The loss of a step is the sum over supervised tokens divided by their number in the whole
@@ -81,7 +81,7 @@ class Trainer(Graphed, Staged, SFTTrainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.step_loss = torch.zeros((), device=args.device)
-        self.read_loss = 0.0
+        self.read_loss, self.unread, self.awaited = 0.0, None, False
         if make_graph:
             self._use_graphs(make_graph)
 
@@ -185,6 +185,7 @@ class Trainer(Graphed, Staged, SFTTrainer):
             self.tokens_seen += row["tokens"] if row["supervised"] else 0
             self.supervised_seen += row["supervised"]
         self._average()
+        self._settle()
         return self.step_loss.clone()
 
     def _run(self, inputs: Mapping[str, Any]) -> None:
@@ -194,33 +195,6 @@ class Trainer(Graphed, Staged, SFTTrainer):
             model: Any = self.model_wrapped
             part = model(**given)["loss"] * inputs["share"]
         self._back(part)
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Loss and gradient norm of the step as numbers, before any weight changes by them.
-
-        The one time in a step that the processor waits for a GPU: what is not finite must stop the run
-        here, and the log wants both. Raises ``UserError`` for that.
-        """
-        norm: Any = super()._get_grad_norm(model, grad_norm)
-        norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm))
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
-        both = torch.stack([self._tr_loss, norm.to(self._tr_loss)])
-        self.read_loss, found = both.tolist()
-        for name, value in (("loss", self.read_loss), ("gradient", found)):
-            if not math.isfinite(value):
-                raise UserError(
-                    f"the {name} became {value} at step {self.state.global_step + 1}; the last "
-                    f"complete checkpoint is untouched. {first_batch.advice(self.model)} `ft show` "
-                    "shows the data."
-                )
-        return found
-
-    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Log the loss that was read already."""
-        if self.accelerator.num_processes == 1:
-            tr_loss.zero_()
-            tr_loss = torch.tensor(self.read_loss)
-        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return (

@@ -324,9 +324,45 @@ def test_a_run_with_graphs_learns_what_one_without_does(tmp_path, monkeypatch):
     toy.go(tmp_path / "plain", accumulate=2)
     toy.go(tmp_path / "graphs", accumulate=2, make_graph=Replayed)
     assert sum(g.replays for g in Replayed.made) > 8
-    for key in ("loss", "grad_norm", "eval_loss"):
+    same = ("step", "learning_rate", "epoch", "tokens")
+    for key in ("loss", "grad_norm", "eval_loss", *same):
         found = [lines(tmp_path / name, key) for name in ("plain", "graphs")]
         assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_step_is_read_while_a_gpu_computes_the_next(tmp_path, monkeypatch):
+    """All of a step is launched before the one before it is waited for, but where something needs its numbers."""
+    from ft.train import journal, reading
+
+    seen: list[str] = []
+
+    class Launched(Replayed):
+        def replay(self) -> None:
+            super().replay()
+            if seen[-1:] != ["launched"]:
+                seen.append("launched")
+
+    class Step(journal.TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            seen.append("begin")
+
+        def on_optimizer_step(self, *_, **__) -> None:
+            seen.append("changed")
+
+        def on_log(self, args, state, control, logs=None, **_) -> None:
+            seen.append(f"log {state.global_step}" if "loss" in logs else "")
+
+    plain = reading.Reading._read
+    read = lambda self: (seen.append(f"read {self.unread.step}"), plain(self))[1]  # noqa: E731
+    monkeypatch.setattr(reading.Reading, "_read", read)
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
+    toy.go(tmp_path / "run", make_graph=Launched, callbacks=[Step()])
+    steps = [part.split() for part in " ".join(seen).split("begin")[1:]]
+    wanted = "launched {0} changed read {1} log {1}"  # before the checkpoint of each second step
+    for number, step in enumerate(steps[3:], 4):  # from the first that is replayed on
+        before = f"read {number - 1} log {number - 1}"
+        expected = wanted.format(before, number) if number % 2 == 0 else "launched changed"
+        assert step == expected.split(), number
 
 
 def test_a_step_waits_for_a_gpu_once(tmp_path, monkeypatch):
@@ -417,8 +453,11 @@ def test_refusals_name_what_is_in_the_way():
     assert "dropout" in graphs.refusal(dropped, **{**options, "checkpointing": True})
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [None, Replayed], ids=["at once", "with the next step"])
+def test_a_loss_that_is_not_finite_changes_no_weight(make, tmp_path, monkeypatch):
     from ft.train import trainer
+
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
 
     seen = {}
     plain = trainer.Trainer._get_grad_norm
@@ -432,6 +471,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.Trainer, "_get_grad_norm", spoiled)
     with pytest.raises(UserError, match="loss became nan at step 3"):
-        toy.go(tmp_path / "run")
+        toy.go(tmp_path / "run", make_graph=make)
+    assert lines(tmp_path / "run", "step")[-2:] == [1, 2]
     assert all(torch.equal(p, seen["before"][n]) for n, p in seen["model"].named_parameters())
     assert not (tmp_path / "run" / "checkpoint-4").exists()
