@@ -108,7 +108,7 @@ def linear4bit() -> None:
 
 def kernels() -> None:
     """The fused kernels one by one; on a CPU in a process of its own, of Triton's interpreter."""
-    parts = os.environ.get("KERNELS", "weights elementwise layers").split()
+    parts = os.environ.get("KERNELS", "weights elementwise answers layers").split()
     if not GPU:
         command = [sys.executable, str(ROOT / "benchmarks/gpu/fused_kernels.py"), *parts]
         return say(subprocess.run(command, text=True, cwd=ROOT, stdout=subprocess.PIPE).stdout)

@@ -23,6 +23,7 @@ from common import clean, clock, failed, fresh, graphed, peak_of, sync  # noqa: 
 
 from ft.kernels import (  # noqa: E402
     cross_entropy,
+    flash_decode,
     fused,
     fused_layers,
     fused_nf4,
@@ -211,6 +212,34 @@ def weights() -> None:
         )
 
 
+def answers() -> None:
+    """Attention of one new token with a soft cap, beside PyTorch's operations for it, each as a graph."""
+    heads, shared, size = (8, 4, 256) if GPU else (4, 2, 16)
+    new = functools.partial(torch.randn, device=DEV, dtype=HALF if GPU else torch.float16)
+    for batch, length in ((1, 512), (16, 512), (1, 8192)) if GPU else ((2, 70),):
+        query, k, v = (new(batch, n, 1, size) for n in (heads, shared, shared))
+        keys, values = (new(batch, shared, length, size) for _ in range(2))
+        seen = torch.ones(batch, length, dtype=torch.bool, device=DEV)
+        at = torch.tensor([length - 3], device=DEV)
+        given = query, keys, values, seen, at, size**-0.5, 0, 50.0
+
+        def ours(given=given, k=k, v=v):  # noqa: ANN001, ANN202
+            flash_decode.put(given[1], given[2], k, v, given[4])
+            return flash_decode.attend(*given)
+
+        def plain(given=given, k=k, v=v):  # noqa: ANN001, ANN202
+            for places, x in zip(given[1:3], (k, v), strict=True):
+                places.index_copy_(2, given[4], x)
+            return flash_decode.plain(*given)
+
+        off = ((ours() - plain()).float().norm() / plain().float().norm()).item()
+        print(
+            f"one token's attention, {batch} x {length}: {graphed(ours):.4f} ms, PyTorch "
+            f"{graphed(plain):.4f} ms, {off:.1e} apart",
+            flush=True,
+        )
+
+
 def layers() -> None:
     """A LoRA layer as PEFT has it, with our low-rank function, and as one function."""
     for quantized in (True, False):
@@ -293,7 +322,7 @@ def step() -> None:
 def main(names: list[str]) -> None:
     """The parts that are named, or all; what fails is a line, and the next goes on."""
     start = time.perf_counter()
-    for part in (head, weights, elementwise, layers, step, peers):
+    for part in (head, weights, elementwise, answers, layers, step, peers):
         if names and part.__name__ not in names:
             continue
         try:
