@@ -5,7 +5,8 @@ Hardware  one CPU core with nothing else running
 Time      half a minute
 
 A tiny Gemma 2 with the 26 layers and 364 adapter matrices of the 2B. What is left of a step is the loop: fetching a row,
-the head between the two graphs, clipping, the optimizer, copies of the adapter, counting, the log. A GPU waits for most of it.
+the head between the two graphs, clipping, the optimizer, copies of the adapter, counting, the log. A GPU need not wait for it
+unless its own step is shorter: the next one is launched before it has ended.
 """
 
 import statistics
