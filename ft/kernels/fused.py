@@ -67,7 +67,10 @@ def _warps(elements: int) -> int:
 
 
 class _Rows(NamedTuple):
-    """x [..., D] as rows of D numbers: ``heads`` one after the other, the next so many ``apart`` from their beginning."""
+    """x [..., D] as rows of D numbers: ``heads`` one after the other, the next so many ``apart`` from their beginning.
+
+    Where single rows are a part of wider ones, so are those of the gradient: its reader has room there.
+    """
 
     x: "Tensor"
     heads: int
@@ -78,6 +81,12 @@ def _rows(x: "Tensor") -> _Rows:
     """x as it lies in memory, if its rows do, in whatever order, or if they are a part of wider ones; else a copy."""
     if x.is_contiguous() or (x.dim() == 4 and x.transpose(1, 2).is_contiguous()):
         return _Rows(x, 1, x.shape[-1])
+    if (
+        x.dim() == 3
+        and x.stride(2) == 1
+        and (len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1))
+    ):
+        return _Rows(x, 1, x.stride(1))
     one = x.dim() == 4 and (len(x) == 1 or x.stride(0) == x.shape[1] * x.stride(1))
     if one and x.stride()[2:] == (x.shape[3], 1):
         return _Rows(x, x.shape[2], x.stride(1))
@@ -133,8 +142,12 @@ def _functions() -> Any:
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
             gate, up = ctx.saved_tensors
-            d_gate, d_up = gate.new_empty(len(gate), 2 * gate.shape[1]).split(gate.shape[1], 1)
-            _halves(_kernels().geglu_backward, gate, up, grads[0].contiguous(), d_gate, d_up)
+            (rows, width), apart = gate.shape, gate.stride(0)
+            beside = up.data_ptr() == gate.data_ptr() + width * gate.element_size()
+            made = gate.new_empty(rows, max(2 * width, apart * beside))  # as both lie, if they do
+            d_gate, d_up = made[:, :width], made[:, width : 2 * width]
+            tensors = gate, up, grads[0].contiguous(), d_gate, d_up
+            _halves(_kernels().geglu_backward, *tensors, apart=[made.shape[1]])
             return d_gate.view_as(grads[0]), d_up.view_as(grads[0])
 
     class Rotary(torch.autograd.Function):
@@ -168,7 +181,8 @@ def _room(rows: _Rows) -> "Tensor":
     """Room for as many numbers, of rows one after the other."""
     import torch
 
-    return rows.x.new_empty(rows.x.shape) if rows.heads > 1 else torch.empty_like(rows.x)
+    whole = rows.heads == 1 and rows.apart == rows.x.shape[-1]
+    return torch.empty_like(rows.x) if whole else rows.x.new_empty(rows.x.shape)
 
 
 def _norm(rows: _Rows, weight: "Tensor | None", eps: float, offset: float) -> "Tensor":
@@ -191,7 +205,15 @@ def _norm_backward(
     import torch
 
     x, width = rows.x, rows.x.shape[-1]
-    many, shape, d_x = x.numel() // width, _norm_shape(width), torch.empty_like(gradient)
+    many, shape, d_x, apart = (
+        x.numel() // width,
+        _norm_shape(width),
+        torch.empty_like(gradient),
+        width,
+    )
+    if x.dim() == 3 and rows.apart > width:
+        apart = rows.apart
+        d_x = x.new_empty(many, apart)[:, :width].view(x.shape)
     each = shape["ROWS"]
     if trained:
         each *= max(1, -(-many // (each * SHARES)))
@@ -199,19 +221,19 @@ def _norm_backward(
     share = x.new_empty(programs, width, dtype=torch.float32) if trained else d_x
     scaled: dict[str, Any] = {"OFFSET": offset, "SCALED": weight is not None, "TRAINED": trained}
     tensors = x, x if weight is None else weight, gradient, d_x, share
-    sizes = many, width, *rows[1:], eps, each
+    sizes = many, width, *rows[1:], apart, eps, each
     _kernels().norm_backward[(programs,)](*tensors, *sizes, **scaled, **shape)
     if not trained or weight is None:
         return d_x, None
     return d_x, share.sum(0).to(weight.dtype)
 
 
-def _halves(kernel: Any, gate: "Tensor", *rest: "Tensor") -> None:
-    """Launch a kernel of GEGLU on rows [N, D] of gate and up."""
+def _halves(kernel: Any, gate: "Tensor", *rest: "Tensor", apart: Sequence[int] = ()) -> None:
+    """Launch a kernel of GEGLU on rows [N, D] of gate and up; gradients lie ``apart``."""
     rows, width = gate.shape
     parts = -(-width // ELEMENTS)
-    grid = (rows * parts,)
-    kernel[grid](gate, *rest, width, gate.stride(0), parts, BLOCK=ELEMENTS, num_warps=4)
+    grid, sizes = (rows * parts,), (width, gate.stride(0), *apart, parts)
+    kernel[grid](gate, *rest, *sizes, BLOCK=ELEMENTS, num_warps=4)
 
 
 def _rotate(

@@ -51,7 +51,7 @@ def fast(model: Any) -> Iterator[None]:
             plain = not any("forward" in vars(x) or x.bias is not None for x in layers)
             if len(layers) < 2 or not plain or getattr(module, "is_kv_shared_layer", False):
                 continue
-            if layers[0].weight.element_size() == 2 and lay(layers):
+            if layers[0].weight.element_size() == 2 and lay(layers) is not None:
                 together = Together(layers, lambda x, layers=tuple(layers): _products(layers, x))
                 for layer in layers:
                     layer.forward = types.MethodType(
@@ -65,8 +65,11 @@ def fast(model: Any) -> Iterator[None]:
             vars(layer).pop("forward", None)
 
 
-def lay(layers: "Sequence[Any]") -> bool:
-    """Move the frozen weights of plain layers on a GPU to lie one below the other; whether they do now."""
+def lay(layers: "Sequence[Any]", more: int = 0) -> "Tensor | None":
+    """Move the frozen weights [O, I] of plain layers on a GPU to lie one below the other.
+
+    Returns the room of ``more`` rows behind them [more, I]; nothing where they cannot be moved.
+    """
     import torch
 
     weights = [layer.weight for layer in layers]
@@ -74,12 +77,14 @@ def lay(layers: "Sequence[Any]") -> bool:
     here = len({(w.device, w.dtype, w.shape[1:]) for w in weights}) == 1
     frozen = not any(w.requires_grad or hasattr(w, "full_tensor") for w in weights)
     if not (plain and here and frozen) or weights[0].device.type not in DEVICES:
-        return False
-    if not adjacent(weights):
-        whole = torch.cat([w.data for w in weights])
-        for weight, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
+        return None
+    room = weights[0].new_zeros(more, weights[0].shape[1])
+    if more or not adjacent(weights):
+        sizes = [*map(len, weights), more]
+        *moved, room = torch.cat([*(w.data for w in weights), room]).split(sizes)
+        for weight, part in zip(weights, moved, strict=True):
             weight.data = part
-    return True
+    return room
 
 
 def adjacent(matrices: "Sequence[Tensor]") -> bool:
@@ -104,22 +109,32 @@ def stacked(matrices: "Sequence[Tensor]") -> "Tensor":
 
 
 def side_by_side(
-    gradients: "Sequence[Tensor | None]", heights: "Sequence[int]", like: "Tensor"
+    gradients: "Sequence[Tensor | None]", heights: "Sequence[int]", like: "Tensor", room: int = 0
 ) -> "Tensor":
-    """Gradients [..., O] as one [N, ΣO], for each row of ``like`` [N, R]: a view where they lie so; none are zeros."""
+    """Gradients [..., O] as one [N, ΣO + ``room``], for each row of ``like`` [N, R]; none are zeros.
+
+    A view where they lie so in rows of this width, as ``fused`` leaves them. What is in the room is to be written.
+    A lone one without room behind it stays as it is, [N, O].
+    """
     import torch
 
     rows = [
         like.new_zeros(len(like), n) if g is None else g.reshape(-1, n)
         for g, n in zip(gradients, heights, strict=True)
     ]
-    first, width, end = rows[0], sum(heights), rows[0].data_ptr()
+    first, width, end = rows[0], sum(heights) + room, rows[0].data_ptr()
     for each in rows:
         alike = each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         if not alike or each.data_ptr() != end or each.stride() != (width, 1):
-            return torch.cat(rows, 1) if len(rows) > 1 else first
+            break
         end += each.shape[1] * each.element_size()
-    return first.as_strided((len(first), width), (width, 1))
+    else:
+        last = first.storage_offset() + len(first) * width  # beyond the room of the last row
+        if last * first.element_size() <= first.untyped_storage().nbytes():
+            return first.as_strided((len(first), width), (width, 1))
+    if len(rows) == 1:
+        return first
+    return torch.cat([*rows, like.new_empty(len(like), room)], 1)
 
 
 def _products(layers: "Sequence[Any]", x: "Tensor") -> "Sequence[Tensor]":

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOW = "_low_precision"  # of a parameter: its copy, and the version and address it was made from
+ROOM = "_room"  # of a parameter: where its copy is to lie
 ALIGNED = 64  # numbers; a copy begins where a matrix product likes a matrix to begin
 
 
@@ -44,9 +45,17 @@ def refresh(model: Any, found: "list[Tensor] | None" = None) -> int:
         low is None or (low.shape, low.dtype, low.device) != (p.shape, dtype, p.device)
         for low, p in zip(held, found, strict=True)
     ):
-        sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in found]
+        rooms: list[Any] = [getattr(p, ROOM, None) for p in found]
+        rooms = [None if x is None or x.dtype != dtype else x for x in rooms]
+        sizes = [
+            0 if room is not None else -(-p.numel() // ALIGNED) * ALIGNED
+            for p, room in zip(found, rooms, strict=True)
+        ]
         parts = torch.empty(sum(sizes), dtype=dtype, device=found[0].device).split(sizes)
-        held = [x[: p.numel()].view(p.shape) for x, p in zip(parts, found, strict=True)]
+        held = [
+            x[: p.numel()].view(p.shape) if room is None else room
+            for x, p, room in zip(parts, found, rooms, strict=True)
+        ]
     with torch.no_grad():
         copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
         copy_all(held, found)

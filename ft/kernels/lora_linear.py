@@ -5,12 +5,13 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ft.kernels import fused_nf4, joined
+from ft.kernels import fused_nf4, joined, lora_copies
 from ft.kernels.lora_copies import cast
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+EIGHT = 8  # numbers of 16 bits: rows of whole multiples lie as tensor cores like to read them
 TOGETHER = "_together"  # of a layer: what computes it with those that read the same input
 
 
@@ -23,6 +24,7 @@ def install(model: Any) -> None:
     at the first one's call, as one layer: fewer and larger products, and one gradient of what they read. On a
     GPU frozen weights of 16 bits are moved for that, to lie one below the other.
     """
+    import torch
     from peft.tuners.lora.layer import Linear
 
     kinds: tuple[Any, ...] = (Linear,)
@@ -35,6 +37,7 @@ def install(model: Any) -> None:
     for module in model.modules():
         if type(module) in kinds:
             module.forward = types.MethodType(_forward, module)
+    for module in model.modules():
         if getattr(module, "is_kv_shared_layer", False):
             continue  # its keys are another layer's
         for names in joined.SIBLINGS:
@@ -45,9 +48,27 @@ def install(model: Any) -> None:
                 apart = "v_proj" in names and not hasattr(module, "q_norm")
                 compute = functools.partial(_alike, tuple(layers), apart)
                 together = joined.Together(layers, compute)
-                joined.lay([layer.base_layer for layer in layers])
+                _lay(layers)
                 for layer in layers:
                     setattr(layer, TOGETHER, together)
+    for module in model.modules():
+        if type(module) in kinds and not hasattr(module, TOGETHER):
+            _lay([module])
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # weights lay there before
+
+
+def _lay(layers: "Sequence[Any]") -> None:
+    """Move frozen weights to lie one below the other, with room behind them for copies of the adapter's A."""
+    names = [_name(layer) for layer in layers]
+    if None in names:
+        return
+    factors = [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)]
+    ranks = [len(factor) for factor in factors]
+    room = joined.lay([layer.base_layer for layer in layers], sum(ranks))
+    if room is not None:
+        for factor, part in zip(factors, room.split(ranks), strict=True):
+            setattr(factor, lora_copies.ROOM, part)
 
 
 def add_low_rank(result: "Tensor", x: "Tensor", a: "Tensor", b: "Tensor", scale: float) -> "Tensor":
@@ -147,18 +168,34 @@ def _are_one(parts: "Sequence[Part]") -> bool:
     return len(alike) == 1 and (coded or joined.adjacent([p.base.weight for p in parts]))
 
 
-def _values(parts: "Sequence[Part]", dtype: Any) -> "Tensor":
-    """The frozen weights of layers that are one [ΣO, I]."""
+def _values(parts: "Sequence[Part]", a: "Tensor | None", dtype: Any) -> "Tensor":
+    """The frozen weights of layers that are one [ΣO, I]; with ``a`` [ΣR, I], as ``_below`` has it, and that below them."""
     weights = [part.base.weight.data for part in parts]
+    more = 0 if a is None else len(a)
     if parts[0].state is None:
-        return joined.stacked(weights)
-    if len(parts) == 1:
+        whole = joined.stacked(weights)
+        shape = len(whole) + more, whole.shape[1]
+        return whole.as_strided(shape, (shape[1], 1)) if more else whole
+    if len(parts) == 1 and not more:
         return fused_nf4.weight(weights[0], parts[0].state, dtype)
     heights = [part.state.shape[0] for part in parts]
-    whole = weights[0].new_empty(sum(heights), parts[0].state.shape[1], dtype=dtype)
-    for weight, part, out in zip(weights, parts, whole.split(heights), strict=True):
+    whole = weights[0].new_empty(sum(heights) + more, parts[0].state.shape[1], dtype=dtype)
+    *places, below = whole.split([*heights, more])
+    for weight, part, out in zip(weights, parts, places, strict=True):
         fused_nf4.weight(weight, part.state, dtype, out)
+    if a is not None:
+        below.copy_(a)
     return whole
+
+
+def _below(parts: "Sequence[Part]", a: "Sequence[Tensor]") -> bool:
+    """Whether A [R, I] of all can come out of the product with their weights: copies that lie, or are put, below these."""
+    rows = sum(len(each) for each in a) + sum(len(part.b) for part in parts)
+    if rows % EIGHT or any(part.base.bias is not None for part in parts):
+        return False
+    if parts[0].state is not None:
+        return a[0].element_size() == 2 and joined.adjacent(a)
+    return joined.adjacent([*(part.base.weight for part in parts), *a])
 
 
 def _adapted(x: "Tensor", parts: "Sequence[Part]", apart: bool = False) -> "tuple[Tensor, ...]":
@@ -232,19 +269,25 @@ def _whole_function() -> Any:
         @staticmethod
         def forward(ctx, x, parts, apart, *factors):  # noqa: ANN001, ANN002, ANN205
             flat, lows = x.reshape(-1, x.shape[-1]), [cast(f, x.dtype) for f in factors]
-            a, *b = joined.stacked(lows[::2]), *lows[1::2]
-            low = x.new_empty(len(flat), len(a))  # scaled, as the gradient of b takes it
-            low.addmm_(flat, a.T, beta=0, alpha=parts[0].scale)
-            ranks, heights = [len(part) for part in lows[::2]], [len(each) for each in b]
+            factors_a, b = lows[::2], lows[1::2]
+            a, scale, below = joined.stacked(factors_a), parts[0].scale, _below(parts, factors_a)
+            ranks, heights = [len(part) for part in factors_a], [len(each) for each in b]
             biases = [bias for part in parts if (bias := part.base.bias) is not None]
             bias = (biases[0] if len(biases) == 1 else torch.cat(biases)) if biases else None
-            whole = torch.nn.functional.linear(x, _values(parts, x.dtype), bias)
+            weights = _values(parts, a if below else None, x.dtype)
+            whole = torch.nn.functional.linear(x, weights, bias)
+            whole, more = whole.split([sum(heights), len(a) * below], -1)
+            # scaled, as the gradient of b takes it
+            if below:
+                low = more.reshape(-1, len(a)) * scale
+            else:
+                low = x.new_empty(len(flat), len(a)).addmm_(flat, a.T, beta=0, alpha=scale)
             added = whole.view(-1, sum(heights)).split(heights, 1)
             for rows, part, each in zip(added, low.split(ranks, 1), b, strict=True):
                 rows.addmm_(part, each.T)
             ctx.save_for_backward(flat, low, a, *b)
             ctx.set_materialize_grads(False)
-            ctx.parts, ctx.sizes, ctx.shape = parts, (ranks, heights), x.shape
+            ctx.parts, ctx.sizes, ctx.shape, ctx.below = parts, (ranks, heights), x.shape, below
             results = [*whole.split(heights, -1)] if len(heights) > 1 else [whole]
             if apart:
                 results[-1] = results[-1].clone()
@@ -253,9 +296,11 @@ def _whole_function() -> Any:
         @staticmethod
         def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205
             flat, low, a, *b = ctx.saved_tensors
-            (ranks, heights), parts = ctx.sizes, ctx.parts
-            rows = joined.side_by_side(grads, heights, low)  # [N, ΣO]
-            through_b = torch.empty_like(low)  # [N, ΣR]
+            (ranks, heights), parts, tall = ctx.sizes, ctx.parts, sum(ctx.sizes[1])
+            found = joined.side_by_side(grads, heights, low, len(a) * ctx.below)
+            rows = found[:, :tall]  # [N, ΣO]
+            room = found[:, tall:] if found.shape[1] > tall else None
+            through_b = torch.empty_like(low) if room is None else room  # [N, ΣR]
             pieces = rows.split(heights, 1), low.split(ranks, 1), through_b.split(ranks, 1)
             d_b = []
             for of_result, of_low, through, each, part in zip(*pieces, b, parts, strict=True):
@@ -263,8 +308,9 @@ def _whole_function() -> Any:
                 d_b.append(_product(of_result.T, of_low, part.b.dtype))
             d_x = None
             if ctx.needs_input_grad[0]:
-                d_x = rows @ _values(parts, rows.dtype)
-                d_x = d_x.addmm_(through_b, a).view(ctx.shape)
+                d_x = found @ _values(parts, None if room is None else a, rows.dtype)
+                d_x = d_x if room is not None else d_x.addmm_(through_b, a)
+                d_x = d_x.view(ctx.shape)
             d_a = _product(through_b.T, flat, parts[0].a.dtype).split(ranks)
             return d_x, None, None, *(d for pair in zip(d_a, d_b, strict=True) for d in pair)
 

@@ -53,13 +53,14 @@ def norm_forward(
 def norm_backward(
     x,  # as forward
     weight,
-    d_out,  # [N, D], as the next, one after the other
-    d_x,  # out
+    d_out,  # [N, D], one after the other
+    d_x,  # [N, D] out, rows ``d_apart``
     d_weight,  # [programs, D] out with TRAINED, in fp32: each program's share
     rows,
     width,
     heads,
     apart,
+    d_apart,
     eps,
     each,  # rows of a program
     OFFSET: tl.constexpr,
@@ -87,7 +88,8 @@ def norm_backward(
             gradient = gradient * w[None, :]
         along = (tl.sum(gradient * value, 1) / width)[:, None]
         gradient = scale * (gradient - value * along)
-        tl.store(d_x + place, gradient.to(d_x.dtype.element_ty), mask=inside)
+        into = d_x + row.to(tl.int64)[:, None] * d_apart + column[None, :]
+        tl.store(into, gradient.to(d_x.dtype.element_ty), mask=inside)
     if TRAINED:
         place = tl.program_id(0).to(tl.int64) * width + column
         tl.store(d_weight + place, share, mask=column < width)
@@ -125,10 +127,11 @@ def geglu_backward(
     gate,
     up,
     d_out,  # [N, D], one after the other
-    d_gate,  # out, as ``d_up`` with rows 2 D apart
+    d_gate,  # out, as ``d_up`` with rows ``d_apart``
     d_up,
     width,
     apart,
+    d_apart,
     parts,
     BLOCK: tl.constexpr,
 ):
@@ -140,7 +143,7 @@ def geglu_backward(
     d = tl.load(d_out + row * width + column, mask=inside, other=0.0).to(tl.float32)
     share, t = _gelu(g)
     active = (g * share).to(d_up.dtype.element_ty).to(tl.float32)
-    place = row * 2 * width + column
+    place = row * d_apart + column
     tl.store(d_up + place, (d * active).to(d_up.dtype.element_ty), mask=inside)
     d = (d * u).to(d_gate.dtype.element_ty).to(tl.float32)
     inner = 0.7978845608028654 * (1.0 + 0.134145 * g * g)

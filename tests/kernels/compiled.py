@@ -71,8 +71,10 @@ def run(capability: int) -> None:
     both_ways(lambda x: fused.rms_norm(x, None, 1e-6), (8, 256), dtype=dtype)
     heads = lambda x: fused.rms_norm(x[..., 2048:3072].view(1, 8, 4, 256), None, 1e-6)  # noqa: E731
     both_ways(heads, (1, 8, 4096), dtype=dtype)
+    part = lambda x: fused.rms_norm(x[..., :2304], None, 1e-6)  # noqa: E731
+    both_ways(part, (1, 8, 2320), dtype=dtype)
     both_ways(fused.geglu, (8, 9216), (8, 9216), dtype=dtype)
-    both_ways(lambda x: fused.geglu(*x.split(9216, 1)), (8, 18432), dtype=dtype)
+    both_ways(lambda x: fused.geglu(*x[:, :18432].split(9216, 1)), (8, 18464), dtype=dtype)
     angle = (1, 64, 256)
     queries, keys = (1, 8, 64, 256), (1, 4, 64, 256)
     turn = lambda c, s, *x: fused.rotary(c, s, *x)[-1]  # noqa: E731

@@ -96,6 +96,27 @@ def norms_of_heads_that_are_a_part_of_wider_rows():
             close(found, expected, torch.float32)
 
 
+def norms_of_a_part_of_wider_rows_leave_room_in_the_gradient():
+    """Where what comes behind is A's part of a product; it has a number for each weight's gradient too."""
+    for batch, trained in ((1, True), (2, False)):
+        wide = torch.randn(batch, 5, 48, requires_grad=True)
+        weight = torch.randn(40, requires_grad=trained)
+        results = []
+        for norm in (fused.rms_norm, lambda x, w, *_: rms_norm_reference(x, w, 1.0)):
+            part = wide[..., :40]
+            out = norm(part, weight, 1e-6, 1.0)
+            assert out.is_contiguous()
+            torch.manual_seed(1)
+            leaves = [part, weight][: 1 + trained]
+            slopes = torch.autograd.grad(out, leaves, torch.randn(batch, 5, 40))
+            results.append([out.detach(), *slopes])
+        for found, expected in zip(*results, strict=True):
+            close(found, expected, torch.float32)
+        slope = results[0][1]
+        assert slope.stride()[1:] == (48, 1)
+        assert slope.untyped_storage().nbytes() == 4 * batch * 5 * 48
+
+
 def a_frozen_norm_costs_no_gradient():
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(8)
     fused.rms_norm(x, weight, 1e-6).sum().backward()
@@ -125,9 +146,15 @@ def geglu():
 
 
 def geglu_of_the_halves_of_one_product():
-    """Is not copied, and its gradients are halves of one matrix again."""
-    wide = torch.randn(1, 3, 2 * 1100).requires_grad_()
-    gate, up = wide.split(1100, -1)
+    """Is not copied, and its gradients are halves of one matrix again, with as much behind them."""
+    for more in (0, 16):
+        _halves(more)
+
+
+def _halves(more):
+    width = 2 * 1100 + more
+    wide = torch.randn(1, 3, width).requires_grad_()
+    gate, up = wide[..., :1100], wide[..., 1100:2200]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
         out = fused.geglu(gate, up)
@@ -135,7 +162,7 @@ def geglu_of_the_halves_of_one_product():
     gradient = torch.randn(1, 3, 1100)
     d_gate, d_up = torch.autograd.grad(out, (gate, up), gradient, retain_graph=True)
     assert d_up.data_ptr() == d_gate.data_ptr() + 4 * 1100
-    assert d_up.stride() == d_gate.stride() == (6600, 2200, 1)
+    assert d_up.stride() == d_gate.stride() == (3 * width, width, 1)
     (found,) = torch.autograd.grad(out, wide, gradient)
     plain = torch.nn.functional.gelu(gate, approximate="tanh") * up
     close(out.detach(), plain.detach(), torch.float32)
@@ -322,6 +349,7 @@ CASES = (
     norms,
     norms_of_heads_lie_as_their_input_does,
     norms_of_heads_that_are_a_part_of_wider_rows,
+    norms_of_a_part_of_wider_rows_leave_room_in_the_gradient,
     a_frozen_norm_costs_no_gradient,
     programs_with_several_blocks_of_rows_add_them_up,
     a_tiny_gemma_of_every_generation,

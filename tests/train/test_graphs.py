@@ -409,7 +409,7 @@ def launches(layers: int, monkeypatch) -> int:
     attention.install(base)
     loss.install(base)
     assert fused_layers.install(base)["norms"] == 4 * layers + 1
-    model = lora.attach(base, r=4, alpha=8)
+    model = lora.attach(base, r=16, alpha=32)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.create(model, "adamw", learning_rate=0.1, joint=True)
     given = inputs(toy.examples(8))
@@ -426,14 +426,14 @@ def launches(layers: int, monkeypatch) -> int:
 
 
 def test_a_step_of_gemma_2_2b_starts_few_operations(monkeypatch):
-    """Of 26 layers, which start as many each: 1,760.
+    """Of 26 layers, which start as many each: 1,657.
 
     They were 7,044 when each was PyTorch's, casts among them, 2,663 (an H100 counted 2,647 in a graph) when
     layers that read the same input, and the gradients of the adapter's matrices, came one by one, and 1,992
     when only the products with A were one.
     """
     two, three = (launches(n, monkeypatch) for n in (2, 3))
-    assert two + 24 * (three - two) <= 1760
+    assert two + 24 * (three - two) <= 1657
 
 
 def test_refusals_name_what_is_in_the_way():
