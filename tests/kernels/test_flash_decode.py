@@ -1,34 +1,20 @@
 """Attention of one new token: its numbers in Triton's interpreter (interpreted_decode.py), and where it is not taken."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support import interpreted
 
 from ft.kernels import flash_decode
 
-HERE = Path(__file__).parent
-SCRIPT = HERE / "interpreted_decode.py"
-CASES = SCRIPT.read_text().partition("CASES = (")[2].partition(")")[0].replace(",", "").split()
+SCRIPT = Path(__file__).with_name("interpreted_decode.py")
+CASES = interpreted.cases(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def faults():
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted.faults(SCRIPT)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,35 +1,21 @@
 """The fused kernels: their numbers in Triton's interpreter (interpreted.py), and what they do without it."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support import interpreted
 
 from ft.kernels import fused
 from ft.text import batches
 
-HERE = Path(__file__).parent
-SOURCE = (HERE / "interpreted.py").read_text()
-CASES = SOURCE.partition("CASES = (")[2].partition(")")[0].replace(",", "").split()
+SCRIPT = Path(__file__).with_name("interpreted.py")
+CASES = interpreted.cases(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def faults():
-    pytest.importorskip("triton", reason="Triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "interpreted.py")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted.faults(SCRIPT)
 
 
 @pytest.mark.parametrize("case", CASES)
