@@ -35,7 +35,8 @@ class Steps:
         """``cache`` is the ``DynamicCache`` of a prefill, which is emptied; ``seen`` [B, T] is 0 at padding."""
         import torch
 
-        self.model, self.steps = model, 0
+        self.model: Any = model
+        self.steps = 0
         self.make: Any = make
         self.config = model.config.get_text_config()
         self.state = _state(model)
@@ -50,11 +51,11 @@ class Steps:
         self.logits: Any = None
         self.begin(cache, seen)
 
-    def fits(self, rows: int, length: int, make: Any) -> bool:
-        """Whether these can be the steps of other texts, whose places are not many fewer."""
+    def fits(self, model: Any, rows: int, length: int, make: Any) -> bool:
+        """Whether these can be the steps of other texts, whose places are not many fewer, by their ``model``."""
         wide = rows <= len(self.seen) <= max(FEW, 2 * rows)
         long = length <= self.length <= max(EVEN, 4 * length)
-        return wide and long and self.make in (None, make) and self.state == _state(self.model)
+        return wide and long and self.make in (None, make) and self.state == _state(model)
 
     def begin(self, cache: Any, seen: "Tensor") -> None:
         """Go on from a prefill, which is emptied."""
@@ -191,7 +192,8 @@ def begin(model: Any, cache: Any, seen: "Tensor", length: int, make: Any) -> Ste
     ended = _kept.get(model, [])
     while ended:
         steps = ended.pop()
-        if steps.fits(len(seen), length, make):
+        if steps.fits(model, len(seen), length, make):
+            steps.model = model
             steps.begin(cache, seen)
             return steps
     each = max(1, EVEN // len(seen))
@@ -202,6 +204,7 @@ def end(steps: Steps) -> None:
     """Leave steps, which no text needs any more, to the next ones."""
     if steps.model in _kept:
         _kept[steps.model][:] = [steps]
+    steps.model = None  # which lives no longer for them
 
 
 def _state(model: Any) -> tuple[Any, ...]:

@@ -57,6 +57,9 @@ class Journal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.dtype = torch.bfloat16 if args.bf16 else torch.float32
         self.adapter = lora_copies.trained(self.trainer.model)  # as it is sharded by now
+        lora_copies.refresh(
+            self.trainer.model, self.adapter
+        )  # a graph of the first step reads them too
         self.run.rewind(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
         self.bar = tqdm(

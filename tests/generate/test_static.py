@@ -1,7 +1,9 @@
 """Steps with keys and values at fixed places: those of a growing cache, as a graph or launched one by one."""
 
 import functools
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -167,6 +169,10 @@ def test_the_next_texts_that_fit_take_the_graph_of_those_before(kind):
         with static.kept(model):
             wrote(model, (3,))
     assert Replayed.captures - alone == 4
+    there = weakref.ref(model)
+    del model, both, decoder
+    gc.collect()
+    assert there() is None  # what is kept keeps no model alive
 
 
 @torch.no_grad()

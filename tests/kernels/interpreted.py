@@ -4,13 +4,11 @@ In a process of its own, because Triton reads TRITON_INTERPRET once, when it is 
 """
 
 import itertools
-import json
 import sys
-import traceback
 import unittest.mock
 
 import torch
-from support import tiny
+from support import interpreted, tiny
 
 from ft.kernels import fused, fused_head, fused_layers, fused_nf4
 from ft.text import batches
@@ -365,14 +363,4 @@ CASES = (
 )
 
 if __name__ == "__main__":
-    faults = {}
-    options = [(m, n, getattr(m, n)) for m in (fused, fused_head) for n in vars(m) if n.isupper()]
-    for case in CASES:
-        torch.manual_seed(0)
-        for option in options:
-            setattr(*option)
-        try:
-            case()
-        except Exception:
-            faults[case.__name__] = traceback.format_exc()
-    json.dump(faults, sys.stdout)
+    interpreted.report(CASES)

@@ -2,13 +2,10 @@
 
 import functools
 import itertools
-import json
-import sys
-import traceback
 import unittest.mock
 
 import torch
-from support import tiny
+from support import interpreted, tiny
 
 from ft.kernels import attention, cross_entropy, flash, tiled
 from ft.text import batches
@@ -149,11 +146,4 @@ CASES = (
 )
 
 if __name__ == "__main__":
-    faults = {}
-    for case in CASES:
-        torch.manual_seed(0)
-        try:
-            case()
-        except Exception:
-            faults[case.__name__] = traceback.format_exc()
-    json.dump(faults, sys.stdout)
+    interpreted.report(CASES)

@@ -1,13 +1,10 @@
 """Attention of one new token against PyTorch's operations, run by Triton's interpreter: prints JSON as interpreted.py does."""
 
 import itertools
-import json
-import sys
-import traceback
 import unittest.mock
 
 import torch
-from support import tiny
+from support import interpreted, tiny
 from support.replayed import Replayed
 
 from ft.generate import static
@@ -138,11 +135,4 @@ CASES = (
 )
 
 if __name__ == "__main__":
-    faults = {}
-    for case in CASES:
-        torch.manual_seed(0)
-        try:
-            case()
-        except Exception:
-            faults[case.__name__] = traceback.format_exc()
-    json.dump(faults, sys.stdout)
+    interpreted.report(CASES)

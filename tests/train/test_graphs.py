@@ -365,6 +365,23 @@ def test_a_step_is_read_while_a_gpu_computes_the_next(tmp_path, monkeypatch):
         assert step == expected.split(), number
 
 
+def test_the_first_step_reads_copies_of_the_adapter_as_all_do(tmp_path, monkeypatch):
+    """Its rows can be captured already, and what a graph holds once it does in each step."""
+    from ft.train import journal
+
+    seen: list[str] = []
+
+    class Step(journal.TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            seen.append("begin")
+
+    plain = lora_copies.refresh
+    refresh = lambda *given: (seen.append("copies"), plain(*given))[1]  # noqa: E731
+    monkeypatch.setattr(lora_copies, "refresh", refresh)
+    toy.go(tmp_path / "run", epochs=1, accumulate=2, callbacks=[Step()])
+    assert seen[:3] == ["copies", "begin", "copies"]
+
+
 def test_a_step_waits_for_a_gpu_once(tmp_path, monkeypatch):
     """Loss and norm are read together, before the weights change; nothing else in a step looks at values."""
     from ft.train import journal
