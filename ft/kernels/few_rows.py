@@ -5,6 +5,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ft.kernels import fused_layers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,10 +25,12 @@ def fast(model: Any) -> Iterator[None]:
     """
     import torch
 
-    changed = []
+    changed, ours = [], fused_layers.norm
     for module in model.modules():
-        linear = type(module) is torch.nn.Linear
-        if not linear and type(module).__name__ not in PLUS_ONE or "forward" in module.__dict__:
+        linear, before = type(module) is torch.nn.Linear, vars(module).get("forward")
+        if not linear and type(module).__name__ not in PLUS_ONE:
+            continue
+        if before is not None and getattr(before, "__func__", None) is not ours:
             continue
         weight: Any = module.weight
         if weight.dtype != torch.float32 or weight.device.type != "cpu":
@@ -37,12 +41,14 @@ def fast(model: Any) -> Iterator[None]:
             module.forward = _norm(1 + weight.detach(), module.eps)
         elif weight.is_contiguous():
             module.forward = types.MethodType(_linear, module)
-        changed.append(module)
+        changed.append((module, before))
     try:
         yield
     finally:
-        for module in changed:
-            module.__dict__.pop("forward", None)
+        for module, before in changed:
+            vars(module).pop("forward", None)
+            if before is not None:
+                module.forward = before
 
 
 def product(x: "Tensor", weight: "Tensor") -> "Tensor":

@@ -1,11 +1,11 @@
-"""The fused kernels put into a loaded Gemma: its norms, its gated MLPs, its rotary embedding."""
+"""Faster norms, gated MLPs and rotary embeddings put into a loaded Gemma: fused kernels, or few operations of a CPU."""
 
 import inspect
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import fused
+from ft.kernels import few_operations, fused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def install(model: Any) -> dict[str, int]:
-    """Let the decoder layers of a transformers Gemma use ``ft.kernels.fused`` where that is what they compute.
+    """Let the decoder layers of a transformers Gemma use ``fused``, or on a CPU ``few_operations``, where that is what they compute.
 
     Returns how many norms, MLPs and rotary embeddings do. Only this model's modules change, and each
     still answers as transformers wrote it what the kernels cannot take: another device, other
@@ -40,7 +40,7 @@ def install(model: Any) -> dict[str, int]:
         # unwrapped: transformers from 5.24 on takes an argument by its old name around it
         name, forward = type(module).__name__, inspect.unwrap(type(module).forward)
         if name in OFFSETS:
-            module.forward = types.MethodType(_norm, module)
+            module.forward = types.MethodType(norm, module)
             found["norms"] += 1
         elif name in GATED and _is_geglu(module):
             module.forward = types.MethodType(_mlp, module)
@@ -51,11 +51,14 @@ def install(model: Any) -> dict[str, int]:
     return found
 
 
-def _norm(self: Any, x: "Tensor") -> "Tensor":
-    weight = getattr(self, "weight", None)
-    if not fused.usable(x) or (weight is not None and weight.device != x.device):
-        return type(self).forward(self, x)
-    return fused.rms_norm(x, weight, self.eps, OFFSETS[type(self).__name__])
+def norm(self: Any, x: "Tensor") -> "Tensor":
+    """The forward of a norm of ``OFFSETS``."""
+    weight, offset = getattr(self, "weight", None), OFFSETS[type(self).__name__]
+    if fused.usable(x) and (weight is None or weight.device == x.device):
+        return fused.rms_norm(x, weight, self.eps, offset)
+    if few_operations.usable(x, weight):
+        return few_operations.rms_norm(x, weight, self.eps, offset)
+    return type(self).forward(self, x)
 
 
 def _is_geglu(module: Any) -> bool:
@@ -81,17 +84,23 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def one(x: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
         fits = x.dim() == 4 and cos.dim() == 3 and x.shape[-1] == cos.shape[-1]
-        if not (fits and unsqueeze_dim in (1, 2) and fused.usable(x, cos, sin)):
+        given = x.transpose(1, 2) if unsqueeze_dim == 2 else x
+        if fits and unsqueeze_dim in (1, 2) and fused.usable(x, cos, sin):
+            (turned,) = fused.rotary(cos, sin, given)
+        elif fits and unsqueeze_dim in (1, 2) and few_operations.usable(x, cos, sin):
+            turned = few_operations.rotary(cos, sin, given)
+        else:
             return plain(x, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        if unsqueeze_dim == 1:
-            return fused.rotary(cos, sin, x)[0]
-        return fused.rotary(cos, sin, x.transpose(1, 2))[0].transpose(1, 2)
+        return turned.transpose(1, 2) if unsqueeze_dim == 2 else turned
 
     def two(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
         fits = all(x.dim() == 4 and x.shape[-1] == cos.shape[-1] for x in (q, k))
-        if not (fits and cos.dim() == 3 and unsqueeze_dim == 1 and fused.usable(q, k, cos, sin)):
-            return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        return fused.rotary(cos, sin, q, k)
+        fits = fits and cos.dim() == 3 and unsqueeze_dim == 1
+        if fits and fused.usable(q, k, cos, sin):
+            return fused.rotary(cos, sin, q, k)
+        if fits and all(few_operations.usable(x, cos, sin) for x in (q, k)):
+            return tuple(few_operations.rotary(cos, sin, x) for x in (q, k))
+        return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
 
     seen = {**forward.__globals__, ROTARY: two if both else one}
     copy = types.FunctionType(

@@ -238,8 +238,9 @@ def _install_kernels(
     if backend == "transformers" and by_example.helps(on.device, attention, kind):
         by_example.install(model, only)
         said = "; " + by_example.describe(model, sample.device, choice.compute, head)
+    known = fused_layers.install(model) if backend == "transformers" else {}
     if backend == "transformers" and fused.usable(sample):
-        counts = [f"{n} {what}" for what, n in fused_layers.install(model).items() if n]
+        counts = [f"{n} {what}" for what, n in known.items() if n]
         notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
     cross_entropy.install(model)
     return said, notes

@@ -111,7 +111,7 @@ def passing(
     shape: Shape, mode: Mode, rows: int, piece: int, width: int, attention: Attention
 ) -> int:
     """The most that ``piece`` tokens of each row take on their way, where nothing is kept; all see ``width``."""
-    plain = replace(mode, full=True, rank=0, product=mode.width, attention=attention)
+    plain = replace(mode, full=True, rank=0, product=mode.width, attention=attention, lean=False)
     pairs = rows * piece * width
     tapes, _ = blocks.trunk(shape, plain, [piece] * rows, rows, pairs)
     kinds = len(set(shape.layer_types) - {RECURRENT})

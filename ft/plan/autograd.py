@@ -35,6 +35,7 @@ class Mode:
     product: int = 4  # bytes of what a matrix product returns: 2 under autocast
     quantized: bool = False  # linear layers in 4 bits
     dropout: bool = False  # of the adapter's input
+    lean: bool = False  # norms keep their input alone, as ``few_operations`` has them
     attention: Attention = "by_example"
     targets: tuple[str, ...] | None = None  # ends of names of layers with an adapter; none: all
 
@@ -132,7 +133,11 @@ class Tape:
         return Value(numbers, self.mode.width, self.mode.full)
 
     def norm(self, x: Value, width: int, kind: Literal["1+w", "w", ""] = "1+w") -> Value:
-        """RMS norm in float32 over the last ``width`` numbers, as transformers writes it."""
+        """RMS norm in float32 over the last ``width`` numbers, as transformers writes it, or ``lean``."""
+        if self.mode.lean:
+            if kind:
+                self.parameter(width)
+            return self.record(x, (x,), (x, Value(x.numbers // width, 4, False)))
         exact = self.cast(x, 4)
         mean = self.record(Value(x.numbers // width, 4, False), (exact,), (exact,))
         # Gemma 3n and 4 raise to -0.5, which keeps the mean; the others keep rsqrt's result

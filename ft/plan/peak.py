@@ -113,7 +113,7 @@ def plan_of(
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
     rows (by default train.sft's); ``supervised`` the largest share of a row that a loss is taken of;
     ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or, ``sharded``, everything (FSDP). Answers take no more than
-    half of what is left of a GPU's ``room`` (none: there is enough). What DoRA and Unsloth keep besides is
+    a third of what is left of a GPU's ``room`` (none: there is enough). What DoRA and Unsloth keep besides is
     not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
@@ -128,6 +128,7 @@ def plan_of(
         product=2 if autocast else width,
         quantized=precision == "nf4",
         dropout=lora_dropout > 0,
+        lean=device == "cpu" and lora_r > 0 and width == 4 and not autocast,
         attention=parts.attention(shape, device, packing=packing),
         targets=None if tuple(targets) in (("auto",), ("all-linear",)) else tuple(targets),
     )

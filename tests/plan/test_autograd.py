@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny
 
-from ft.kernels import attention
+from ft.kernels import attention, fused_layers
 from ft.models import lora
 from ft.plan import layers as blocks
 from ft.plan import shapes
@@ -20,6 +20,7 @@ MODES = {
     "all in fp32": Mode(full=True),
     "all in bf16": Mode(full=True, width=2, product=2),
     "all under autocast": Mode(full=True, product=2),
+    "an adapter, norms in few operations": Mode(rank=4, lean=True),
 }
 EAGER = {"gemma2"}
 
@@ -52,6 +53,8 @@ def build(kind: str, mode: Mode, by_example: bool = True) -> Any:
     model = tiny.build(kind).to(torch.bfloat16 if mode.width == 2 else torch.float32).train()
     if by_example and kind not in EAGER:
         attention.install(model)
+    if mode.lean:
+        fused_layers.install(model)
     if mode.full:
         return model.requires_grad_(True)
     return lora.attach(model, r=mode.rank, alpha=8).train()
