@@ -7,7 +7,7 @@ accelerate launch recipes/mtnt_lora.py --model google/gemma-2b-it         QLoRA 
 accelerate launch --config_file accelerate_config.yaml recipes/mtnt_lora.py --model google/gemma-7b
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M; a GPU for larger ones in 4 bits (not run yet)
-Time      16 minutes for 363 steps of 8 MTNT examples on two CPU cores; for the bundled sample, scores and all, 6 and a half with AVX512 and 10 with AVX2
+Time      16 minutes for 363 steps of 8 MTNT examples on two CPU cores; for the bundled sample, scores and all, 6 with AVX512 and 8 and a half with AVX2
 Memory    2.2 GiB at the peak of these steps, 2.4 with the evaluation (bf16; in fp32 2.9 on the sample; `peak_memory_bytes` in run.json)
 Score     chrF 45.8, BLEU 21.8 on all of MTNT test by beams; greedy 14.5 -> 41.9, 1.7 -> 18.1 (benchmarks/README.md)
 Data      Michel & Neubig 2018, https://github.com/pmichel31415/mtnt; a bundled sample without --data
