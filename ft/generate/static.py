@@ -40,8 +40,7 @@ class Steps:
         self.make: Any = make
         self.config = model.config.get_text_config()
         self.state = _state(model)
-        rows = len(seen)
-        self.texts, self.length = rows, length
+        rows, self.length = len(seen), length
         self.seen = torch.ones(rows, length, dtype=torch.bool, device=seen.device)
         self.at = torch.zeros(1, dtype=torch.long, device=seen.device)  # the next token's place
         self.cache: Any = None

@@ -1,4 +1,4 @@
-"""RMSNorm and rotary embedding of training on a CPU in fp32: a third of PyTorch's operations, each way.
+"""RMSNorm and rotary embedding of training on a CPU in fp32, in fewer of PyTorch's operations each way.
 
 Between products a CPU is bound by what it reads and writes. Both are written into one result, keep their input alone for
 the gradient, and differ from transformers' own by rounding. Without a gradient a model answers to the bit as there.

@@ -1,6 +1,6 @@
 """Attention of one new token of each text to keys and values at fixed places, as two Triton kernels.
 
-PyTorch's operations for it are a dozen a layer, repeat the keys for each query that shares them, and with a
+PyTorch's operations for it are several times as many, repeat the keys for each query that shares them, and with a
 soft cap read all places, however few of them are filled.
 """
 

@@ -205,14 +205,10 @@ def _norm_backward(
     import torch
 
     x, width = rows.x, rows.x.shape[-1]
-    many, shape, d_x, apart = (
-        x.numel() // width,
-        _norm_shape(width),
-        torch.empty_like(gradient),
-        width,
-    )
-    if x.dim() == 3 and rows.apart > width:
-        apart = rows.apart
+    many, shape = x.numel() // width, _norm_shape(width)
+    apart = rows.apart if x.dim() == 3 else width
+    d_x = torch.empty_like(gradient)
+    if apart > width:
         d_x = x.new_empty(many, apart)[:, :width].view(x.shape)
     each = shape["ROWS"]
     if trained:

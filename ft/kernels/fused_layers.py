@@ -74,6 +74,17 @@ def _mlp(self: Any, x: "Tensor") -> "Tensor":
     return self.down_proj(inner)
 
 
+def _turned(cos: "Tensor", sin: "Tensor", *tensors: "Tensor") -> "tuple[Tensor, ...]":
+    """Tensors [B, H, T, D] turned by cos and sin [B or 1, T, D]; nothing where that is left to transformers."""
+    if cos.dim() != 3 or any(x.dim() != 4 or x.shape[-1] != cos.shape[-1] for x in tensors):
+        return ()
+    if fused.usable(*tensors, cos, sin):
+        return fused.rotary(cos, sin, *tensors)
+    if all(few_operations.usable(x, cos, sin) for x in tensors):
+        return tuple(few_operations.rotary(cos, sin, x) for x in tensors)
+    return ()
+
+
 def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
     """``forward`` of an attention layer with another rotary embedding: a copy that sees its own name for it.
 
@@ -83,24 +94,15 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any]:
     both = "k" in inspect.signature(plain).parameters  # Gemma 3n and 4 rotate one tensor a call
 
     def one(x: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        fits = x.dim() == 4 and cos.dim() == 3 and x.shape[-1] == cos.shape[-1]
-        given = x.transpose(1, 2) if unsqueeze_dim == 2 else x
-        if fits and unsqueeze_dim in (1, 2) and fused.usable(x, cos, sin):
-            (turned,) = fused.rotary(cos, sin, given)
-        elif fits and unsqueeze_dim in (1, 2) and few_operations.usable(x, cos, sin):
-            turned = few_operations.rotary(cos, sin, given)
-        else:
+        given = x.transpose(1, 2) if unsqueeze_dim == 2 and x.dim() == 4 else x
+        found = _turned(cos, sin, given) if unsqueeze_dim in (1, 2) else ()
+        if not found:
             return plain(x, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        return turned.transpose(1, 2) if unsqueeze_dim == 2 else turned
+        return found[0].transpose(1, 2) if unsqueeze_dim == 2 else found[0]
 
     def two(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
-        fits = all(x.dim() == 4 and x.shape[-1] == cos.shape[-1] for x in (q, k))
-        fits = fits and cos.dim() == 3 and unsqueeze_dim == 1
-        if fits and fused.usable(q, k, cos, sin):
-            return fused.rotary(cos, sin, q, k)
-        if fits and all(few_operations.usable(x, cos, sin) for x in (q, k)):
-            return tuple(few_operations.rotary(cos, sin, x) for x in (q, k))
-        return plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        found = _turned(cos, sin, q, k) if unsqueeze_dim == 1 else ()
+        return found or plain(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
 
     seen = {**forward.__globals__, ROTARY: two if both else one}
     copy = types.FunctionType(

@@ -1,7 +1,7 @@
 """Layers that read the same input as one: a larger product, where their weights lie one below the other."""
 
 import contextlib
-import types
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +47,15 @@ def fast(model: Any) -> Iterator[None]:
     changed = []
     for module in model.modules():
         for names in SIBLINGS:
-            layers = [x for n in names if type(x := getattr(module, n, None)) is torch.nn.Linear]
+            found: list[Any] = [getattr(module, name, None) for name in names]
+            layers: list[Any] = [layer for layer in found if type(layer) is torch.nn.Linear]
             plain = not any("forward" in vars(x) or x.bias is not None for x in layers)
             if len(layers) < 2 or not plain or getattr(module, "is_kv_shared_layer", False):
                 continue
             if layers[0].weight.element_size() == 2 and lay(layers) is not None:
-                together = Together(layers, lambda x, layers=tuple(layers): _products(layers, x))
+                together = Together(layers, functools.partial(_products, layers))
                 for layer in layers:
-                    layer.forward = types.MethodType(
-                        lambda self, x, together=together: _forward(self, x, together), layer
-                    )
+                    layer.forward = functools.partial(_forward, layer, together)
                 changed += layers
     try:
         yield
@@ -146,6 +145,6 @@ def _products(layers: "Sequence[Any]", x: "Tensor") -> "Sequence[Tensor]":
     return torch.nn.functional.linear(x, stacked(weights)).split([len(w) for w in weights], -1)
 
 
-def _forward(self: Any, x: "Tensor", together: Together) -> "Tensor":
-    found = together(self, x)
-    return type(self).forward(self, x) if found is None else found
+def _forward(layer: Any, together: Together, x: "Tensor") -> "Tensor":
+    found = together(layer, x)
+    return type(layer).forward(layer, x) if found is None else found

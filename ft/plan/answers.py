@@ -79,9 +79,8 @@ def moments(
     grows = (kept + half, answers * one)  # a layer's keys, or its values, lie there twice
     chosen = (kept, answers * (one + more))
     all_of_them = evaluation.prompts is not None and evaluation.prompts <= prompts
-    before = (
-        0 if all_of_them or device == "cpu" else kept
-    )  # of the batch before, whose place is the next one's
+    # of the batch before, whose place is the next one's
+    before = 0 if all_of_them or device == "cpu" else kept
     reading = (held + before, prompts * one)
     layer = {"prompts in a layer": passing(shape, mode, prompts, piece, width, attention)}
     always = {"dequantised layer in flight": parts.largest(shape, mode)}

@@ -1,7 +1,8 @@
 """What of the trainer has to do with a step's loss and gradient norm: when a GPU is waited for, to read them."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
@@ -19,7 +20,7 @@ class Unread:
     step: int
     numbers: "Tensor"  # [2], in the processor's memory once ``ready``
     ready: Any = None  # an event; nothing where they are there
-    log: dict[str, Any] = field(default_factory=dict)  # what else logs them, once they are read
+    log: Callable[["Tensor", float], None] | None = None  # for them, once they are read
 
 
 class Reading:
@@ -89,7 +90,7 @@ class Reading:
         return norm
 
     def _maybe_log_save_evaluate(
-        self, tr_loss: "Tensor", grad_norm: Any, model: Any, *rest: Any, **options: Any
+        self, tr_loss: "Tensor", grad_norm: Any, *rest: Any, **options: Any
     ) -> None:
         """Log what was read already, or leave the log to the next step."""
         import torch
@@ -99,17 +100,17 @@ class Reading:
             tr_loss.zero_()
             tr_loss = torch.tensor(self.read_loss)
         if self.unread is None:
-            return plain(tr_loss, grad_norm, model, *rest, **options)
+            return plain(tr_loss, grad_norm, *rest, **options)
         control, over = self.control, self.state.global_step >= self.state.max_steps
         needed = control.should_save or control.should_evaluate or control.should_training_stop
         if control.should_log:
-            self.unread.log = {"model": model, "rest": rest, "options": options}
+            self.unread.log = lambda loss, norm: plain(loss, norm, *rest, **options)
         if not (needed or over or self.awaited):
             control.should_log = False
             return None
         log, norm = self.unread.log, self._read()
-        control.should_log = control.should_log or bool(log)
-        return plain(torch.tensor(self.read_loss), norm, model, *rest, **options)
+        control.should_log = log is not None
+        return plain(torch.tensor(self.read_loss), norm, *rest, **options)
 
     def _settle(self) -> None:
         """Read and log the step before, whose numbers are there by now or soon."""
@@ -119,7 +120,5 @@ class Reading:
             return
         log, norm = self.unread.log, self._read()
         if log:
-            plain: Any = super()._maybe_log_save_evaluate  # pyright: ignore[reportAttributeAccessIssue]
             self.control.should_log = True
-            loss = torch.tensor(self.read_loss)
-            plain(loss, norm, log["model"], *log["rest"], **log["options"])
+            log(torch.tensor(self.read_loss), norm)
