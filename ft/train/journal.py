@@ -40,18 +40,18 @@ class Journal(TrainerCallback):
         self.best_step: int | None = None
         self.best: dict[str, float] = {}  # what that validation found
         self.since_best = 0  # validations
-        self.signal: int | None = None
+        self.signal: int | None = None  # that came to this process
+        self.stopped = False  # by one, as all processes agree
         self.losses: list[float] = []
         self.start_loss = self.eval_loss = float("nan")
         self.seconds = 0.0  # spent in training steps, validation left out
-        self.flops = 0.0
         self.peak = 0.0
 
     def attach(self, trainer: Any) -> None:
         """Know the trainer whose tokens and log are reported."""
         self.trainer = trainer
+        trainer.wants_to_stop = lambda: self.signal is not None
         self.per_token, self.per_supervised = parameters.training_flops(trainer.model)
-        self.tokens = self.supervised = 0
         self.moved = False  # any weight
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -88,9 +88,10 @@ class Journal(TrainerCallback):
         lora_copies.refresh(self.trainer.model, self.adapter)  # in the base's precision
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._count()
-        if self.signalled():
-            control.should_save = control.should_training_stop = True
+        self.seconds += time.perf_counter() - self.since
+        alone = self.trainer.accelerator.num_processes == 1
+        if self.signal if alone else self.trainer.stops:
+            self.stopped = control.should_save = control.should_training_stop = True
         self.trainer.awaited = state.global_step % self.eval_steps == 0
         self._mark()
 
@@ -101,10 +102,9 @@ class Journal(TrainerCallback):
         self.seconds, self.since = self.seconds + now - self.since, now
         self.losses.append(logs["loss"])
         self.moved |= bool(logs.get("learning_rate")) and bool(logs.get("grad_norm"))
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        shown = {"loss": f"{logs['loss']:.3f}", "tok/s": f"{rate:.0f}"}
-        if self.peak and self.seconds:
-            shown["mfu"] = f"{self.flops / self.seconds / self.peak:.0%}"
+        shown = {"loss": f"{logs['loss']:.3f}", "tok/s": f"{self._rate(self.tokens):.0f}"}
+        if mfu := self._mfu():
+            shown["mfu"] = f"{mfu:.0%}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
         self.run.log(
@@ -120,7 +120,7 @@ class Journal(TrainerCallback):
             }
         )
         # a step that a deadline makes the last is validated too; one that a signal does is not waited for
-        over = control.should_training_stop and self.signal is None
+        over = control.should_training_stop and not self.stopped
         last = state.global_step == state.max_steps or over
         if state.global_step % self.eval_steps == 0 or last:
             mean = statistics.fmean(self.losses)
@@ -171,8 +171,8 @@ class Journal(TrainerCallback):
         """The figures of ``ft.train.sft.Trained``; rates are of training steps alone."""
         return {
             "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
-            "supervised_tokens_per_second": self.supervised / self.seconds if self.seconds else 0.0,
+            "tokens_per_second": self._rate(self.tokens),
+            "supervised_tokens_per_second": self._rate(self.trainer.supervised_seen),
             "mfu": self._mfu(),
             "start_loss": self.start_loss,
             "eval_loss": self.eval_loss,
@@ -182,25 +182,21 @@ class Journal(TrainerCallback):
             "best_score": self.best.get(f"eval_{self.best_by}"),
         }
 
+    @property
+    def tokens(self) -> int:
+        """Of all processes and steps that were read."""
+        return self.trainer.tokens_seen
+
     def _mark(self) -> None:
         self.since = time.perf_counter()
-        self.before = (self.trainer.tokens_seen, self.trainer.supervised_seen)
 
-    def _count(self) -> None:
-        self.seconds += time.perf_counter() - self.since
-        tokens = self.trainer.tokens_seen - self.before[0]
-        supervised = self.trainer.supervised_seen - self.before[1]
-        if self.trainer.accelerator.num_processes > 1:
-            counts = torch.tensor([tokens, supervised], device=self.trainer.args.device)
-            tokens, supervised = self.trainer.accelerator.reduce(counts).tolist()
-        self.tokens += tokens
-        self.supervised += supervised
-        self.flops += tokens * self.per_token + supervised * self.per_supervised
+    def _rate(self, tokens: int) -> float:
+        return tokens / self.seconds if self.seconds else 0.0
 
     def _mfu(self) -> float | None:
-        return (
-            round(self.flops / self.seconds / self.peak, 4) if self.seconds and self.peak else None
-        )
+        supervised = self.trainer.supervised_seen
+        flops = self.tokens * self.per_token + supervised * self.per_supervised
+        return round(self._rate(flops) / self.peak, 4) if self.seconds and self.peak else None
 
     def _validate(self, state: Any) -> dict[str, float]:
         # the best rate seen so far: another program may be using the processor at any one time

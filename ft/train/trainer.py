@@ -55,7 +55,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
         self.fingerprint = fingerprint
-        self.tokens_seen = self.supervised_seen = 0
+        self.tokens = self.supervised = self.tokens_seen = self.supervised_seen = 0
         size = args.per_device_train_batch_size * args.world_size  # of all processes
         step = size * args.gradient_accumulation_steps
         lengths = lengths_of(examples)
@@ -82,6 +82,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         self.remove_callback(ProgressCallback)
         self.step_loss = torch.zeros((), device=args.device)
         self.read_loss, self.unread, self.awaited = 0.0, None, False
+        self.wants_to_stop, self.stops = (lambda: False), False
         if make_graph:
             self._use_graphs(make_graph)
 
@@ -166,7 +167,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         count = sum(row["supervised"] for batch in batch_samples for row in batch["rows"])
         if self.accelerator.num_processes == 1:
             return count
-        return self.accelerator.reduce(torch.tensor(count, device=device))
+        return self.accelerator.reduce(self._sent(count)).float()[0]
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
@@ -182,8 +183,8 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             share = torch.full((), processes, device=self.args.device) / num_items_in_batch
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 (self.graphs or self._run)(row["inputs"] | {"share": share})
-            self.tokens_seen += row["tokens"] if row["supervised"] else 0
-            self.supervised_seen += row["supervised"]
+            self.tokens += row["tokens"] if row["supervised"] else 0
+            self.supervised += row["supervised"]
         self._average()
         self._settle()
         return self.step_loss.clone()

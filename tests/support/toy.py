@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from support import tiny
 from support.replayed import Replayed
+from support.waits import Steps
 from transformers import TrainerCallback
 
 from ft import machine, models, train
@@ -117,36 +118,39 @@ def go(
     seed_everything(0)
     base = in_4_bits(nf4) if nf4 else tiny.build(kind)
     cross_entropy.install(base)
+    steps = Steps()
     if graphs:
         attention.install(base)
         options["make_graph"] = Replayed
+        options["callbacks"] = [*options.get("callbacks", ()), steps]
     model = base if full else lora.attach(base, r=4, alpha=8, dropout=dropout)
     packing = not padded and recurrent.packs_exactly(model)
     valid = examples(6, seed=1)
-    trained = train.sft(
-        model,
-        tiny.tokenizer(),
-        examples(rows, seed=data_seed),
-        run=r,
-        validate=lambda: likelihood.loss(model, valid),
-        learning_rate=rate,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulate,
-        packing=packing,
-        row_length=64,
-        gradient_checkpointing=checkpointing,
-        eval_steps=4,
-        save_steps=2,
-        resume_from_checkpoint=resume,
-        fingerprint={"data": data_seed, "learning_rate": rate},
-        **options,
-    )
+    with steps.counted() if graphs else contextlib.nullcontext():
+        trained = train.sft(
+            model,
+            tiny.tokenizer(),
+            examples(rows, seed=data_seed),
+            run=r,
+            validate=lambda: likelihood.loss(model, valid),
+            learning_rate=rate,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            packing=packing,
+            row_length=64,
+            gradient_checkpointing=checkpointing,
+            eval_steps=4,
+            save_steps=2,
+            resume_from_checkpoint=resume,
+            fingerprint={"data": data_seed, "learning_rate": rate},
+            **options,
+        )
     r.note(training=vars(trained))
     shared = [hasattr(p, "full_tensor") for p in model.parameters()]
     r.note(shared={"found": sum(shared), "all": len(shared)})
     if graphs:
-        r.note(replays=sum(graph.replays for graph in Replayed.made))
+        r.note(replays=sum(graph.replays for graph in Replayed.made), waits=steps.of_each())
     lock.release(out)
     if judge:
         template = prompts.translation_of("en-fr")

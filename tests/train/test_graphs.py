@@ -10,7 +10,7 @@ import torch
 from support import tiny, toy
 from support.launches import Kernels, Launches
 from support.replayed import Replayed
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.waits import Steps, Waits
 
 from ft.errors import UserError
 from ft.kernels import (
@@ -27,22 +27,6 @@ from ft.models import lora
 from ft.runs import folder as run
 from ft.text import batches
 from ft.train import graphed, graphs, optim, row_inputs
-
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a GPU: sizes and numbers that depend on values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name in WAITS:
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
@@ -384,29 +368,17 @@ def test_the_first_step_reads_copies_of_the_adapter_as_all_do(tmp_path, monkeypa
 
 def test_a_step_waits_for_a_gpu_once(tmp_path, monkeypatch):
     """Loss and norm are read together, before the weights change; nothing else in a step looks at values."""
-    from ft.train import journal
-
-    waits, build, tolist = Waits(), tiny.build, torch.Tensor.tolist
+    steps, build = Steps(), tiny.build
 
     def installed(kind):
         model = build(kind)
         attention.install(model)
         return model
 
-    class Step(journal.TrainerCallback):
-        def on_step_begin(self, *_, **__) -> None:
-            waits.found.append("begin")
-
-        def on_step_end(self, *_, **__) -> None:
-            waits.found.append("end")
-
     monkeypatch.setattr(tiny, "build", installed)
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.found.append("read") or tolist(x))
-    with waits:
-        toy.go(tmp_path / "run", epochs=1, callbacks=[Step()])
-    text = " ".join(waits.found)
-    steps = [part.partition(" end")[0].split() for part in text.split("begin")[1:]]
-    assert steps == [["read"]] * 6
+    with steps.counted():
+        toy.go(tmp_path / "run", epochs=1, callbacks=[steps])
+    assert steps.of_each() == [["read"]] * 6
 
 
 def launches(layers: int, monkeypatch) -> int:
