@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import config, machine, plan
+from ft import config, machine, plan, processes
 from ft.config import Amount, Count
 from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
@@ -193,7 +193,7 @@ def main(c: Config) -> None:
     )
     may_change = MAY_CHANGE - {"data", "valid_data"}  # which are read as a stream, and have no hash
     same = {k: v for k, v in config.to_dict(c).items() if k not in may_change}
-    same |= machine.processes() | {"recipe": r.record["recipe_sha256"]}
+    same |= processes.launched() | {"recipe": r.record["recipe_sha256"]}
     checkpoint, done = folder.go_on(r, c.resume_from_checkpoint, same), {}
     if checkpoint:
         done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)

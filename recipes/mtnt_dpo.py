@@ -71,7 +71,7 @@ class Config:
     # Learning
     learning_rate: Amount = 5e-5  # constant
     beta: float = 0.1  # how strongly the start holds the model
-    per_device_train_batch_size: Count = 8  # pairs of an optimizer step
+    per_device_train_batch_size: Count = 8  # pairs of an optimizer step, in each process
     num_train_epochs: Amount = 1.0  # passes over the pairs
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
 

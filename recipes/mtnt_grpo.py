@@ -61,7 +61,7 @@ class Config:
         "chrf"  # against the reference; or number, a folder of `ft reward`, FILE.py:function
     )
     method: Literal["grpo", "rloo"] = "grpo"  # what a reward is compared with: see above
-    prompts: Count = 8  # lines of a step
+    prompts: Count = 8  # lines of a step, in each process
     n: int = 4  # translations of each
     max_new_tokens: Count = 80  # of a translation
     learning_rate: Amount = 1e-4  # constant

@@ -67,7 +67,7 @@ class Config:
 
     # Learning
     learning_rate: Amount = 1e-4  # constant
-    per_device_train_batch_size: Count = 8  # examples of an optimizer step
+    per_device_train_batch_size: Count = 8  # examples of an optimizer step, in each process
 
     # Guards: where one is passed the run ends
     max_kl: float = 0.5  # nats a token from the start

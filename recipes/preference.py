@@ -58,7 +58,7 @@ class Config:
     beta: Amount = 0.1  # how strongly the start holds the model
     desirable_weight: Amount | None = None  # KTO: of wanted answers; none: by their number
     undesirable_weight: Amount | None = None  # KTO: of unwanted ones; none: by their number
-    per_device_train_batch_size: Count = 8  # rows of an optimizer step
+    per_device_train_batch_size: Count = 8  # rows of an optimizer step, in each process
     num_train_epochs: Amount = 1.0  # passes over the rows
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
 

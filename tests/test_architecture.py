@@ -15,19 +15,20 @@ FREE = {"errors", "files"}  # what any file may import
 MAY_IMPORT = {  # each row also its own package
     "config": set(),
     "machine": set(),
+    "processes": set(),
     "text": {"machine"},  # what it says
     "data": {"text", "machine"},
     "kernels": {"text"},
     "minigpt": {"text", "kernels"},
-    "models": {"text", "data", "kernels", "minigpt", "machine"},
-    "generate": {"text", "kernels", "models"},
-    "runs": {"text", "kernels", "models", "generate", "config", "machine"},
+    "models": {"text", "data", "kernels", "minigpt", "machine", "processes"},
+    "generate": {"text", "kernels", "models", "processes"},
+    "runs": {"text", "kernels", "models", "generate", "config", "machine", "processes"},
     "score": {"text", "data", "kernels", "models", "generate", "runs"},
-    "train": {"text", "kernels", "models", "runs", "machine"},
+    "train": {"text", "kernels", "models", "runs", "machine", "processes"},
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
-    | {"config", "machine"},
+    | {"config", "machine", "processes"},
     "plan": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
-    | {"config", "machine"},
+    | {"config", "machine", "processes"},
     "chat": {"text", "data", "models", "generate", "runs", "score", "machine"},
 }
 FACES = {  # the public names of each package, for recipes and users

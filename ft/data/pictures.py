@@ -42,22 +42,30 @@ def write(folder: Path, n: int, seed: int) -> Path:
     """``n`` pictures as PNG files in ``folder``, and the jsonl file beside them that names each.
 
     Colour, shape, place, size, tilt and background of each are drawn by ``seed``. What is complete
-    already stays as it is.
+    already stays as it is; of several processes one draws.
     """
+    from filelock import FileLock
+
     table = folder / "pictures.jsonl"
     if table.exists():
         return table
     folder.mkdir(parents=True, exist_ok=True)
-    draws, lines = random.Random(seed), []
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not table.exists():
+            _write(table, n, random.Random(seed))
+    return table
+
+
+def _write(table: Path, n: int, draws: random.Random) -> None:
+    lines = []
     for number in range(n):
         colour, shape, place = (draws.choice(values) for values in PARTS.values())
         name = f"{number:05}.png"
-        draw(colour, shape, place, draws).save(folder / name)
+        draw(colour, shape, place, draws).save(table.with_name(name))
         lines.append(
             {"image": name, "prompt": PROMPT, "completion": sentence(colour, shape, place)}
         )
     files.write_text(table, "".join(json.dumps(line) + "\n" for line in lines))
-    return table
 
 
 def sentence(colour: str, shape: str, position: str) -> str:

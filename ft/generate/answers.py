@@ -18,6 +18,7 @@ from ft.generate.draft import (
 )
 from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler
 from ft.models.load import context_of
+from ft.processes import apart, state
 from ft.text import forms
 from ft.text.template import Template
 
@@ -38,6 +39,7 @@ def generate(
     n: int = 1,
     use_cache: bool = True,
     progress: bool = False,
+    shared: bool = False,
 ) -> list[list[Answer]]:
     """``n`` answers to each prompt, the best first where the sampler (``Beam``) ranks them.
 
@@ -48,7 +50,8 @@ def generate(
 
     Draws depend on ``seed``, the prompt and the number of the answer alone, not on what else is in the
     batch; a prompt that occurs a second time gets the answers that follow those of the first. Prompts
-    of like length share a batch, and the answers to one prompt share its computation.
+    of like length share a batch, and the answers to one prompt share its computation. With ``shared`` several
+    processes that ask for the same share the prompts, and each gets all answers.
 
     Raises ``UserError`` for a prompt that is empty or fills the context, an empty stop string, more
     answers than the sampler has, and logits that are not finite.
@@ -57,6 +60,8 @@ def generate(
     groups = begun(
         model, tokenizer, prompts, template, stop, max_new_tokens, seed, n, max_ratio=max_ratio
     )
+    numbers = range(len(groups))[_part() if shared else slice(None)]
+    groups = [groups[i] for i in numbers]
     with together.evaluating(model):
         if isinstance(sampler, Beam):
             firsts = [group[0] for group in groups]
@@ -66,7 +71,8 @@ def generate(
             for drafts in together.bar(together.shares(model, groups), progress):
                 for _ in together.grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
                     pass
-    return [[draft.answer() for draft in group] for group in groups]
+    found = [[draft.answer() for draft in group] for group in groups]
+    return _gathered([*zip(numbers, found, strict=True)]) if shared else found
 
 
 def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n: int = 1) -> None:
@@ -124,8 +130,6 @@ def of_rows(
     Several processes share the work, each gets all answers; where they share the parameters (FSDP),
     all run the same batches, for a forward needs every one of them.
     """
-    from accelerate.utils import gather_object
-
     prompts = [template.prompt_for(row) for row in rows]
     if empty := [i + 1 for i, row in enumerate(rows) if not any(v.strip() for v in row.values())]:
         raise UserError(f"row {empty[0]} is empty: there is nothing to translate")
@@ -146,9 +150,7 @@ def of_rows(
         )
         for prompt in ids
     ]
-    state, apart = _processes()
-    seen = progress and state.is_main_process
-    part = slice(state.process_index, None, state.num_processes) if apart else slice(None)
+    seen, part = progress and state().is_main_process, _part()
     with together.evaluating(model):
         if isinstance(sampler, Beam):
             chosen = sorted(range(len(drafts)), key=lambda i: -drafts[i].longest)[part]
@@ -163,37 +165,26 @@ def of_rows(
                     pass
             chosen = [i for batch in shares for i in batch]
             texts = [drafts[i].text for i in chosen]
-    mine = [(i, template.trim(text)) for i, text in zip(chosen, texts, strict=True)]
-    answers = dict(gather_object(mine) if apart else mine)
-    return [answers[i] for i in range(len(rows))]
+    return _gathered([(i, template.trim(text)) for i, text in zip(chosen, texts, strict=True)])
 
 
 def write(
     model: Any, tokenizer: Any, template: Template, prompts: list[list[int]], **options: Any
 ) -> list[list[Answer]]:
-    """``generate``'s answers to each prompt; several processes share the work, but where they share the model."""
+    """``generate``'s answers to each prompt, which several processes share, with progress in the main one."""
+    seen = state().is_main_process
+    options |= {"template": template, "progress": seen, "shared": True}
+    return generate(model, tokenizer, prompts, **options)
+
+
+def _part() -> slice:
+    """Which of several things, or of their batches, this process does."""
+    return slice(state().process_index, None, state().num_processes) if apart() else slice(None)
+
+
+def _gathered(found: list[tuple[int, Any]]) -> list[Any]:
+    """What all processes found, by its number."""
     from accelerate.utils import gather_object
 
-    state, apart = _processes()
-    numbers = range(len(prompts))
-    mine = numbers[state.process_index :: state.num_processes] if apart else numbers
-    found = generate(
-        model,
-        tokenizer,
-        [prompts[i] for i in mine],
-        template=template,
-        progress=state.is_main_process,
-        **options,
-    )
-    pairs = list(zip(mine, found, strict=True))
-    by_row = dict(gather_object(pairs) if apart else pairs)
-    return [by_row[i] for i in numbers]
-
-
-def _processes() -> tuple[Any, bool]:
-    """Which process this is, and whether each has a model of its own: one shared by FSDP needs them all."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    state = PartialState()
-    return state, state.num_processes > 1 and state.distributed_type != DistributedType.FSDP
+    pairs = gather_object(found) if apart() else found
+    return [one for _, one in sorted(pairs, key=lambda pair: pair[0])]

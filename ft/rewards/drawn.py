@@ -1,5 +1,6 @@
 """Answers that a model draws, with their rewards: the best of them, and pairs of a better and a worse one."""
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
+from ft.machine import is_main
+from ft.processes import agreed, from_main, launched
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import IGNORE, Example, encode_rows, prompt_ids
 
 Pair = dict[str, Any]  # {"prompt_ids", "chosen_ids", "rejected_ids"}, as TRL names them
-CHUNK = 16  # prompts whose answers are drawn, and whose rewards are looked at, together
+CHUNK = 16  # prompts a process whose answers are drawn, and whose rewards are looked at, together
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,19 @@ def draw(
 ) -> list[Scored]:
     """``n`` answers to each row at temperature 1, from the model itself, and their rewards.
 
-    Rows come in their order; no new ones are begun after ``minutes``. Raises ``UserError`` for a
+    Rows come in their order; no new ones are begun after ``minutes``. Several processes share the drawing,
+    the main one asks for the rewards, and all have the same. Raises ``UserError`` for a
     reward that is constant over a chunk of prompts, raises, or is no finite number.
     """
     from tqdm import tqdm
 
     found: list[Scored] = []
-    begun = time.perf_counter()
-    bar = tqdm(total=len(rows), desc="draw", unit="prompt", leave=False)
-    for at in range(0, len(rows), CHUNK):
-        if found and minutes is not None and time.perf_counter() - begun > 60 * minutes:
+    end, size = time.perf_counter() + 60 * (minutes or 0), CHUNK * launched()["processes"]
+    bar = tqdm(total=len(rows), desc="draw", unit="prompt", leave=False, disable=not is_main())
+    for at in range(0, len(rows), size):
+        if found and minutes is not None and agreed(time.perf_counter() > end):
             break
-        chunk = rows[at : at + CHUNK]
+        chunk = rows[at : at + size]
         prompts = [prompt_ids(template, row, tokenizer) for row in chunk]
         groups = generate(
             model,
@@ -68,11 +72,12 @@ def draw(
             template=template,
             seed=seed,
             n=n,
+            shared=True,
         )
         texts = [[template.trim(answer.text) for answer in group] for group in groups]
-        values = reward.batch(
-            [text for group in texts for text in group], [row for row in chunk for _ in range(n)]
-        )
+        flat = [text for group in texts for text in group]
+        asked = functools.partial(reward.batch, flat, [row for row in chunk for _ in range(n)])
+        values = from_main(asked)
         for i, row in enumerate(chunk):
             part = values[i * n : (i + 1) * n]
             found.append(Scored(row, prompts[i], groups[i], texts[i], part))

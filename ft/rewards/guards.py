@@ -103,7 +103,10 @@ def look(
     max_new_tokens: int,
     seed: int = 0,
 ) -> Vitals:
-    """``vitals`` by one answer to each prompt, drawn now; of one set of prompts they can be compared."""
+    """``vitals`` by one answer to each prompt, drawn now; of one set of prompts they can be compared.
+
+    Several processes share the drawing.
+    """
     found = generate(
         model,
         tokenizer,
@@ -112,6 +115,7 @@ def look(
         max_new_tokens=max_new_tokens,
         template=template,
         seed=seed,
+        shared=True,
     )
     return vitals(model, prompts, [answer for (answer,) in found])
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
+from ft.machine import is_main
 from ft.models import lora
 from ft.models.load import Base
 from ft.models.load import load as load_base
+from ft.processes import wait
 from ft.runs.folder import Run, adopted
 from ft.runs.opened import Finished, check_base
 
@@ -64,9 +66,11 @@ def replace_adapter(model: Any, folder: Path) -> None:
 def save(model: Any, tokenizer: Any, run: Run) -> None:
     """Put the adapter that learns, and the tokenizer, into a run's folder, each file at once."""
     with adopted(run) as made:
-        model.save_pretrained(str(made))
-        tokenizer.save_pretrained(str(made))
-        (made / "README.md").unlink(missing_ok=True)  # PEFT's; the run has a card of its own
+        if is_main():
+            model.save_pretrained(str(made))
+            tokenizer.save_pretrained(str(made))
+            (made / "README.md").unlink(missing_ok=True)  # PEFT's; the run has a card of its own
+    wait()
 
 
 def _remember(model: Any) -> None:

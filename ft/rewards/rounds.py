@@ -9,8 +9,9 @@ from pathlib import Path
 from ft.config import differences
 from ft.data.rows import Row
 from ft.errors import UserError
-from ft.files import to_json_lines, write_json, write_text
-from ft.machine import say
+from ft.files import to_json_lines, write_json
+from ft.machine import is_main, say
+from ft.processes import wait
 from ft.rewards.drawn import Scored, mean, share
 from ft.rewards.guards import Vitals
 from ft.runs import folder as run
@@ -60,7 +61,7 @@ class Rounds:
                 value = json.loads(file.read_text(encoding="utf-8"))
                 self.done.append(Round(**{**value, "vitals": Vitals(**value["vitals"])}))
             self._tell()  # of a round that a kill may have kept from being told
-        else:
+        elif is_main():
             write_json(state, fingerprint)
 
     def folder(self, number: int) -> Path:
@@ -70,12 +71,14 @@ class Rounds:
     def begin(self, number: int, scored: Sequence[Scored]) -> run.Run:
         """The folder of a round with its answers, for the training of it; what lay there is deleted."""
         folder = self.folder(number)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        wait()
         made = run.Run(folder, {**self.run.record, "round": number}, self.run.held[run.CONFIG])
         made.begin()
         rows = (s.row | {"answers": s.texts, "rewards": s.rewards} for s in scored)
-        write_text(folder / "answers.jsonl", to_json_lines(rows))
+        made.write("answers.jsonl", to_json_lines(rows))
         return made
 
     def finish(
@@ -101,7 +104,8 @@ class Rounds:
             vitals=vitals,
             seconds=seconds,
         )
-        write_json(self.folder(found.number) / DONE, asdict(found))
+        if is_main():
+            write_json(self.folder(found.number) / DONE, asdict(found))
         self.done.append(found)
         self._tell()
         say(f"ROUND {line(found)}")

@@ -21,6 +21,7 @@ from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.machine import is_main
+from ft.processes import agreed
 from ft.rewards import policy
 from ft.runs.folder import Run
 from ft.score import likelihood
@@ -164,7 +165,7 @@ class Journal(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        over = time.perf_counter() > self.end
+        over = self.end < math.inf and agreed(time.perf_counter() > self.end)
         if over:
             control.should_training_stop = True
         if over or state.global_step % self.every == 0 or state.global_step == state.max_steps:

@@ -13,7 +13,6 @@ from ft import __version__
 from ft.config import to_dict, to_yaml
 from ft.files import sampled_hash, sha256
 from ft.machine import (
-    follow_launcher,
     git_commit,
     hardware,
     is_main,
@@ -23,6 +22,7 @@ from ft.machine import (
     versions,
 )
 from ft.models import lora, sources
+from ft.processes import follow_launcher
 from ft.runs import lock, proof
 from ft.runs.folder import Run, Target, claim
 from ft.text import tokens

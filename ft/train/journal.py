@@ -15,6 +15,7 @@ from ft import machine
 from ft.kernels import lora_copies
 from ft.machine import is_main, say
 from ft.models import parameters
+from ft.processes import agreed
 from ft.runs import checkpoints
 from ft.runs.folder import Run
 from ft.train import first_batch
@@ -159,12 +160,8 @@ class Journal(TrainerCallback):
 
     def signalled(self) -> int | None:
         """The signal that came, to whichever process: all agree, as it reaches each at another time."""
-        if self.trainer.accelerator.num_processes == 1:
-            return self.signal
-        came = torch.tensor(int(self.signal is not None), device=self.trainer.args.device)
-        if not self.trainer.accelerator.reduce(came).item():
-            return None
-        self.signal = self.signal or signal.SIGTERM
+        if agreed(self.signal is not None):
+            self.signal = self.signal or signal.SIGTERM
         return self.signal
 
     def summary(self) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from ft.machine import (
     collecting_later,
     own_precision,
     peak_memory,
-    prepare_sharding,
-    processes,
     say,
 )
+from ft.processes import agreed, launched, prepare_sharding
 from ft.runs.folder import Run, adopted, go_on, signals
 from ft.text import batches
 from ft.text.tokens import Example
@@ -121,7 +120,7 @@ def sft(
     prepare_sharding()
     own_precision()
     packing = batch is None and packs_exactly(model) if packing is None else packing
-    fingerprint = (run.made_with if fingerprint is None else fingerprint) | processes()
+    fingerprint = (run.made_with if fingerprint is None else fingerprint) | launched()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = go_on(run, resume_from_checkpoint, fingerprint)
     args = SFTConfig(
@@ -260,7 +259,7 @@ def deadline(seconds: float) -> Any:
         end = time.perf_counter() + seconds
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if time.perf_counter() > self.end:
+            if agreed(time.perf_counter() > self.end):
                 control.should_training_stop = True
 
     return Deadline()

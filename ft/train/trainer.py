@@ -14,10 +14,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ft import machine
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
 from ft.models import parameters
+from ft.processes import launched
 from ft.text.batches import Order, WithBlank, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import optim, row_inputs
@@ -101,7 +101,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
         super().create_accelerator_and_postprocess()
         state: AcceleratorState = self.accelerator.state
-        asked = machine.processes()["sharded"]
+        asked = launched()["sharded"]
         if asked and state.distributed_type == DistributedType.MULTI_CPU:
             state.fsdp_plugin = FullyShardedDataParallelPlugin()
             state.distributed_type = DistributedType.FSDP
