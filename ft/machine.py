@@ -1,4 +1,4 @@
-"""This machine and this process: device, cores, memory, matrix rate, seed, versions, and who prints."""
+"""This machine and this process: device, cores, memory, matrix rate, seed, versions, who prints, and what several agree on."""
 
 import contextlib
 import gc
@@ -9,14 +9,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ft.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 
 
@@ -232,15 +235,60 @@ def use_all_cores() -> str:
     return f"{threads} threads in each of {processes} processes ({cores} cores)"
 
 
-def own_precision() -> None:
-    """Have the recipe's precision count, whatever a launcher or its configuration asks Accelerate for.
+def launched() -> dict[str, Any]:
+    """How many processes the launcher started, and whether they share out the parameters (FSDP)."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "sharded": sharded}
 
-    To be called before Accelerate's first look at the environment.
+
+def check_not_sharded(why: str) -> None:
+    """Raise ``UserError`` where FSDP is asked for, which cannot be, for ``why``."""
+    if launched()["sharded"]:
+        raise UserError(
+            f"FSDP does not go here, as {why}: launch with accelerate_config.yaml, by which each process "
+            "has all of it"
+        )
+
+
+def state() -> Any:
+    """Accelerate's view of this process among the others."""
+    from accelerate import PartialState
+
+    return PartialState()
+
+
+def apart() -> bool:
+    """Whether there are several, each with a model of its own: one that FSDP shares out needs them all."""
+    from accelerate.utils import DistributedType
+
+    return state().num_processes > 1 and state().distributed_type != DistributedType.FSDP
+
+
+def agreed(wish: bool) -> bool:
+    """Whether any process has the wish, asked in all of them at the same point of the run.
+
+    A clock, or a signal, is not seen by all at once: one that ended alone would leave the others waiting.
     """
-    name = "ACCELERATE_MIXED_PRECISION"
-    if (asked := os.environ.get(name, "no")) != "no":
-        say(f"mixed precision {asked} of accelerate launch is not used: --precision decides")
-        os.environ[name] = "no"
+    import torch
+
+    if state().num_processes == 1:
+        return wish
+    found = torch.tensor(int(wish), device=state().device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return bool(found)
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """What ``find`` gives in the main process, where alone it is called, in all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [find() if state().is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
+def wait() -> None:
+    """Go on once all processes are here."""
+    state().wait_for_everyone()
 
 
 def seed_everything(seed: int) -> None:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ft import config, machine, plan, processes
+from ft import config, machine, plan
 from ft.config import Amount, Count
 from ft.data import corpus, shards
 from ft.data import tokenizer as tokenizers
@@ -138,6 +138,7 @@ def rows(c: Config) -> dict[str, Rows]:
 def main(c: Config) -> None:
     # What can be wrong without a model is found before torch is imported, and nothing is written
     # before text and model are known to be good.
+    machine.check_not_sharded("the loop asks the model itself, and it is small")
     target, splits = plan.checked(c, rows, None, __file__, **config.pick(c, plan.checked))
     texts = sources(c)
 
@@ -159,10 +160,8 @@ def main(c: Config) -> None:
     accelerator = Accelerator(mixed_precision="bf16" if half else "no", cpu=not gpu)
     with accelerator.local_main_process_first():
         tokenizer = load_tokenizer(c)
-    reading: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
-    fixed, size = corpus.validation(
-        texts["valid"], tokenizer, c.max_length, c.valid_tokens, **reading
-    )
+    read: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
+    fixed, size = corpus.validation(texts["valid"], tokenizer, c.max_length, c.valid_tokens, **read)
     prompt = [tokenizer.eos_token_id, *tokenizer(c.prompt, add_special_tokens=False)["input_ids"]]
     if len(prompt) >= c.max_length:
         raise UserError(f"the prompt fills the window of {c.max_length} tokens; shorten --prompt")
@@ -177,7 +176,7 @@ def main(c: Config) -> None:
     torch.set_float32_matmul_precision("high" if gpu else "highest")
     compiled = c.torch_compile == "yes" or (c.torch_compile == "auto" and gpu)
     wrapped = accelerator.prepare(torch.compile(model) if compiled else model)
-    reading |= {
+    read |= {
         "length": c.max_length,
         "seed": c.seed,
         "process_index": accelerator.process_index,
@@ -185,15 +184,15 @@ def main(c: Config) -> None:
         "cache": c.token_cache,
     }
     # one window, to see that there is one for each process
-    next(iter(corpus.windows(texts["train"], tokenizer, shuffle_buffer=0, workers=0, **reading)))
-    reading |= {"shuffle_buffer": c.shuffle_buffer, "workers": c.workers}
-    windows = corpus.windows(texts["train"], tokenizer, **reading)
+    next(iter(corpus.windows(texts["train"], tokenizer, shuffle_buffer=0, workers=0, **read)))
+    read |= {"shuffle_buffer": c.shuffle_buffer, "workers": c.workers}
+    windows = corpus.windows(texts["train"], tokenizer, **read)
     r = record.begin(
         target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="pretraining"
     )
     may_change = MAY_CHANGE - {"data", "valid_data"}  # which are read as a stream, and have no hash
     same = {k: v for k, v in config.to_dict(c).items() if k not in may_change}
-    same |= processes.launched() | {"recipe": r.record["recipe_sha256"]}
+    same |= machine.launched() | {"recipe": r.record["recipe_sha256"]}
     checkpoint, done = folder.go_on(r, c.resume_from_checkpoint, same), {}
     if checkpoint:
         done = pretraining.restore(checkpoint, model=model, optimizers=optimizers)
@@ -316,8 +315,8 @@ def load_tokenizer(c: Config) -> Any:
     """The tokenizer that is named, or one made of the training text."""
     if c.tokenizer != "train":
         return tokenizers.load(c.tokenizer)
-    reading: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
-    return tokenizers.make(sources(c)["train"], vocab_size=c.vocab_size, **reading)
+    read: Any = {"text_field": c.text_field, "on_bad_row": c.on_bad_row}
+    return tokenizers.make(sources(c)["train"], vocab_size=c.vocab_size, **read)
 
 
 def shape(c: Config, tokenizer: Any) -> Any:

@@ -15,20 +15,19 @@ FREE = {"errors", "files"}  # what any file may import
 MAY_IMPORT = {  # each row also its own package
     "config": set(),
     "machine": set(),
-    "processes": set(),
     "text": {"machine"},  # what it says
     "data": {"text", "machine"},
     "kernels": {"text"},
     "minigpt": {"text", "kernels"},
-    "models": {"text", "data", "kernels", "minigpt", "machine", "processes"},
-    "generate": {"text", "kernels", "models", "processes"},
-    "runs": {"text", "kernels", "models", "generate", "config", "machine", "processes"},
+    "models": {"text", "data", "kernels", "minigpt", "machine"},
+    "generate": {"text", "kernels", "models", "machine"},
+    "runs": {"text", "kernels", "models", "generate", "config", "machine"},
     "score": {"text", "data", "kernels", "models", "generate", "runs"},
-    "train": {"text", "kernels", "models", "runs", "machine", "processes"},
+    "train": {"text", "kernels", "models", "runs", "machine"},
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
-    | {"config", "machine", "processes"},
+    | {"config", "machine"},
     "plan": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
-    | {"config", "machine", "processes"},
+    | {"config", "machine"},
     "chat": {"text", "data", "models", "generate", "runs", "score", "machine"},
 }
 FACES = {  # the public names of each package, for recipes and users

@@ -11,10 +11,11 @@ import torch
 from support import tiny
 from transformers import TrainingArguments
 
-from ft import machine, processes
+from ft import machine
 from ft.errors import UserError
 from ft.models.load import load
 from ft.models.precision import choose_precision
+from ft.runs import launch
 from ft.train.sft import of_every_trainer
 
 GROWTH = """
@@ -139,14 +140,14 @@ def test_a_rank_that_no_launcher_gave_is_refused(rank, world, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", False)
     with pytest.raises(UserError, match=f"RANK={rank}.*left them over"):
-        processes.check_launch()
+        launch.check_launch()
 
 
 @pytest.mark.parametrize(("rank", "world"), [("0", None), ("1", "2"), (None, None), (None, "2")])
 def test_what_launchers_say_is_taken(rank, world, monkeypatch):
     for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
-    processes.check_launch()
+    launch.check_launch()
 
 
 def test_garbage_is_collected_again_as_it_was_before():

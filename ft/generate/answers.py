@@ -17,8 +17,8 @@ from ft.generate.draft import (
     stop_strings,
 )
 from ft.generate.samplers import Beam, Contrastive, Greedy, Sampler
+from ft.machine import apart, state
 from ft.models.load import context_of
-from ft.processes import apart, state
 from ft.text import forms
 from ft.text.template import Template
 

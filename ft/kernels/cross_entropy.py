@@ -93,7 +93,7 @@ def install(model: Any) -> None:
     ``supervised_at`` [S], places in the flat batch whose next token is supervised, and these tokens as
     ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
     ``example_lengths`` or ``example_offsets`` of a packed row. With ``hidden_only`` the answer is ``hidden``
-    [B, T, D], of which ``loss_at`` makes the loss.
+    [B, T, D], of which ``loss_at`` makes the loss; with ``per_token`` it is ``losses`` [S], as ``token_losses`` has them.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
     their ``forward``. Without labels the model answers as before. A second call changes nothing.
     """
@@ -110,6 +110,7 @@ def install(model: Any) -> None:
         supervised_at: "Tensor | None" = None,
         targets: "Tensor | None" = None,
         hidden_only: bool = False,
+        per_token: bool = False,
         **kwargs: Any,
     ) -> Any:
         if labels is None and targets is None and not hidden_only:
@@ -130,6 +131,9 @@ def install(model: Any) -> None:
         if labels is None:
             return {"loss": loss_at(self, hidden, supervised_at, targets)}  # pyright: ignore[reportArgumentType]
         weight, softcap = self.get_output_embeddings().weight, softcap_of(self.config)
+        if per_token:
+            rows, wanted = supervised(hidden, weight, labels)
+            return {"losses": token_losses(rows, weight, wanted, softcap)}
         if torch.is_grad_enabled():
             return {"loss": supervised_loss(hidden, weight, labels, softcap)}
         total, correct = supervised_score(hidden, weight, labels, softcap)

@@ -1,5 +1,6 @@
 """Faster norms, gated MLPs and rotary embeddings put into a loaded Gemma: fused kernels, or few operations of a CPU."""
 
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -53,12 +54,18 @@ def install(model: Any) -> dict[str, int]:
 
 def norm(self: Any, x: "Tensor") -> "Tensor":
     """The forward of a norm of ``OFFSETS``."""
-    weight, offset = getattr(self, "weight", None), OFFSETS[type(self).__name__]
+    weight, offset = getattr(self, "weight", None), _offset(type(self))
     if fused.usable(x) and (weight is None or weight.device == x.device):
         return fused.rms_norm(x, weight, self.eps, offset)
     if few_operations.usable(x, weight):
         return few_operations.rms_norm(x, weight, self.eps, offset)
     return type(self).forward(self, x)
+
+
+@functools.cache
+def _offset(kind: type) -> float:
+    """Of a norm's class, or of one that FSDP derives from it where it shares out a module."""
+    return next(OFFSETS[c.__name__] for c in kind.__mro__ if c.__name__ in OFFSETS)
 
 
 def _is_geglu(module: Any) -> bool:

@@ -15,7 +15,6 @@ from ft.models import parameters, unsloth_backend
 from ft.models import precision as hardware
 from ft.models.precision import import_bitsandbytes
 from ft.models.sources import fetch, published_name, read_config, shapes_of
-from ft.processes import launched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -106,7 +105,7 @@ def load(
         else:
             backend = "transformers"
             model = _from_transformers(path, config, choice, attention, on.device)
-            if on.device != "cpu" and launched()["sharded"]:
+            if on.device != "cpu" and machine.launched()["sharded"]:
                 notes.append("read into the computer's memory: each GPU gets its share of a layer")
         assert model.config.get_text_config()._attn_implementation == attention
     said, more = _install_kernels(model, choice, on, backend, attention, head, only)
@@ -156,7 +155,7 @@ def _widened(choice: hardware.Choice, on: machine.Machine, path: Path) -> hardwa
     """bf16 in place of nf4 where a GPU has room for it."""
     import torch
 
-    found = launched()
+    found = machine.launched()
     share = found["processes"] if found["sharded"] else 1
     return hardware.widen(choice, on, _numbers(path), torch.cuda.mem_get_info()[0], share)
 
@@ -172,7 +171,7 @@ def _from_transformers(
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    compute, sharded = getattr(torch, choice.compute), launched()["sharded"]
+    compute, sharded = getattr(torch, choice.compute), machine.launched()["sharded"]
     quantization = None
     if choice.precision == "nf4":
         quantization = BitsAndBytesConfig(

@@ -12,7 +12,6 @@ from ft.models import sources
 from ft.plan import answers, layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
 from ft.plan.shapes import Shape
-from ft.processes import launched
 from ft.text.examples import lengths_of
 from ft.train.optim import STATE_BYTES, choose
 
@@ -170,7 +169,7 @@ def check_memory(settings: Mapping[str, Any]) -> str:
         f"{plan.parameters:,} parameters need {total} GiB (weights {each[0]}, gradients {each[1]}, "
         f"optimizer states {each[2]}), and the activations on top"
     )
-    found = launched()
+    found = machine.launched()
     processes = found["processes"] if found["sharded"] else 1
     # a GPU gets its share of the weights, a CPU reads all of them first
     whole = weights // (processes if machine.here().device.startswith("cuda") else 1)
@@ -199,7 +198,7 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
         bf16=on.bf16,
         lengths=lengths,
         supervised=encoded.supervised / sum(lengths),
-        **launched(),
+        **machine.launched(),
         images=sum(shown[-settings["per_device_train_batch_size"] :]),
     )
 

@@ -14,8 +14,7 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
-from ft.machine import is_main
-from ft.processes import agreed, from_main, launched
+from ft.machine import agreed, from_main, is_main, launched
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import IGNORE, Example, encode_rows, prompt_ids

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
-from ft.machine import is_main
+from ft.machine import check_not_sharded, is_main, wait
 from ft.models import lora
 from ft.models.load import Base
 from ft.models.load import load as load_base
-from ft.processes import wait
 from ft.runs.folder import Run, adopted
 from ft.runs.opened import Finished, check_base
 
@@ -22,7 +21,8 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
     """The base of a finished run with its adapter to train on, and a frozen copy of that.
 
     ``auto`` is fp32 on a CPU, where answers and training must agree on each token's probability,
-    and the recipes' choice elsewhere. Raises ``UserError`` for a run that trained all parameters.
+    and the recipes' choice elsewhere. Raises ``UserError`` for a run that trained all parameters, and
+    where processes are to share out the model.
     """
     import torch
 
@@ -31,6 +31,9 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
             f"{run.folder} trained all parameters; what learns from rewards here is an adapter, with "
             "its start beside it: give a run of recipes/mtnt_lora.py"
         )
+    check_not_sharded(
+        "an adapter that learns beside its start is two models, which answer in turns"
+    )
     if precision == "auto" and not torch.cuda.is_available():
         precision = "fp32"
     check_base(run)

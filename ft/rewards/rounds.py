@@ -10,8 +10,7 @@ from ft.config import differences
 from ft.data.rows import Row
 from ft.errors import UserError
 from ft.files import to_json_lines, write_json
-from ft.machine import is_main, say
-from ft.processes import wait
+from ft.machine import is_main, say, wait
 from ft.rewards.drawn import Scored, mean, share
 from ft.rewards.guards import Vitals
 from ft.runs import folder as run

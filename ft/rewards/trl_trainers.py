@@ -20,8 +20,7 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
-from ft.machine import is_main
-from ft.processes import agreed
+from ft.machine import agreed, is_main
 from ft.rewards import policy
 from ft.runs.folder import Run
 from ft.score import likelihood

@@ -16,8 +16,8 @@ from ft.errors import UserError
 from ft.files import json_lines, read_json, settle, sync_dir, write_json, write_text
 from ft.machine import is_main, say
 from ft.models.lora import settle_config
-from ft.processes import check_launch
 from ft.runs import checkpoints, lock
+from ft.runs.launch import check_launch
 
 RECORD, CONFIG, METRICS = "run.json", "config.yaml", "metrics.jsonl"
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")

@@ -10,7 +10,6 @@ from typing import Any
 from ft import __version__, machine
 from ft.errors import UserError
 from ft.files import cache_dir, finite, read_json, write_json
-from ft.processes import launched
 
 Check = dict[str, str]  # as in a run's record: {"status", "name", "text"}
 WEIGHTS = "weights"  # the name of the check whose place in a record a proof takes
@@ -25,7 +24,7 @@ def of(made_with: Mapping[str, Any], settings: Mapping[str, Any], attention: str
     """
     on, here = machine.here(), machine.hardware()
     made = {f"version.{name}": version for name, version in machine.versions().items()}
-    made |= {"version.ft": __version__, "sharded": launched()["sharded"]}
+    made |= {"version.ft": __version__, "sharded": machine.launched()["sharded"]}
     made["device"] = on.name if on.device != "cpu" else f"{here['cpu']}, {on.name}"
     made |= {"accept_loss": settings.get("accept_loss", False), "model.attention": attention}
     return json.loads(json.dumps(finite({**made_with, **made})))

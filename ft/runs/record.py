@@ -22,9 +22,9 @@ from ft.machine import (
     versions,
 )
 from ft.models import lora, sources
-from ft.processes import follow_launcher
 from ft.runs import lock, proof
 from ft.runs.folder import Run, Target, claim
+from ft.runs.launch import follow_launcher
 from ft.text import tokens
 from ft.text.template import Template
 

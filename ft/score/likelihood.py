@@ -155,28 +155,23 @@ def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
     """The log-probabilities [n] of each example's supervised tokens, by the model as it is now.
 
     Gradients flow to all but the head. The examples run as packed rows without padding, and only
-    supervised positions meet the head, whose logits exist a tile at a time.
+    supervised positions meet the head, whose logits exist a tile at a time. Each row is one call of the model
+    (``ft.kernels.cross_entropy.install``), in which parameters that processes share are gathered.
     """
     import torch
 
-    from ft.kernels import attention, cross_entropy
+    from ft.kernels import attention
 
     device = model.get_input_embeddings().weight.device
-    weight, cap = model.get_output_embeddings().weight, cross_entropy.softcap_of(model.config)
-    trunk = model.get_decoder()
     found: dict[int, Tensor] = {}
     lengths = [len(example["input_ids"]) for example in examples]
     for row in pack(lengths, row_length(device.type)):
         chosen = [examples[i] for i in row]
-        piece = {key: value.to(device) for key, value in packed_row(chosen).items()}
-        labels, options = piece.pop("labels"), dict[str, Any]()
+        piece: dict[str, Any] = {k: v.to(device) for k, v in packed_row(chosen).items()}
         if attention.installed(model):
-            options["example_lengths"] = [lengths[i] for i in row]
-            options |= attention.no_mask(model, piece["position_ids"])
-        hidden = trunk(**piece, use_cache=False, **options).last_hidden_state
-        kept, targets = cross_entropy.supervised(hidden, weight, labels)
+            piece["example_lengths"] = [lengths[i] for i in row]
+        values = -model(**piece, per_token=True)["losses"]
         counts = [sum(label != IGNORE for label in e["labels"][1:]) for e in chosen]
-        values = -cross_entropy.token_losses(kept, weight, targets, cap)
         found |= zip(row, torch.split(values, counts), strict=True)
     return [found[i] for i in range(len(examples))]
 

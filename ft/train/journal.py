@@ -13,9 +13,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from ft import machine
 from ft.kernels import lora_copies
-from ft.machine import is_main, say
+from ft.machine import agreed, is_main, say
 from ft.models import parameters
-from ft.processes import agreed
 from ft.runs import checkpoints
 from ft.runs.folder import Run
 from ft.train import first_batch

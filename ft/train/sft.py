@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.machine import (
+    agreed,
     collecting_later,
-    own_precision,
+    launched,
     peak_memory,
     say,
 )
-from ft.processes import agreed, launched, prepare_sharding
 from ft.runs.folder import Run, adopted, go_on, signals
+from ft.runs.launch import own_precision, prepare_sharding
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import first_batch, graphs

@@ -16,8 +16,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
+from ft.machine import launched
 from ft.models import parameters
-from ft.processes import launched
 from ft.text.batches import Order, WithBlank, blank, is_blank, layout
 from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import optim, row_inputs
@@ -107,6 +107,12 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             state.distributed_type = DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.is_fsdp_enabled = True
+        plugin: Any = state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin and not plugin.transformer_cls_names_to_wrap:
+            # a model that sees names parts that it need not have, which Accelerate refuses
+            model: Any = self.model
+            there = {type(module).__name__ for module in model.modules()}
+            plugin.transformer_cls_names_to_wrap = sorted(there & {*model._no_split_modules})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order

@@ -12,6 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support import launched, learner, recipe_runs, tiny
 
+from ft import config
+from ft.errors import UserError
 from ft.runs import folder
 
 ROOT = Path(__file__).parents[2]
@@ -49,16 +51,19 @@ REWARDED = {  # the settings of one process, and what each of two has
     "mtnt_grpo": "--eval-limit 4 --n 2 --max-steps 2 --per-device-train-batch-size 4",
     "preference": "--answer-rows 1 --watch-steps 3",
 }
-LEARNT = ["dolly_qlora", "gsm8k_lora", "mtnt_full", "mtnt_recurrent", "text_lora", "vision_lora"]
+LEARNT = ["dolly_qlora", "gsm8k_lora", "mtnt_full", "mtnt_lora", "mtnt_recurrent", "text_lora"]
+LEARNT += ["vision_lora"]
 
 
-def settings(stem: str, place: Path, start: Path, processes: int) -> list[str]:
-    """Of a run in so many processes, which together learn as much in a step as one does."""
+def settings(stem: str, place: Path, start: Path, name: str) -> list[str]:
+    """Of a run of ``RUNS``, whose processes together learn as much in a step as one does."""
+    processes = 2 if RUNS[name] else 1
+    out = ["--output-dir", str(place / name)]
     if stem in LEARNT:
         more = ["--per-device-train-batch-size", str(4 // processes)]
         return [
             *recipe_runs.words(stem, place, *more),
-            *["--output-dir", str(place / f"{processes}")],
+            *out,
         ]
     words = ["--run", str(start), *FEW, *REWARDED[stem].split()]
     if stem == "preference":
@@ -69,49 +74,74 @@ def settings(stem: str, place: Path, start: Path, processes: int) -> list[str]:
         (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         words += ["--data", str(place / "pairs.jsonl")]
     share = "--prompts" if stem == "mtnt_grpo" else "--per-device-train-batch-size"
-    return [*words, share, str(4 // processes), "--output-dir", str(place / f"{processes}")]
+    return [*words, share, str(4 // processes), *out]
+
+
+RUNS = {  # the file that two processes are launched with
+    "one": None,
+    "two": "accelerate_config.yaml",
+    "sharded": "accelerate_fsdp.yaml",
+}
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Folders of runs in one process and in two, which are launched once for all recipes."""
-    root = tmp_path_factory.mktemp("both")
+def runs(tmp_path_factory):
+    """Folders of all recipes' runs in one process, in two, and in two that share out the model."""
+    root = tmp_path_factory.mktemp("runs")
     (root / "start").mkdir()
     start = learner.finished(root / "start" / "run")
-    stems = [*LEARNT, *REWARDED]
-    for stem in stems:
+    for stem in (*LEARNT, *REWARDED):
         (root / stem).mkdir()
-    for processes in (1, 2):
-        jobs = [(stem, settings(stem, root / stem, start, processes)) for stem in stems]
+    for name, file in RUNS.items():
+        stems = LEARNT if name == "sharded" else [*LEARNT, *REWARDED]
+        jobs = [(stem, settings(stem, root / stem, start, name)) for stem in stems]
         (root / "jobs.json").write_text(json.dumps(jobs))
-        if processes == 1:
+        if file is None:
             launched.main(root / "jobs.json")
-            continue
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-        command += ["--config_file", str(ROOT / "accelerate_config.yaml")]
-        command += [launched.__file__, str(root / "jobs.json")]
-        paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
-        environment = os.environ | {"PYTHONPATH": paths}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
+        else:
+            done = launch(file, launched.__file__, str(root / "jobs.json"))
+            assert done.returncode == 0, done.stdout + done.stderr
     return root
 
 
-@pytest.mark.parametrize("stem", [*LEARNT, *REWARDED])
-def test_a_recipe_learns_in_two_processes_what_it_does_in_one(stem, both):
+def launch(file: str, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / file), *words]
+    paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [(stem, "two") for stem in (*LEARNT, *REWARDED)] + [(stem, "sharded") for stem in LEARNT],
+)
+def test_a_recipe_learns_in_two_processes_what_it_does_in_one(stem, name, runs):
     one, two = (
-        [json.loads(line) for line in (both / stem / n / folder.METRICS).read_text().splitlines()]
-        for n in "12"
+        [json.loads(line) for line in (place / folder.METRICS).read_text().splitlines()]
+        for place in (runs / stem / "one", runs / stem / name)
     )
     assert one
     assert len(one) == len(two)
     for ours, theirs in zip(one, two, strict=True):
         for key in {"loss", "grad_norm", "eval_loss", "reward", "kl"} & ours.keys():
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-5), (ours["step"], key)
-    for file in (both / stem / "1").glob("rounds/*/answers.jsonl"):
-        same = both / stem / "2" / file.relative_to(both / stem / "1")
+    for file in (runs / stem / "one").glob("rounds/*/answers.jsonl"):
+        same = runs / stem / name / file.relative_to(runs / stem / "one")
         assert same.read_text() == file.read_text()
-    files = [next((both / stem / n).glob("*model.safetensors")) for n in "12"]
+    files = [next((runs / stem / n).glob("*model.safetensors")) for n in ("one", name)]
     ours, theirs = map(load_file, files)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in ours)
+
+
+@pytest.mark.parametrize("stem", ["mtnt_dpo", "minigpt_pretrain"])
+def test_what_cannot_be_shared_out_says_so_before_it_writes(stem, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    start = learner.finished(tmp_path / "run")
+    words = ["--output-dir", str(tmp_path / "out")]
+    words += ["--run", str(start)] if stem == "mtnt_dpo" else []
+    module = recipe_runs.load(RECIPES / f"{stem}.py")
+    with pytest.raises(UserError, match=r"FSDP does not go here.*accelerate_config.yaml"):
+        module.main(config.parse(module.Config, words))
+    assert not (tmp_path / "out").exists()

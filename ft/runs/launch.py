@@ -1,15 +1,12 @@
-"""Several processes of one run: how they were launched, and what one tells the others."""
+"""How a run was launched: by whom, what that asks Accelerate for, and what ends with it."""
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 from ft.errors import UserError
-
-T = TypeVar("T")
+from ft.machine import launched, say
 
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what launchers set
 _PARENT = os.getppid()
@@ -42,10 +39,15 @@ def follow_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def launched() -> dict[str, Any]:
-    """How many processes the launcher started, and whether they share out the parameters (FSDP)."""
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "sharded": sharded}
+def own_precision() -> None:
+    """Have the recipe's precision count, whatever a launcher or its configuration asks Accelerate for.
+
+    To be called before Accelerate's first look at the environment.
+    """
+    name = "ACCELERATE_MIXED_PRECISION"
+    if (asked := os.environ.get(name, "no")) != "no":
+        say(f"mixed precision {asked} of accelerate launch is not used: --precision decides")
+        os.environ[name] = "no"
 
 
 def prepare_sharding() -> None:
@@ -63,44 +65,3 @@ def prepare_sharding() -> None:
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
     # else Accelerate would throw away what all processes have read, and send the first one's to the others
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-
-
-def state() -> Any:
-    """Accelerate's view of this process among the others."""
-    from accelerate import PartialState
-
-    return PartialState()
-
-
-def apart() -> bool:
-    """Whether there are several, each with a model of its own: one that FSDP shares out needs them all."""
-    from accelerate.utils import DistributedType
-
-    return state().num_processes > 1 and state().distributed_type != DistributedType.FSDP
-
-
-def agreed(wish: bool) -> bool:
-    """Whether any process has the wish, asked in all of them at the same point of the run.
-
-    A clock, or a signal, is not seen by all at once: one that ended alone would leave the others waiting.
-    """
-    import torch
-
-    if state().num_processes == 1:
-        return wish
-    found = torch.tensor(int(wish), device=state().device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found)
-
-
-def from_main(find: Callable[[], T]) -> T:
-    """What ``find`` gives in the main process, where alone it is called, in all of them."""
-    from accelerate.utils import broadcast_object_list
-
-    found: list[Any] = [find() if state().is_main_process else None]
-    return broadcast_object_list(found)[0]
-
-
-def wait() -> None:
-    """Go on once all processes are here."""
-    state().wait_for_everyone()
