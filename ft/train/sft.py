@@ -204,8 +204,10 @@ def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) 
         say(f"kept: step {kept}, whose validation {name} {value} was the best of {steps}")
     _save(trainer, run)
     if trainer.args.bf16 and _half(trainer.model) and trainer.accelerator.num_processes == 1:
-        # autocast served the gradients; it slows down the many small products of answers
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        # autocast served the gradients; it slows down the many small products of answers. Accelerate's own
+        # way back takes what was there for a method, which ours, put into a model, is not
+        held = vars(trainer.model)
+        trainer.model.forward = held.pop("_original_forward", trainer.model.forward)
     summary = journal.summary() | {"peak_memory_bytes": peak_memory(), "kept_step": kept}
     return Trained(steps, wall, **summary)
 

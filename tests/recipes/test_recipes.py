@@ -167,6 +167,15 @@ def test_a_full_run_is_a_plain_model_that_the_commands_take(whole, capsys, tmp_p
     assert found["tuned"]["loss"] < found["base"]["loss"]
 
 
+def test_a_full_run_in_bf16_answers_as_it_does_when_opened_again(tmp_path, capsys):
+    folder = train("mtnt_full", tmp_path, "--precision", "bf16", "--learning-rate", "1e-2")
+    tuned = (folder / "samples.txt").read_text().splitlines()[2].removeprefix("tuned   ")
+    capsys.readouterr()
+    cli.main(["translate", str(folder), "Hello, my name is Morgane.", "--precision", "bf16"])
+    assert tuned
+    assert capsys.readouterr().out.rstrip("\n").startswith(tuned)  # which has fewer tokens
+
+
 def test_the_card_of_a_full_run_says_what_lies_there(whole):
     card = (whole / "README.md").read_text()
     assert "All weights" in card
