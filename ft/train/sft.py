@@ -203,7 +203,7 @@ def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) 
         name, value = journal.best_by, journal.best[f"eval_{journal.best_by}"]
         say(f"kept: step {kept}, whose validation {name} {value} was the best of {steps}")
     _save(trainer, run)
-    if trainer.args.bf16 and _half(trainer.model) and trainer.accelerator.num_processes == 1:
+    if trainer.args.bf16 and _half(trainer.model) and not trainer.is_fsdp_enabled:
         # autocast served the gradients; it slows down the many small products of answers. Accelerate's own
         # way back takes what was there for a method, which ours, put into a model, is not
         held = vars(trainer.model)
