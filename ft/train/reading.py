@@ -115,10 +115,8 @@ class Reading:
                     f"complete checkpoint is untouched. {first_batch.advice(self.model)} `ft show` "
                     "shows the data."
                 )
-        self.tokens_seen, self.supervised_seen = (
-            seen + int(of_step)
-            for seen, of_step in ((self.tokens_seen, tokens), (self.supervised_seen, supervised))
-        )
+        self.tokens_seen += int(tokens)
+        self.supervised_seen += int(supervised)
         self.stops = stop > 0
         return norm
 

@@ -42,10 +42,14 @@ def test_two_processes_train_score_and_save_one_adapter(tmp_path):
     assert all(p.abs().sum() > 0 for p in trained)
 
 
-RATE = ["--learning-rate", "1e-2"]
+RUNS = {  # the file that two processes are launched with
+    "one": None,
+    "two": "accelerate_config.yaml",
+    "sharded": "accelerate_fsdp.yaml",
+}
 FEW = ["--valid-rows", "2", "--max-new-tokens", "16", "--watch-rows", "3", "--precision", "fp32"]
-FEW += ["--max-kl", "50", "--max-drift", "50", "--min-distinct", "0", *RATE]
-REWARDED = {  # the settings of one process, and what each of two has
+FEW += ["--max-kl", "50", "--max-drift", "50", "--min-distinct", "0", "--learning-rate", "1e-2"]
+REWARDED = {  # with settings that come out even
     "mtnt_reject": "--eval-limit 4 --prompts 4 --n 3 --rounds 2 --max-minutes 5",
     "mtnt_dpo": "--eval-limit 4 --prompts 12 --n 3 --margin 0 --watch-steps 2 --max-steps 2",
     "mtnt_grpo": "--eval-limit 4 --n 2 --max-steps 2 --per-device-train-batch-size 4",
@@ -60,11 +64,9 @@ def settings(stem: str, place: Path, start: Path, name: str) -> list[str]:
     processes = 2 if RUNS[name] else 1
     out = ["--output-dir", str(place / name)]
     if stem in LEARNT:
-        more = ["--per-device-train-batch-size", str(4 // processes)]
-        return [
-            *recipe_runs.words(stem, place, *more),
-            *out,
-        ]
+        return recipe_runs.words(
+            stem, place, "--per-device-train-batch-size", str(4 // processes), *out
+        )
     words = ["--run", str(start), *FEW, *REWARDED[stem].split()]
     if stem == "preference":
         rows = (
@@ -75,13 +77,6 @@ def settings(stem: str, place: Path, start: Path, name: str) -> list[str]:
         words += ["--data", str(place / "pairs.jsonl")]
     share = "--prompts" if stem == "mtnt_grpo" else "--per-device-train-batch-size"
     return [*words, share, str(4 // processes), *out]
-
-
-RUNS = {  # the file that two processes are launched with
-    "one": None,
-    "two": "accelerate_config.yaml",
-    "sharded": "accelerate_fsdp.yaml",
-}
 
 
 @pytest.fixture(scope="module")
