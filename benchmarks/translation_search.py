@@ -236,7 +236,6 @@ def main(c: Config) -> None:
         validate=lambda: score.loss(model, encoded["valid"].examples),
         warmup_ratio=0.05,
         shuffle=not c.length_ordered,
-        save_steps=c.eval_steps,
         callbacks=callbacks,
         **config.pick(replace(c, keep="last"), train.sft),
     )

@@ -39,6 +39,7 @@ class Config:
             "per_device_train_batch_size": 4,
             "max_length": 512,
             "gradient_checkpointing": False,
+            "eval_steps": 50,
             "early_stopping_patience": 3,
         },
         "book": {
@@ -103,7 +104,8 @@ class Config:
     output_dir: Path = Path("runs/dolly_qlora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    # optimizer steps between validations, each with a checkpoint. None: a tenth, at least 30
+    eval_steps: Count | None = None
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     best_by: Literal["loss", "rouge", "chrf"] = "loss"  # of the validation rows; scores: of answers
@@ -170,7 +172,6 @@ def main(c: Config) -> None:
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
         scores=lambda: score.instructions.watched(*watched, max_new_tokens=c.max_new_tokens),
-        save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))

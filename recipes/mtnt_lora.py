@@ -73,7 +73,8 @@ class Config:
     output_dir: Path = Path("runs/mtnt_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: Count = 30  # optimizer steps between validations, each with a checkpoint
+    # optimizer steps between validations, each with a checkpoint. None: a tenth, at least 30
+    eval_steps: Count | None = None
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     best_by: Literal["loss", "chrf", "bleu"] = "loss"  # of the validation rows; scores: of answers
@@ -137,7 +138,6 @@ def main(c: Config) -> None:
         validate=lambda: score.loss(model, encoded["valid"].examples),
         scores=lambda: score.translation.watched(*watched, pair=c.language_pair),
         warmup_ratio=0.05,  # then it falls to 0 in a line
-        save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )
     chosen = score.decoding.choose(*watched, how=c.decoding)

@@ -69,7 +69,8 @@ class Config:
     output_dir: Path = Path("runs/text_lora")  # adapter, card, curves and record of the run
     overwrite_output_dir: bool = False  # replace the run that lies there
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
-    eval_steps: Count = 50  # optimizer steps between validations, each with a checkpoint
+    # optimizer steps between validations, each with a checkpoint. None: a tenth, at least 30
+    eval_steps: Count | None = None
     accept_loss: bool = False  # train although the first loss says that model and data do not fit
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     early_stopping_patience: Count | None = None  # validations without a better one, then it ends
@@ -131,7 +132,6 @@ def main(c: Config) -> None:
         encoded["train"].examples,
         run=r,
         validate=lambda: score.loss(model, encoded["valid"].examples),
-        save_steps=c.eval_steps,
         **config.pick(c, train.sft),
     )
     r.note(training=asdict(trained))

@@ -12,6 +12,7 @@ from ft.models.sources import fetch, read_config, shapes_of
 from ft.plan import layers, settings, shapes, time
 from ft.plan.case import Case, Seen
 from ft.plan.peak import GIB, Plan
+from ft.runs import checkpoints
 from ft.runs.gguf_settings import ARCHITECTURES
 from ft.text.examples import lengths_of
 from ft.text.tokens import IGNORE
@@ -240,7 +241,8 @@ def _time(case: Case, plan: Plan, device: str) -> str:
     steps = given.get("max_steps") or math.ceil(given["num_train_epochs"] * batches / each)
     seconds = steps * each * epoch / batches
     if "valid" in (case.encoded or ()) and "eval_steps" in given:
-        looks = steps // given["eval_steps"] + 2  # with the first and the last
+        apart = given["eval_steps"] or checkpoints.interval(steps)
+        looks = steps // apart + 2  # with the first and the last
         seconds += looks * _epoch(case, plan, device, "valid")[1] / 2  # forward alone
     took = f"about {time.duration(seconds)}" if seconds >= 60 else "under a minute"
     article = "an" if device[0] in "ahlr" else "a"

@@ -1,6 +1,7 @@
 """Checkpoints of a run: sealed with the hash of each file, found whole again, and which of them stay."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -15,6 +16,15 @@ from ft.models.lora import settle_config
 
 STATE = "ft_state.json"  # what a checkpoint was made with and holds; its presence says that it is complete
 KEPT = 2  # the newest, and one to go back to where that was harmed
+LOOKS, APART = 10, 30  # validations of a run, optimizer steps between them at least
+
+
+def interval(steps: int) -> int:
+    """Optimizer steps from one validation, with its checkpoint, to the next in a run of ``steps``, where none are asked for.
+
+    Both take as long as dozens of a GPU's steps, so the more steps there are, the further apart.
+    """
+    return max(APART, math.ceil(steps / LOOKS))
 
 
 def seal(made: Path, made_with: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning through TRL's SFTTrainer: validation, exact resume, a stop on a non-finite loss."""
 
 import gc
+import math
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from ft.machine import (
     peak_memory,
     say,
 )
+from ft.runs import checkpoints
 from ft.runs.folder import Run, adopted, go_on, signals
 from ft.runs.launch import own_precision, prepare_sharding
 from ft.text import batches
@@ -73,8 +75,8 @@ def sft(
     row_length: int | None = None,
     gradient_checkpointing: bool = False,
     autocast: bool = False,
-    eval_steps: int = 20,
-    save_steps: int = 100,
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
     seed: int = 42,
     report_to: str = "none",
     keep: Literal["best", "last"] = "last",
@@ -97,9 +99,9 @@ def sft(
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
-    ``validate`` returns the validation loss; it is called before the first step and every
-    ``eval_steps``; a first one that no Gemma starts at is refused with ``UserError`` (``first_batch``),
-    but for ``accept_loss``.
+    ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
+    default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
+    (``first_batch``), but for ``accept_loss``. Each has a checkpoint, unless there are other ``save_steps``.
     ``autocast`` computes in bf16 over fp32 weights; over bf16 ones it is always on.
     ``keep`` says which weights the run has at its end: the last, or those of the ``best`` validation, whose
     checkpoint stays: of the lowest loss, or with ``best_by`` the highest of that name among the ``scores``, which
@@ -136,7 +138,6 @@ def sft(
         max_steps=max_steps if max_steps is not None else -1,
         per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        save_steps=save_steps,
         report_to=report_to,
         seed=seed,
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
@@ -152,6 +153,8 @@ def sft(
         say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
         args._n_gpu = 1
     best, patience = keep == "best", early_stopping_patience
+    eval_steps = eval_steps or checkpoints.interval(_steps(args, len(examples)))
+    args.save_steps = save_steps or eval_steps
     journal = Journal(run, validate, eval_steps, best, patience, accept_loss, scores, best_by)
     trainer = Trainer(
         model=model,
@@ -173,6 +176,14 @@ def sft(
     del trainer, journal
     gc.collect()
     return ended
+
+
+def _steps(args: Any, examples: int) -> int:
+    """Optimizer steps of a training, as transformers counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(examples / (args.per_device_train_batch_size * args.world_size))
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def _trained(trainer: Any, journal: Any, run: Run, checkpoint: Any) -> Trained:

@@ -1,5 +1,6 @@
 """Checkpoints that are complete or absent, for transformers' trainers and TRL's: written beside their place, then moved."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ class Staged:
     args: Any
     state: Any
     accelerator: Any
+    processing_class: Any
     fingerprint: dict[str, Any]  # what must be the same where a run goes on
     best_step: int | None = None  # whose checkpoint stays, whatever comes after
     staging = ""
+    tokenizer_files: tuple[Path, ...] = ()  # of the checkpoint before
 
     def _get_output_dir(self, trial: Any) -> str:
         return self.staging or str(self.args.output_dir)
@@ -27,17 +30,39 @@ class Staged:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
         self.accelerator.wait_for_everyone()
-        self.staging = str(staging)
+        self.staging, tokenizer = str(staging), self.processing_class
         try:
+            self.processing_class = None
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             self.staging = ""
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 # a pickle that no one reads
                 (staging / name / "training_args.bin").unlink(missing_ok=True)
+                names = self._add(tokenizer, staging / name)
                 also = () if self.best_step is None else (self.best_step,)
                 checkpoints.keep(staging / name, folder / name, self.fingerprint, also)
+                self.tokenizer_files = tuple(folder / name / each for each in names)
         finally:
-            self.staging = ""
+            self.staging, self.processing_class = "", tokenizer
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def _add(self, tokenizer: Any, made: Path) -> list[str]:
+        """Put the tokenizer into a checkpoint and name its files, which are links to those of the one before.
+
+        Training does not change it, and to write a Gemma's takes most of a second.
+        """
+        names = [file.name for file in self.tokenizer_files]
+        try:
+            for file in self.tokenizer_files:
+                os.link(file, made / file.name)
+        except OSError:  # deleted since, or a disk without links
+            for name in names:
+                (made / name).unlink(missing_ok=True)  # a link would be written through
+            names = []
+        if not names:
+            before = {*made.iterdir()}
+            tokenizer.save_pretrained(made)
+            names = [file.name for file in {*made.iterdir()} - before]
+        return names

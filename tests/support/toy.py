@@ -109,6 +109,8 @@ def go(
     nf4: str = "",
     overwrite: bool = False,
     graphs: bool = False,
+    eval_steps: int | None = 4,
+    save_steps: int | None = 2,
     **options,
 ) -> train.Trained:
     """Train, save, and return what it cost."""
@@ -140,8 +142,8 @@ def go(
             packing=packing,
             row_length=64,
             gradient_checkpointing=checkpointing,
-            eval_steps=4,
-            save_steps=2,
+            eval_steps=eval_steps,
+            save_steps=save_steps,
             resume_from_checkpoint=resume,
             fingerprint={"data": data_seed, "learning_rate": rate},
             **options,

@@ -95,6 +95,65 @@ def test_no_optimizer_is_left_when_an_evaluation_begins(tmp_path):
     assert there() == before
 
 
+@pytest.mark.parametrize(
+    ("steps", "apart"), [(1, 30), (113, 30), (300, 30), (301, 31), (2_400, 240)]
+)
+def test_a_run_is_validated_ten_times_or_every_thirty_steps(steps, apart):
+    assert checkpoints.interval(steps) == apart
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 7, "accumulate": 2},  # 6 batches are 3 steps
+        {"epochs": 4.25, "batch": 5},  # 5 batches, the last of 4 examples
+        {"max_steps": 21},
+    ],
+)
+def test_validations_and_checkpoints_that_nobody_placed_are_tenths_of_the_run(
+    options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "APART", 1)
+    place = tmp_path / "run"
+    steps = toy.go(place, eval_steps=None, save_steps=None, **options).steps
+    seen = [line["step"] for line in run.read_lines(place / run.METRICS) if "eval_loss" in line]
+    assert seen == [0, *range(3, steps, 3), steps]
+    kept = [checkpoints.step_of(p) for p in checkpoints.complete(place)]
+    assert kept == seen[-checkpoints.KEPT :]
+
+
+def test_the_tokenizer_is_written_once_and_lies_in_each_checkpoint(tmp_path, monkeypatch):
+    written: list[Path] = []
+    kind = type(tiny.tokenizer())
+    save = kind.save_pretrained
+    monkeypatch.setattr(
+        kind,
+        "save_pretrained",
+        lambda self, place, **more: written.append(Path(place)) or save(self, place, **more),
+    )
+    toy.go(tmp_path / "run")
+    assert [p.name for p in written if p.name.startswith("checkpoint")] == ["checkpoint-2"]
+    newest = tmp_path / "run" / "checkpoint-12"  # that one is long deleted
+    assert kind.from_pretrained(newest).get_vocab() == tiny.tokenizer().get_vocab()
+
+
+def test_a_disk_without_links_has_the_tokenizer_in_each_checkpoint_too(tmp_path, monkeypatch):
+    toy.go(tmp_path / "linked")
+    names = {p.name for p in (tmp_path / "linked" / "checkpoint-12").iterdir()}
+    link = os.link
+
+    def refuses(source, place):
+        if Path(source).name == "tokenizer_config.json":
+            raise OSError("no links here")
+        link(source, place)
+
+    monkeypatch.setattr(os, "link", refuses)
+    toy.go(tmp_path / "run")
+    for place in checkpoints.complete(tmp_path / "run"):
+        assert {p.name for p in place.iterdir()} == names
+        assert all(p.stat().st_nlink == 1 for p in place.iterdir())
+
+
 def test_trackers_get_the_validations_too(tmp_path):
     from transformers.trainer_callback import TrainerCallback
 
