@@ -50,6 +50,14 @@ def exit_cleanly() -> Iterator[None]:
             name, why = getattr(error, "filename", None), getattr(error, "strerror", None)
             print(f"error: {f'{name}: {why}' if name else error}"[:500], file=sys.stderr)
             raise SystemExit(2) from None
+        if said := _lack_of_memory(error):
+            print(
+                f"error: the memory is full: {said}. A training takes less with gradient checkpointing, with fewer "
+                "examples at once and more accumulation, or with a smaller --max-length: `ft plan RECIPE --fit "
+                "24GB` finds what fits. What lies on the disk is untouched.",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
         if not _is_full(error):
             raise
         name = getattr(error, "filename", None)
@@ -73,6 +81,23 @@ def _is_of_a_path(error: Exception) -> bool:
     """Whether a path cannot be opened, as it is written or as it lies."""
     loop = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from")
     return loop or (isinstance(error, OSError) and error.errno in _OF_A_PATH)
+
+
+# what PyTorch's allocators say, and CUDA's libraries; without the advice that comes after it
+_NO_MEMORY = re.compile(
+    r".*(?:out of memory|can't allocate memory|not enough memory|ALLOC_FAILED).*"
+)
+_UNTIL = re.compile(r"(?<= is free)\..*| when calling .*", re.DOTALL)
+
+
+def _lack_of_memory(error: Exception) -> str:
+    """What an allocator says, of a GPU or of this machine; nothing for another error."""
+    if isinstance(error, MemoryError):
+        return str(error) or "Python could allocate no more"
+    if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, RuntimeError):
+        return ""
+    found = _NO_MEMORY.search(str(error))
+    return _UNTIL.sub("", found[0]).strip() if found else ""
 
 
 # what torch.save and safetensors say, which raise errors of their own

@@ -38,7 +38,6 @@ class Config:
             "max_steps": 250,
             "per_device_train_batch_size": 4,
             "max_length": 512,
-            "gradient_checkpointing": False,
             "eval_steps": 50,
             "early_stopping_patience": 3,
         },
@@ -98,7 +97,7 @@ class Config:
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: Count = 8  # examples, not rows, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
-    gradient_checkpointing: bool = True  # recompute activations: less memory, a third slower
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
 
     # Run
     output_dir: Path = Path("runs/dolly_qlora")  # adapter, card, curves and record of the run

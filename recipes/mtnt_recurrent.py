@@ -64,7 +64,7 @@ class Config:
     max_steps: Count = 200  # optimizer steps
     per_device_train_batch_size: Count = 16  # examples, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
-    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
 
     # Run
     output_dir: Path = Path("runs/mtnt_recurrent")  # model, card, curves and record of the run

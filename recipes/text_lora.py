@@ -63,7 +63,7 @@ class Config:
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
     per_device_train_batch_size: Count = 8  # windows, not rows, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
-    gradient_checkpointing: bool = False  # recompute activations: less memory, a third slower
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
 
     # Run
     output_dir: Path = Path("runs/text_lora")  # adapter, card, curves and record of the run

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ft import files
-from ft.errors import UserError, nearest
+from ft.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +41,11 @@ def command(
 ) -> None:
     """Print what each check saw, and the first example with its mask."""
     from ft.files import check_new_file, write_json
-    from ft.plan import checks
+    from ft.plan import checks, devices
     from ft.runs import opened, proof
 
     if json:
         check_new_file(json)
-    room, device = _machine(gpu)
     module, config = opened.recipe(recipe, rest)
     case = checks.case_of(
         config,
@@ -54,7 +53,9 @@ def command(
         getattr(module, "template", None),
         recipe,
         encode=getattr(module, "encode", None),
-        **{"room": room, "device": device, "everything": everything, "offline": offline},
+        device=devices.named(gpu, "--gpu") if gpu else None,
+        everything=everything,
+        offline=offline,
     )
     report = checks.look(case)
     if weights and not report.errors:
@@ -77,17 +78,3 @@ def command(
         raise UserError("\n".join(report.errors))
     if strict and report.warned:
         raise SystemExit(1)
-
-
-def _machine(gpu: str | None) -> tuple[int | None, str | None]:
-    """Bytes of memory and name of a card; none of both for this machine."""
-    from ft.plan import time
-
-    if gpu is None or gpu in time.DEVICES:
-        return None, gpu
-    if gpu[:1].isalpha():
-        raise UserError(
-            f"--gpu {gpu}: no such card; known: {', '.join(time.DEVICES)}, or a size such as 24GB."
-            + nearest(gpu, time.DEVICES)
-        )
-    return time.size_of(gpu, "--gpu"), None

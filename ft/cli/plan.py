@@ -1,14 +1,15 @@
 """Memory and time of a run, before anything is loaded or downloaded."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ft import files, machine
+from ft import files
 from ft.errors import UserError, nearest
+from ft.plan import devices, fitting, time
 from ft.plan import settings as fit
-from ft.plan import time
 from ft.plan.peak import GIB, Plan
 
 
@@ -18,12 +19,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", type=files.recipe, help="a recipe's name or file; its own flags may follow"
     )
-    parser.add_argument("--gpu", metavar="SIZE", help="does it fit a GPU of, say, 24GB")
     parser.add_argument(
-        "--fit", dest="to_fit", metavar="SIZE", help="settings that fit into, say, 16GB"
+        "--gpu", metavar="SIZE", help="does it fit a GPU of 24GB, or a card such as rtx4090"
     )
     parser.add_argument(
-        "--device", metavar="NAME", help=f"cpu (this machine), or {', '.join(time.DEVICES)}"
+        "--fit", dest="to_fit", metavar="SIZE", help="settings that fit into 16GB, or a card"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help=f"this machine's GPU, or its CPU without one; cpu; or {', '.join(devices.CARDS)}",
     )
     parser.add_argument("--processes", type=int, default=1, help="GPUs that train together")
     parser.add_argument(
@@ -46,8 +51,7 @@ def command(
 
     if gpu and to_fit:
         raise UserError("give --gpu (does it fit) or --fit (what fits), not both")
-    if device and device != "cpu" and device not in time.DEVICES:
-        known = ("cpu", *time.DEVICES)
+    if device and device not in (known := ("cpu", *devices.CARDS)):
         raise UserError(
             f"--device {device}: no such device in the table; known: {', '.join(known)}."
             + nearest(device, known)
@@ -62,33 +66,26 @@ def command(
             f"{missing[0]!r}"
         )
     fit.check(settings)
-    asked = gpu or to_fit
-    if asked:
-        room = time.size_of(asked, "--gpu" if gpu else "--fit")
+    if asked := gpu or to_fit:
+        on = devices.named(asked, "--gpu" if gpu else "--fit")
+        on = dataclasses.replace(on, bf16=on.bf16 and device not in devices.NO_BF16)
+    elif device:
+        on = devices.cpu() if device == "cpu" else devices.named(device, "--device")
     else:
-        room = int(time.DEVICES[device][0] * GIB) if device in time.DEVICES else machine.free_ram()
-    where = "cpu" if device == "cpu" or not (asked or device) else "cuda"
-    options = {
-        "device": where,
-        "bf16": device not in time.NO_BF16 if where == "cuda" else machine.fast_bf16(),
-        "processes": processes,
-        "sharded": sharded,
-        "room": room if where == "cuda" else None,
-    }
+        on = devices.here()
+    room, options = on.room, on.options | {"processes": processes, "sharded": sharded}
     if to_fit:
-        settings, flags = fit.fitting(settings, room, options)
+        settings, flags = fitting.fitting(settings, room, options)
         print(f"to fit {to_fit}: {flags}")
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
-    print(f"{plan}\n{fit.grid(settings, options)}")
+    print(f"{plan}\n{fitting.grid(settings, options)}")
     rows = lambda: module.rows(config)["train"]  # noqa: E731
-    print(time.told(plan, settings, device, rows, _here(settings), processes))
+    print(time.told(plan, settings, device or on.card, rows, _here(settings), processes))
     if plan.peak > room:
-        print(
-            f"does not fit into {room / GIB:.1f} GiB. What would: {fit.ways(settings, room, options)}"
-        )
+        print(f"does not fit into {on}. What would: {fitting.ways(settings, room, options)}")
         raise SystemExit(1)
-    print(f"fits into {room / GIB:.1f} GiB; {fit.largest(settings, room, options)}")
+    print(f"fits into {on}; {fitting.largest(settings, room, options)}")
     if plan.passing:
         twice = f"{plan.passing / GIB:.1f} GiB of a row a second time"
         print(
@@ -118,7 +115,7 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
     """The settings that the plan depends on, in two lines."""
     kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
     packed = "packed, " * settings.get("packing", "train_vision" not in settings)
-    again = "" if settings["gradient_checkpointing"] else "no "
+    again = "" if plan.checkpointing else "no "
     return (
         f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "
         f"({kind}, {plan.precision})\n"

@@ -1,6 +1,7 @@
 """What the checks of a run look at: its settings, data, model's files and encoded examples; and what each saw."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ft.data.rows import Rows
+from ft.plan import devices
+from ft.plan.devices import Device
 from ft.plan.peak import Plan
 from ft.plan.shapes import Shape
 from ft.text.template import Template
@@ -42,8 +45,7 @@ class Case:
     output_dir: Path
     encode: Callable[..., Encoded] | None = None  # of a recipe that has its own
     recipe: Path | None = None
-    room: int | None = None  # bytes of memory; none: of this machine
-    device: str | None = None  # one of plan.time.DEVICES
+    device: Device | None = None  # that it is planned for; none: this machine
     everything: bool = False  # encode all rows
     offline: bool = False
     splits: Mapping[str, Rows] | None = None
@@ -58,6 +60,11 @@ class Case:
     plan: Plan | None = None
     to_fetch: int = 0  # bytes of weights that are not here yet
     proven: dict[str, Any] | None = None  # by ``check_weights``: what its numbers hold for
+
+    @functools.cached_property
+    def place(self) -> Device:
+        """The device that it is planned for."""
+        return self.device or devices.here()
 
     @property
     def model(self) -> str:

@@ -2,14 +2,14 @@
 
 import contextlib
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
-from ft import machine
 from ft.errors import UserError
 from ft.models import embedded, parameters
 from ft.models.sources import fetch, read_config, shapes_of
-from ft.plan import layers, settings, shapes, time
+from ft.plan import fitting, layers, settings, shapes, time
 from ft.plan.case import Case, Seen
 from ft.plan.peak import GIB, Plan
 from ft.runs import checkpoints
@@ -116,9 +116,11 @@ def numbers(case: Case) -> Seen:
         for where, cap in (("attention", on_scores), ("logits", on_logits))
         if cap
     ]
-    attention = (
-        "eager attention, as sdpa leaves a soft cap out" if kind == "gemma2" else "sdpa attention"
-    )
+    attention = "sdpa attention"
+    if kind == "gemma2":
+        attention = "eager attention, as sdpa leaves a soft cap out"
+    if case.place.kind == "cuda":
+        attention = "the GPU's attention of packed rows, which loading chooses and says why"
     if (asked := case.settings.get("attention", "auto")) != "auto":
         attention = f"{asked} attention, as asked"
     if case.settings.get("precision") in ("fp16", "float16", "half"):
@@ -199,37 +201,27 @@ def memory(case: Case) -> Seen:
         return Seen("--", "memory", "not looked at: of rewards and preferences no plan is made")
     if given["lora_r"] == 0 and given["precision"] == "nf4":
         return Seen("--", "memory", "not looked at: such a run is refused")
-    here = case.room is None and case.device is None
-    place = given["model_name_or_path"]
-    if case.on_hub and case.folder:
-        place = str(case.folder)
-    seen = dict(given) | {"model_name_or_path": place}
+    folder = case.folder if case.on_hub else None
+    seen = dict(given) | ({"model_name_or_path": str(folder)} if folder else {})
     known = case.encoded["train"] if case.encoded else None
     limit = case.length or 0
     longest = [min(n, limit) for n in known.lengths] if known else None
-    card = time.DEVICES.get(str(case.device), (0.0,))[0]
-    room = case.room or (machine.free_ram() if here else int(card * GIB))
-    options: dict[str, Any] = {
-        "device": "cpu" if here else "cuda",
-        "bf16": machine.fast_bf16() if here else case.device not in time.NO_BF16,
-        "room": None if here else room,
-    }
-    case.plan = settings.of(
-        seen,
-        **options,
-        lengths=longest if case.everything else None,
-    )
-    text = f"peak {case.plan.peak / GIB:.1f} of {room / GIB:.1f} GiB"
-    text += " free here, on the CPU" * here + f", {case.plan.moment}"
-    if case.plan.peak > room:
-        if here:
-            return Seen(
-                "WARN", "memory", f"{text}; will not fit here (--gpu SIZE for another machine)"
-            )
-        ways = settings.ways(seen, room, options)
-        raise UserError(f"{text}; will not fit. What would: {ways}")
-    if case.device and case.encoded:
-        text += f"; {_time(case, case.plan, case.device)}"
+    place = case.place
+    options: dict[str, Any] = place.options | {"lengths": longest if case.everything else None}
+    if longest and limit:
+        options["usual"] = statistics.fmean(longest) / limit
+    case.plan = settings.of(seen, **options)
+    text = f"peak {case.plan.peak / GIB:.1f} of {place}, {case.plan.moment}"
+    if case.plan.peak > place.room:
+        if place.here and place.kind == "cpu":
+            other = "; will not fit here (--gpu SIZE for another machine)"
+            return Seen("WARN", "memory", text + other)
+        text += f"; will not fit. What would: {fitting.ways(seen, place.room, place.options)}"
+        if place.here:  # a plan is no measurement, and what is free changes
+            return Seen("WARN", "memory", text)
+        raise UserError(text)
+    if place.card and case.encoded:
+        text += f"; {_time(case, case.plan, place.card)}"
     return Seen("ok", "memory", text)
 
 
@@ -261,7 +253,7 @@ def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]
     batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
     labels = [label for example in examples for label in example["labels"]]
     part = 1 - labels.count(IGNORE) / len(labels)
-    again = given["gradient_checkpointing"]
+    again = plan.checkpointing
     tokens = rows * sum(found) / batches
     return batches, batches * time.on_card(
         plan, device, tokens, checkpointing=again, supervised=part

@@ -44,12 +44,14 @@ class Plan:
     tokens: int  # in one pass through the model
     flops: tuple[float, float]  # a training step's, per token and per supervised token
     layers: int  # of the language model
+    checkpointing: bool = False  # activations are computed again
     passing: int = 0  # bytes that a row's CUDA graph holds once more; none where rows are no graphs
     staying: int = 0  # the others of a step
 
-    def graphs_fit(self, room: int) -> bool:
-        """Whether rows become CUDA graphs on a GPU of ``room`` bytes, by the rule of the training itself."""
-        return bool(self.passing) and graphs.fits(room - CONTEXT - self.staying, self.passing)
+    def graphs_fit(self, room: int, share: float = 1.0) -> bool:
+        """Whether rows, a ``share`` of the longest, become CUDA graphs on a GPU of ``room`` bytes, by training's own rule."""
+        most = math.ceil(share * self.passing)
+        return bool(most) and graphs.fits(room - CONTEXT - self.staying, most)
 
     @property
     def peak(self) -> int:
@@ -194,10 +196,7 @@ class _Step:
         """What is there before the model."""
         if self.device == "cuda":
             return {"CUDA context": CONTEXT}
-        return {
-            "libraries": LIBRARIES + TRAINER,
-            "tokenizer": self.shape.vocab_size * TOKENIZER,
-        }
+        return {"libraries": LIBRARIES + TRAINER, "tokenizer": self.shape.vocab_size * TOKENIZER}
 
     @property
     def base(self) -> dict[str, int]:
@@ -227,6 +226,7 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         tokens=sum(step.seen),
         flops=parts.flops(shape, mode),
         layers=shape.num_hidden_layers,
+        checkpointing=step.checkpointing,
         passing=passing,
         staying=_allocated(fullest) - passing,
     )

@@ -1,24 +1,25 @@
-"""What a recipe's settings need in memory, and the nearest settings that fit."""
+"""What a recipe's settings need in memory."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import precision as hardware
 from ft.models import sources
-from ft.plan import answers, layers, parts, peak, shapes
+from ft.plan import answers, devices, layers, parts, peak, shapes
 from ft.plan.peak import GIB, Plan
 from ft.plan.shapes import Shape
+from ft.text import batches
 from ft.text.examples import lengths_of
 from ft.train.optim import STATE_BYTES, choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
 NEEDED += ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
-SHORTEST = 64  # tokens; shorter examples are not suggested
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -55,13 +56,17 @@ def of(
     sharded: bool = False,
     images: int | None = None,
     room: int | None = None,
+    largest: Sequence[int] | None = None,
+    usual: float = 1.0,
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
     ``bf16``: the device computes in it; ``lengths``: of the encoded examples, where they are known;
     ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
-    shows some (none: one with each example); ``room``: bytes of the GPU, by which precision ``auto`` is
-    what loading would choose there (none: the least).
+    shows some (none: one with each example); ``room``: bytes of the device, by which precision ``auto`` is
+    what loading would choose on a GPU (none: the least), and activations are computed again, where nobody asked
+    for or against it, if they do not fit, or if the CUDA graphs of ``usual`` rows do not; ``largest``: lengths of
+    the batch of most tokens, where it is known (none: the longest together), of which ``usual`` ones are a share.
     """
     full = not settings["lora_r"]
     precision = settings["precision"]
@@ -76,38 +81,49 @@ def of(
         raise UserError(
             "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
         )
-    optim = choose(settings["optim"])
-    plan = peak.plan_of(
-        shape,
-        precision=precision,
-        lora_r=settings["lora_r"],
-        optim=optim,
-        batch=settings["per_device_train_batch_size"],
-        max_length=settings["max_length"],
-        lengths=lengths,
-        supervised=supervised,
-        device=device,
-        lora_dropout=settings.get("lora_dropout", 0.0),
-        targets=settings.get("lora_target_modules", ("auto",)),
-        packing=settings.get("packing", not sees),
-        checkpointing=settings["gradient_checkpointing"],
-        accumulation=settings["gradient_accumulation_steps"],
-        autocast=full and automatic and bf16,
-        bf16=bf16,
-        processes=processes,
-        sharded=sharded,
-        evaluation=answers.of(settings, max(lengths or (settings["max_length"],))),
-        room=room,
-    )
-    if not sees:
+    optim, asked = choose(settings["optim"]), settings["gradient_checkpointing"]
+
+    def planned(again: bool) -> Plan:
+        plan = peak.plan_of(
+            shape,
+            precision=precision,
+            lora_r=settings["lora_r"],
+            optim=optim,
+            batch=settings["per_device_train_batch_size"],
+            max_length=settings["max_length"],
+            lengths=largest or lengths,
+            supervised=supervised,
+            device=device,
+            lora_dropout=settings.get("lora_dropout", 0.0),
+            targets=settings.get("lora_target_modules", ("auto",)),
+            packing=settings.get("packing", not sees),
+            checkpointing=again,
+            accumulation=settings["gradient_accumulation_steps"],
+            autocast=full and automatic and bf16,
+            bf16=bf16,
+            processes=processes,
+            sharded=sharded,
+            evaluation=answers.of(settings, max(lengths or (settings["max_length"],))),
+            room=room if device == "cuda" else None,
+        )
+        if not sees:
+            return plan
+        return _with_tower(
+            plan,
+            shape,
+            {**settings, "optim": optim, "gradient_checkpointing": again},
+            width=4 if precision == "fp32" or not bf16 else 2,
+            images=settings["per_device_train_batch_size"] if images is None else images,
+        )
+
+    plan = planned(bool(asked))
+    if asked is not None or room is None:
         return plan
-    return _with_tower(
-        plan,
-        shape,
-        {**settings, "optim": optim},
-        width=4 if precision == "fp32" or not bf16 else 2,
-        images=settings["per_device_train_batch_size"] if images is None else images,
-    )
+    if largest and lengths:
+        usual = statistics.fmean(lengths) / statistics.fmean(largest)
+    less = planned(True)
+    slow = less.graphs_fit(room) and not plan.graphs_fit(room, usual)
+    return less if plan.peak > room or slow else plan
 
 
 def _with_tower(
@@ -184,143 +200,52 @@ def check_memory(settings: Mapping[str, Any]) -> str:
     return f"memory: {need}; {room / GIB:.1f} GiB are free"
 
 
+def _largest(
+    settings: Mapping[str, Any], lengths: Sequence[int], processes: int
+) -> list[int] | None:
+    """Lengths of the batch of most tokens that the run's seed leads to; none where they are padded, and so grouped by length."""
+    family = shapes.of(settings["model_name_or_path"]).family
+    padded = "train_vision" in settings or settings.get("backend") == "unsloth"
+    if padded or family == "recurrent_gemma":
+        return None
+    size = settings["per_device_train_batch_size"]
+    step = size * processes
+    epochs = settings.get("num_train_epochs", 1.0)
+    if steps := settings.get("max_steps"):
+        epochs = steps * step * settings["gradient_accumulation_steps"] / len(lengths)
+    order = batches.Order(
+        lengths, settings["seed"], shuffle=settings.get("shuffle", True), multiple=step
+    )
+    return batches.largest(order, size, max(1, math.ceil(epochs)))
+
+
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
-    """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known."""
+    """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known.
+
+    Says so where it is one with gradient checkpointing that nobody asked for.
+    """
     lengths = lengths_of(encoded.examples)
     sees = "train_vision" in settings
     shown = sorted(len(e.get("image_files", ())) for e in encoded.examples) if sees else [0]
-    name, on = settings["model_name_or_path"], machine.here()
-    known = {"model_name_or_path": name if name == "embedded" else str(base.path)}
+    name, on = settings["model_name_or_path"], devices.here()
+    known: dict[str, Any] = {"model_name_or_path": name if name == "embedded" else str(base.path)}
     known |= {"precision": base.precision} if settings["lora_r"] else {}
-    return of(
-        {**settings, **known},
-        device="cuda" if on.device.startswith("cuda") else "cpu",
-        bf16=on.bf16,
-        lengths=lengths,
-        supervised=encoded.supervised / sum(lengths),
-        **machine.launched(),
-        images=sum(shown[-settings["per_device_train_batch_size"] :]),
-    )
-
-
-def fitting(
-    settings: Mapping[str, Any], room: int, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
-    """Settings like the given ones that fit into ``room`` bytes, and the flags for them.
-
-    The length is kept if it can be, then the batch; gradients are accumulated up to the examples that
-    an optimizer step had. Raises ``UserError`` when nothing fits, with what would.
-    """
-    asked = settings["per_device_train_batch_size"]
-    examples = asked * settings["gradient_accumulation_steps"]
-    length = settings["max_length"]
-
-    def fewer(batch: int) -> dict[str, Any]:
-        steps = {"gradient_accumulation_steps": math.ceil(examples / batch)}
-        return {**tried, "per_device_train_batch_size": batch} | steps
-
-    while length >= SHORTEST:
-        for checkpointing in dict.fromkeys((settings["gradient_checkpointing"], True)):
-            tried = {**settings, "max_length": length, "gradient_checkpointing": checkpointing}
-            batch = _most(asked, fewer, room, options)
-            if batch == asked or batch and checkpointing:
-                return fewer(batch), _flags(settings, fewer(batch))
-        length //= 2
-    least = {**settings, "max_length": SHORTEST, "gradient_checkpointing": True}
-    need = of(least | {"per_device_train_batch_size": 1}, **options)
-    raise UserError(
-        f"nothing fits {room / GIB:.1f} GiB: one example of {SHORTEST} tokens with gradient checkpointing "
-        f"needs {need.peak / GIB:.1f} GiB. What would: {ways(settings, room, options)}"
-    )
-
-
-def _flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    changed = [key for key in after if after[key] != before[key]]
-    words = []
-    for key in changed:
-        flag = f"--{key.replace('_', '-')}"
-        words.append(f"{flag}" if after[key] is True else f"{flag} {after[key]}")
-    return " ".join(words) or "the settings as they are"
-
-
-def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> str:
-    """What makes the run fit: shorter or fewer rows first, then precision, adapter, model, memory."""
-    small = {
-        "per_device_train_batch_size": 1,
-        "gradient_checkpointing": True,
-        "gradient_accumulation_steps": settings["per_device_train_batch_size"]
-        * settings["gradient_accumulation_steps"],
+    options: dict[str, Any] = on.options | {
+        "lengths": lengths,
+        "largest": _largest({**settings, **known}, lengths, on.options["processes"]),
+        "supervised": encoded.supervised / sum(lengths),
+        "images": sum(shown[-settings["per_device_train_batch_size"] :]),
     }
-    changes: list[dict[str, Any]] = [
-        {"gradient_checkpointing": True},
-        small,
-        *(small | {"max_length": n} for n in (512, 256) if n < settings["max_length"]),
-    ]
-    if not settings["lora_r"]:
-        changes += [{"optim": "sgd"}, small | {"optim": "sgd"}, small | {"lora_r": 16}]
-    changes += [small | {"lora_r": settings["lora_r"] or 16, "precision": "nf4"}]
-    models = sorted(shapes.TABLE, key=lambda name: -sum(layers.count(shapes.TABLE[name])))
-    changes += [
-        small | {"model_name_or_path": f"google/{name}", "lora_r": settings["lora_r"] or 16}
-        for name in models
-    ]
-    found = []
-    for change in changes:
-        tried = {**settings, **change}
-        if tried == settings or (peak := of(tried, **options).peak) > room:
-            continue
-        found.append(f"{_flags(settings, tried)} ({peak / GIB:.1f} GiB)")
-        if len(found) == 2 or "model_name_or_path" in change:
-            break
-    peak = of(settings, **options).peak
-    return "; ".join(
-        [*found, f"{math.ceil(peak / GIB)} GiB of memory for the settings as they are"]
+    plan = of({**settings, **known}, **options)
+    if settings["gradient_checkpointing"] is not None or not machine.agreed(plan.checkpointing):
+        return plan
+    plain, again = (
+        of({**settings, **known, "gradient_checkpointing": asked}, **options)
+        for asked in (False, True)
     )
-
-
-def _most(
-    limit: int, change: Callable[[int], Mapping[str, Any]], room: int, options: Mapping[str, Any]
-) -> int:
-    """The largest number up to ``limit`` with which the changed settings fit; 0: not even 1 does."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if of(change(middle), **options).peak <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def grid(settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Peaks by batch and length, with gradient checkpointing and without."""
-    batch, length = settings["per_device_train_batch_size"], settings["max_length"]
-    batches = sorted({1, max(1, batch // 2), batch, 2 * batch})
-    lengths = sorted({max(1, length // 2), length, 2 * length})
-    lines = ["  peak in GiB with / without gradient checkpointing, by examples and their tokens"]
-    lines.append("  " + f"{'':>6}" + "".join(f"{n:>18,}" for n in lengths))
-    for number in batches:
-        cells = []
-        for tokens in lengths:
-            tried = {**settings, "per_device_train_batch_size": number, "max_length": tokens}
-            both = (
-                of(tried | {"gradient_checkpointing": c}, **options).peak for c in (True, False)
-            )
-            cells.append(f"{' / '.join(f'{peak / GIB:.1f}' for peak in both):>18}")
-        lines.append(f"  {number:>6}{''.join(cells)}")
-    return "\n".join(lines)
-
-
-def largest(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> str:
-    """The largest batch and the largest length that fit, each with the other as it is."""
-    shape = shapes.of(settings["model_name_or_path"])
-    batch = _most(1024, lambda n: {**settings, "per_device_train_batch_size": n}, room, options)
-    length = _most(
-        shape.max_position_embeddings, lambda n: {**settings, "max_length": n}, room, options
+    graphs = ", the rows' CUDA graphs left out" * (plain.peak <= on.room)
+    machine.say(
+        f"gradient checkpointing: on, as the run takes {plain.peak / GIB:.1f} GiB without it{graphs}, and "
+        f"{again.peak / GIB:.1f} with it, of {on}"
     )
-    many = "1,024 and more examples" if batch == 1024 else f"{batch} examples"
-    whole = ", all that the model has" if length == shape.max_position_embeddings else ""
-    return (
-        f"largest: batches of {many} at {settings['max_length']} tokens, or {length:,} tokens{whole} "
-        f"in batches of {settings['per_device_train_batch_size']}"
-    )
+    return again

@@ -1,13 +1,12 @@
 """How long a run takes: rates of GPUs, or of this CPU as measured, tokens a second, and an epoch."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ft.errors import UserError
 from ft.machine import matrix_peak
-from ft.plan.peak import GIB, MIB, Plan
+from ft.plan.devices import CARDS
+from ft.plan.peak import GIB, Plan
 from ft.text.batches import row_length
 
 UTILISATION = 0.4  # share of a device's rate that training's products are assumed to reach
@@ -19,36 +18,6 @@ GRAPHED, LAUNCHED = 0.0012, 0.0135
 # template's words rows have 5% more tokens than this says, with the translation's (they are short) 19%.
 CHARACTERS = 4.0
 IMAGE = 256  # tokens of an image, of Gemma 3
-# Memory in GiB as `nvidia-smi` shows it (error correction takes a sixteenth of GDDR6 where it is always on), and
-# dense bf16 TFLOP/s with float32 sums as NVIDIA states it (a rate "with sparsity" halved), of NO_BF16 float16's:
-# whitepapers of GA102 (rtx3090, a6000), Ada (appendix A: rtx4080, rtx4090) and RTX Blackwell (rtx5090), data
-# sheets of P100 PCIe, V100 SXM2, T4, A10, A10G (AWS), L4, L40S, A100, H100 SXM and H200 SXM. GeForce cards and
-# the A10G reach half the rate of their chip with float32 sums. Last the rate of float32, which PyTorch keeps whole.
-DEVICES = {
-    "p100": (16, 18.7, 9.3),
-    "v100": (16, 125.0, 15.7),
-    "v100-32gb": (32, 125.0, 15.7),
-    "t4": (15, 65.0, 8.1),
-    "rtx3090": (24, 71.0, 35.6),
-    "rtx4080": (16, 97.5, 48.7),
-    "rtx4090": (24, 165.2, 82.6),
-    "rtx5090": (32, 209.5, 104.8),
-    "a10": (22.5, 125.0, 31.2),
-    "a10g": (22.5, 70.0, 35.0),
-    "a6000": (48, 154.8, 38.7),
-    "l4": (22.5, 121.0, 30.3),
-    "l40s": (45, 362.0, 91.6),
-    "a100": (40, 312.0, 19.5),
-    "a100-80gb": (80, 312.0, 19.5),
-    "h100": (80, 989.4, 66.9),
-    "h200": (141, 989.4, 66.9),
-}
-NO_BF16 = (
-    "p100",
-    "v100",
-    "v100-32gb",
-    "t4",
-)  # 4-bit weights multiply in float16, all else is float32
 
 
 def told(
@@ -61,13 +30,13 @@ def told(
 ) -> str:
     """FLOPs, and the time of an epoch of ``rows`` at an assumed share of the device's rate.
 
-    ``device`` is one of ``DEVICES``, of which ``processes`` share the rows; any other is this CPU, if the plan
+    ``device`` is one of ``CARDS``, of which ``processes`` share the rows; any other is this CPU, if the plan
     is for one. Rows are read where they are ``here``, so that nothing is downloaded.
     """
     token, supervised = (each / 1e9 for each in plan.flops)
     said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
-    again, batch = settings["gradient_checkpointing"], settings["per_device_train_batch_size"]
-    if device in DEVICES:
+    again, batch = plan.checkpointing, settings["per_device_train_batch_size"]
+    if device in CARDS:
         rate, name = rates(plan, device)[0], device
 
         def seconds(tokens: float) -> float:
@@ -80,7 +49,7 @@ def told(
             return tokens / speed(plan, rate, checkpointing=again)
 
     else:
-        return f"{said}; --device NAME tells the time: {', '.join(DEVICES)}"
+        return f"{said}; --device NAME tells the time of {', '.join(CARDS)}"
     reached = plan.tokens / seconds(plan.tokens)
     said += (
         f"\n{name}: {rate / 1e12:.2f} TFLOP/s, of which {UTILISATION:.0%} are assumed; with half "
@@ -99,7 +68,7 @@ def told(
 
 def rates(plan: Plan, device: str) -> tuple[float, float]:
     """FLOP/s of a card, for the products of the layers and for the head's."""
-    narrow, wide = (each * 1e12 for each in DEVICES[device][1:])
+    narrow, wide = (each * 1e12 for each in CARDS[device][1:])
     if plan.product == 2:
         return narrow, narrow
     return (narrow if plan.precision == "nf4" else wide), wide
@@ -117,7 +86,7 @@ def on_card(
     again = 1.5 if checkpointing else 1
     work = tokens * (token * again / trunk + labelled * supervised / head)
     kernels = math.ceil(tokens / row_length("cuda")) * plan.layers * again
-    if plan.graphs_fit(int(DEVICES[device][0] * GIB)):
+    if plan.graphs_fit(int(CARDS[device][0] * GIB)):
         return work + kernels * GRAPHED
     return max(work, kernels * LAUNCHED)
 
@@ -152,11 +121,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def size_of(text: str, flag: str) -> int:
-    """Bytes of ``24GB``, ``24GiB``, ``24G`` or ``900MB``; 2^30 to the GB, as makers of cards count."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])i?B?\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise UserError(f"{flag} {text}: not a size of memory; write it as 24GB or 900MB")
-    return int(float(found[1]) * (GIB if found[2].upper() == "G" else MIB))

@@ -61,6 +61,18 @@ class Order:
         return [i for part in parts for i in sorted(part, key=lambda j: -self.lengths[j])]
 
 
+def largest(order: Order, size: int, epochs: int) -> list[int]:
+    """Lengths of the examples in the batch of most tokens, of those of ``size`` that so many epochs have."""
+    found: list[int] = []
+    for epoch in range(epochs):
+        order.epoch = epoch
+        lengths = [order.lengths[i] for i in order if i < len(order.lengths)]
+        batches = (lengths[at : at + size] for at in range(0, len(lengths), size))
+        found = max(found, *batches, key=sum)
+    order.epoch = 0
+    return found
+
+
 def blank(pad: int) -> Example:
     """An example that teaches nothing, for a process that has none left in an epoch's last step."""
     return {"input_ids": [pad] * 2, "labels": [IGNORE] * 2}

@@ -73,7 +73,7 @@ def sft(
     shuffle: bool = True,
     packing: bool | None = None,
     row_length: int | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | None = None,
     autocast: bool = False,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -98,6 +98,7 @@ def sft(
     accumulation and the number of processes.
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
+    ``gradient_checkpointing`` computes activations again (none: as the run's plan has it, if it has one).
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
     default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
@@ -146,7 +147,7 @@ def sft(
         dataset_kwargs={"skip_prepare_dataset": True},
         save_strategy="steps",
         accelerator_config={"non_blocking": torch.cuda.is_available()},
-        **of_every_trainer(model, gradient_checkpointing, autocast),
+        **of_every_trainer(model, _recomputes(run, gradient_checkpointing), autocast),
     )
     if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
         launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
@@ -176,6 +177,12 @@ def sft(
     del trainer, journal
     gc.collect()
     return ended
+
+
+def _recomputes(run: Run, asked: bool | None) -> bool:
+    """Whether activations are computed again: as is asked, or as the run's plan has it."""
+    planned = run.record.get("plan", {}).get("checkpointing", False)
+    return planned if asked is None else asked
 
 
 def _steps(args: Any, examples: int) -> int:

@@ -13,8 +13,8 @@ from ft import __main__ as cli
 from ft import machine
 from ft.config import to_dict
 from ft.errors import UserError
+from ft.plan import devices, fitting, time
 from ft.plan import settings as fit
-from ft.plan import time
 from ft.plan.peak import GIB
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_sharing_out_lets_a_larger_model_in(capsys):
     ("text", "size"), [("24GB", 24 * GIB), ("1.5 GiB", 1.5 * GIB), ("512m", GIB / 2)]
 )
 def test_sizes_are_read(text, size):
-    assert time.size_of(text, "--gpu") == size
+    assert devices.size_of(text, "--gpu") == size
 
 
 def test_a_rate_makes_a_time():
@@ -224,13 +224,13 @@ SILICON = {
 
 
 def test_the_rates_of_gpus_are_what_their_multiprocessors_make():
-    assert SILICON.keys() == time.DEVICES.keys()
+    assert SILICON.keys() == devices.CARDS.keys()
     for name, (number, clock, flop) in SILICON.items():
         made = number * clock * flop / 1e3
-        assert time.DEVICES[name][1] == pytest.approx(made, rel=0.013), name
+        assert devices.CARDS[name][1] == pytest.approx(made, rel=0.013), name
         cores = 64 if name in ("p100", "v100", "v100-32gb", "t4", "a100", "a100-80gb") else 128
         single = number * clock * 2 * cores / 1e3  # H100 and H200: stated at a higher clock
-        assert time.DEVICES[name][2] == pytest.approx(single, rel=0.09 if "h" in name else 0.013)
+        assert devices.CARDS[name][2] == pytest.approx(single, rel=0.09 if "h" in name else 0.013)
 
 
 def test_a_card_without_bfloat16_keeps_its_activations_in_float32(capsys):
@@ -244,7 +244,7 @@ def test_a_card_without_bfloat16_keeps_its_activations_in_float32(capsys):
 
 def test_an_impossible_fit_is_a_users_mistake():
     with pytest.raises(UserError, match="nothing fits 0.1 GiB"):
-        fit.fitting(
+        fitting.fitting(
             {
                 "model_name_or_path": "google/gemma-2b",
                 "precision": "auto",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from support import finished_run, tiny
 
 from ft import __main__ as cli
@@ -94,6 +95,50 @@ def test_what_the_system_says_of_a_path_is_one_line(number, capsys):
     with pytest.raises(SystemExit), exit_cleanly():
         raise OSError(number, os.strerror(number), "some/place")
     assert capsys.readouterr().err == f"error: some/place: {os.strerror(number)}\n"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's own is called."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which "
+                "1.25 GiB is free. Including non-PyTorch memory, this process has 22.3 GiB memory in use. See "
+                "documentation for Memory Management"
+            ),
+            "of which 1.25 GiB is free. A training",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            "CUBLAS_STATUS_ALLOC_FAILED. A training",
+        ),
+        (MemoryError(), "Python could allocate no more. A training"),
+        (None, "can't allocate memory: you tried to allocate"),
+    ],
+    ids=["gpu", "cublas", "python", "cpu"],
+)
+def test_a_full_memory_is_one_line_with_what_takes_less(error, said, capsys):
+    def fail():
+        if error:
+            raise error
+        torch.empty(2**47)
+
+    with pytest.raises(SystemExit) as stopped, exit_cleanly():
+        fail()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the memory is full: ")
+    assert said in line
+    assert "`ft plan RECIPE --fit 24GB` finds what fits" in line
+
+
+def test_another_error_of_a_runtime_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"), exit_cleanly():
+        raise RuntimeError("shapes do not fit")
 
 
 # What is read

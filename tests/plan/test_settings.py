@@ -8,6 +8,7 @@ from ft.errors import UserError
 from ft.models import parameters, precision
 from ft.plan import settings
 from ft.plan.peak import CONTEXT, GIB
+from ft.text import batches
 from ft.train import optim
 
 FULL = {
@@ -90,3 +91,69 @@ def test_automatic_precision_is_planned_as_loading_chooses_it():
     assert settings.of(asked, **options, bf16=False).precision == "nf4"
     half = options | {"room": enough // 2 + CONTEXT, "processes": 2, "sharded": True}
     assert settings.of(asked, **half).precision == "bf16"
+
+
+GEMMA = {
+    "model_name_or_path": "google/gemma-2-2b",
+    "precision": "bf16",
+    "lora_r": 16,
+    "optim": "adamw",
+    "max_length": 1024,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("gib", "usual", "again"),
+    [
+        (80, 1.0, False),
+        (48, 0.15, False),  # the longest rows fit once, and usual ones twice, as graphs need it
+        (48, 1.0, True),
+        (24, 0.15, True),
+        (4, 0.15, True),  # what does not fit at all is told of the least that it takes
+    ],
+)
+def test_activations_are_computed_again_where_the_memory_needs_it(gib, usual, again):
+    plan = settings.of(GEMMA, device="cuda", room=gib * GIB, usual=usual)
+    asked = settings.of(GEMMA | {"gradient_checkpointing": again}, device="cuda", room=gib * GIB)
+    assert plan.checkpointing == again
+    assert plan == asked
+
+
+def test_on_a_processor_too():
+    small = GEMMA | {"precision": "fp32"}
+    plain = settings.of(small | {"gradient_checkpointing": False}).peak
+    assert settings.of(small, room=plain - 1).checkpointing
+    assert not settings.of(small, room=plain).checkpointing
+
+
+def test_who_says_yes_or_no_is_heard():
+    for asked in (True, False):
+        plan = settings.of(GEMMA | {"gradient_checkpointing": asked}, device="cuda", room=GIB)
+        assert plan.checkpointing == asked
+    assert not settings.of(GEMMA, device="cuda").checkpointing  # of no known memory
+
+
+def test_a_plan_is_of_the_largest_batch_that_there_is():
+    lengths = [1024] * 50 + [100] * 950
+    order = batches.Order(lengths, seed=7)
+    largest = batches.largest(order, 8, epochs=2)
+    sums = []
+    for order.epoch in (0, 1):
+        drawn = [lengths[i] for i in order]
+        sums += [sum(drawn[at : at + 8]) for at in range(0, 1000, 8)]
+    assert 1024 < sum(largest) == max(sums) < 8 * 1024
+    options = {"device": "cuda", "room": 24 * GIB, "lengths": lengths}
+    assert settings.of(GEMMA, **options).checkpointing
+    plan = settings.of(GEMMA, **options, largest=largest)
+    assert not plan.checkpointing
+    assert plan.tokens == sum(largest)
+
+
+def test_what_fills_up_a_last_batch_is_in_none():
+    order = batches.Order([1, 2, 3, 4, 5], seed=0, multiple=4)
+    (left,) = set(range(5)) - set([*order][:4])
+    assert sum(batches.largest(order, 4, epochs=1)) == 15 - order.lengths[left]
+    assert order.epoch == 0

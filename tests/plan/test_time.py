@@ -3,7 +3,7 @@
 import pytest
 
 from ft.data.rows import Rows
-from ft.plan import check_model, settings, time
+from ft.plan import check_model, devices, settings, time
 from ft.plan.case import Case
 from ft.plan.peak import GIB
 from ft.text.tokens import IGNORE, Encoded
@@ -21,7 +21,7 @@ GIVEN = {
 
 
 def plan(device="h100", **changes):
-    options = {"device": "cuda", "bf16": device not in time.NO_BF16}
+    options = {"device": "cuda", "bf16": device not in devices.NO_BF16}
     return settings.of(GIVEN | changes, **options)
 
 
@@ -49,7 +49,7 @@ def test_without_room_for_a_graph_kernels_are_what_takes_time():
     assert 0.273 < told < 0.410  # of the two that were measured, launched one by one
 
 
-@pytest.mark.parametrize("card", time.DEVICES)
+@pytest.mark.parametrize("card", devices.CARDS)
 def test_a_step_of_few_tokens_is_not_told_by_its_products(card):
     made = plan(card, model_name_or_path="google/gemma-3-270m", precision="auto")
     few, many = (time.on_card(made, card, n, checkpointing=False) for n in (100, 8000))
@@ -69,7 +69,13 @@ def case(rows: int, **changes) -> Case:
     example = {"input_ids": [1] * 100, "labels": [IGNORE] * 50 + [1] * 50}
     sample = min(rows, 40)
     splits = {name: Rows([{}] * rows, "", "") for name in ("train", "valid")}
-    found = Case(GIVEN | {"num_train_epochs": 1.0} | changes, dict, None, None, device="h100")
+    found = Case(
+        GIVEN | {"num_train_epochs": 1.0} | changes,
+        dict,
+        None,
+        None,
+        device=devices.named("h100", "--gpu"),
+    )
     found.splits, found.sample = splits, {name: each.head(sample) for name, each in splits.items()}
     found.encoded = {name: Encoded([example] * sample, [], [100] * sample, 0, 0) for name in splits}
     return found

@@ -15,7 +15,9 @@ from support.recipe_runs import RECIPES, dolly, load, train, words
 from ft import __main__ as cli
 from ft import config
 from ft.errors import UserError
+from ft.plan import devices
 from ft.runs import folder as run
+from ft.train import sft
 
 REWARDED = {
     "mtnt_reject",
@@ -128,6 +130,36 @@ def test_two_tiny_steps_carry_what_was_proven_before_them(path, tmp_path, capsys
     assert "report.html was not written" not in said
     assert "<svg" in page
     assert 'http-equiv="refresh"' not in page  # it has ended
+
+
+@pytest.mark.parametrize("stem", ["mtnt_lora", "mtnt_full"])
+def test_activations_are_computed_again_where_the_memory_needs_it(
+    stem, tmp_path, monkeypatch, capsys
+):
+    asked, found = [], {}
+    arguments = sft.__globals__["of_every_trainer"]
+    monkeypatch.setitem(
+        sft.__globals__,
+        "of_every_trainer",
+        lambda model, again, autocast: asked.append(again) or arguments(model, again, autocast),
+    )
+    small = dataclasses.replace(devices.here(), room=1)
+    for name, flags, here in (
+        ("roomy", [], devices.here()),
+        ("small", [], small),
+        ("refused", ["--no-gradient-checkpointing"], small),
+    ):
+        monkeypatch.setattr(devices, "here", lambda here=here: here)
+        (tmp_path / name).mkdir()
+        folder = train(stem, tmp_path / name, *flags)
+        said = capsys.readouterr().out
+        assert ("gradient checkpointing: on, as the run takes" in said) == (name == "small")
+        assert ("will not fit here" in said) == (here is small)
+        losses = [line["loss"] for line in run.read_lines(folder / run.METRICS) if "loss" in line]
+        found[name] = losses, json.loads((folder / run.RECORD).read_text())["plan"]["checkpointing"]
+    assert asked == [False, True, False]
+    assert [planned for _, planned in found.values()] == asked
+    assert found["small"][0] == pytest.approx(found["roomy"][0], rel=1e-6)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
