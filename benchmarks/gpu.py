@@ -6,9 +6,8 @@ Hardware  one GPU, 24 GB for the largest shape in 4 bits, and disk for the model
 Time      about 20 minutes (not run on a GPU yet)
 
 Each peer is a process of its own that takes `--steps` steps on Dolly and then as many on MTNT, through
-its real trainer: `ft` keeps its activations, as recipes/mtnt_lora.py does, `ft-checkpointing` does not, as
-recipes/dolly_qlora.py; TRL's `SFTTrainer` has its defaults (checkpointing among them), the same LoRA and
-4 bits, once as it is and once with what is not in 4 bits in bf16; Unsloth. All start from the same adapter and see the same rows; a loss or a
+its real trainer: `ft` keeps its activations, as recipes do where the memory allows it, `ft-checkpointing`
+does not; TRL's `SFTTrainer` has its defaults (checkpointing among them), the same LoRA and 4 bits, once as it is and once with what is not in 4 bits in bf16; Unsloth. All start from the same adapter and see the same rows; a loss or a
 gradient norm of the first step that is not ft's makes the exit status 1, and so does a peer that fails.
 FLOPs of a step are 4 N a token and 4 V H a supervised token (N weights in the layers, a head of V times H),
 recomputation and padding not credited; their share is of the best bf16 product of this device, measured

@@ -216,7 +216,7 @@ def _largest(
     order = batches.Order(
         lengths, settings["seed"], shuffle=settings.get("shuffle", True), multiple=step
     )
-    return batches.largest(order, size, max(1, math.ceil(epochs)))
+    return [lengths[i] for i in batches.largest(order, size, max(1, math.ceil(epochs)))]
 
 
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:

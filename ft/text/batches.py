@@ -62,14 +62,15 @@ class Order:
 
 
 def largest(order: Order, size: int, epochs: int) -> list[int]:
-    """Lengths of the examples in the batch of most tokens, of those of ``size`` that so many epochs have."""
+    """The examples of the batch of most tokens, among those of ``size`` that so many epochs have."""
     found: list[int] = []
-    for epoch in range(epochs):
-        order.epoch = epoch
-        lengths = [order.lengths[i] for i in order if i < len(order.lengths)]
-        batches = (lengths[at : at + size] for at in range(0, len(lengths), size))
-        found = max(found, *batches, key=sum)
-    order.epoch = 0
+    tokens = lambda batch: sum(order.lengths[i] for i in batch)  # noqa: E731
+    now = order.epoch
+    for order.epoch in range(epochs):
+        chosen = [i for i in order if i < len(order.lengths)]
+        batches = (chosen[at : at + size] for at in range(0, len(chosen), size))
+        found = max(found, *batches, key=tokens)
+    order.epoch = now
     return found
 
 

@@ -145,8 +145,8 @@ class Graphs:
     ``body`` makes hidden states [1, T, D] of a row's inputs but ``HEAD``; ``head`` takes them as a leaf
     and all of the inputs, goes backward from the loss, and adds to tensors of its own. Gradients of
     ``parameters`` stay in the same tensors from step to step, as a graph knows them by their place;
-    ``together``: they are added all at once. A row larger than all before it runs without a graph, which
-    shows what it takes and compiles what it needs; so does the first one of a size where that did not do.
+    ``together``: they are added all at once. A row larger than all before it, rehearsed or run, runs without a
+    graph, which shows what it takes and compiles what it needs; so does the first one of a size where that did not do.
     The first graphs are compared with the same row launched, but where it draws (``drops``). Where they
     differ, or a size's capture fails twice, all rows run as without graphs.
     """
@@ -188,6 +188,13 @@ class Graphs:
         row.forward.replay()
         row.slope.copy_(self._slope(row.hidden, inputs))
         return row.backward.replay()
+
+    def rehearse(self, inputs: Mapping[str, Any]) -> None:
+        """Run a row of which nothing stays but what it took and compiled: none that is as large need run so again."""
+        given = {name: x for name, x in inputs.items() if name not in HEAD}
+        self._eagerly(given, inputs)
+        self._clear()
+        self.largest = max(self.largest, given["input_ids"].numel())
 
     def release(self) -> None:
         """Give back the memory of all graphs; rows that come again get new ones."""
@@ -247,13 +254,16 @@ class Graphs:
 
     def _place_gradients(self) -> None:
         """Begin a step, whose gradients were thrown away, with zeros in the same tensors."""
-        import torch
-
         if any(p.grad is None for p in self.gradients):
-            clear: Any = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
-            clear(list(self.gradients.values()))
+            self._clear()
             for parameter, gradient in self.gradients.items():
                 parameter.grad = gradient
+
+    def _clear(self) -> None:
+        import torch
+
+        clear: Any = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
+        clear(list(self.gradients.values()))
 
     def _first(self, key: tuple[int, ...], tokens: int) -> bool:
         """Whether a row is to run without a graph before its size is captured."""

@@ -50,7 +50,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         make_graph: Any = None,
     ) -> None:
         self.batch = batch
-        self.graphs = None
+        self.graphs, self.rehearsed = None, False
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
@@ -151,6 +151,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             return
         model.train()
         with contextlib.nullcontext() if self.is_fsdp_enabled else parameters.listed(model):
+            self._rehearse()
             super()._run_epoch(model, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:

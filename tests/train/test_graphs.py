@@ -26,6 +26,7 @@ from ft.kernels import cross_entropy as loss
 from ft.models import lora
 from ft.runs import folder as run
 from ft.text import batches
+from ft.text.examples import lengths_of
 from ft.train import graphed, graphs, optim, row_inputs
 
 
@@ -173,6 +174,74 @@ def test_only_rows_larger_than_all_before_run_without_a_graph_first():
     for examples in (long, short, short, long, long):
         side.run(inputs(examples))
     assert replays() == [2, 2, 2, 2]  # long had been launched once, short never
+
+
+def test_of_a_row_that_is_rehearsed_nothing_stays_and_none_as_large_runs_without_a_graph():
+    plain, side = Side("gemma"), Side("gemma", Replayed)
+    side.run.rehearse(inputs(toy.examples(8, seed=4)))
+    side.loss.zero_()
+    assert not any(gradient.any() for gradient in side.gradients().values())
+    sizes = [toy.examples(n, seed=n) for n in (1, 8, 3)]
+    for examples in sizes * 2:
+        plain.run(inputs(examples, False))
+        side.run(inputs(examples))
+    assert sum(replays()[::2]) == 6
+    assert torch.isclose(plain.loss, side.loss)
+    for name, gradient in plain.gradients().items():
+        torch.testing.assert_close(side.gradients()[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_training_rehearses_its_largest_row_once_and_draws_nothing_for_it(tmp_path, monkeypatch):
+    seen: dict[str, list] = {"rehearse": [], "__call__": [], "state": []}
+
+    def watched(name: str):
+        plain = getattr(graphs.Graphs, name)
+
+        def call(self, given):
+            seen[name].append(given["input_ids"].numel())
+            if name == "__call__":
+                seen["state"].append(torch.get_rng_state())
+            plain(self, given)
+
+        monkeypatch.setattr(graphs.Graphs, name, call)
+
+    watched("rehearse")
+    watched("__call__")
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
+    options = {"make_graph": Replayed, "dropout": 0.1, "row_length": 512}
+    toy.go(tmp_path / "run", **options)
+    assert len(seen["__call__"]) == 12
+    assert seen["rehearse"] == [max(seen["__call__"])]
+    monkeypatch.setattr(graphed.Graphed, "_rehearse", lambda _: None)
+    toy.go(tmp_path / "without", **options)
+    with_it, without = seen["state"][:12], seen["state"][12:]
+    assert all(torch.equal(a, b) for a, b in zip(with_it, without, strict=True))
+    assert not torch.equal(*with_it[:2])  # dropout draws in each step
+
+
+def test_a_run_whose_largest_row_does_not_fit_ends_before_its_first_step(tmp_path, monkeypatch):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
+    halves = graphs.halves
+    order = batches.Order(lengths_of(toy.examples(24)), seed=42)
+    most = sum(order.lengths[i] for i in batches.largest(order, 4, epochs=2))
+
+    def small(*args):
+        body, head = halves(*args)
+
+        def full(given):
+            if given["input_ids"].numel() >= row_inputs.bucket(most):
+                raise OutOfMemoryError("CUDA out of memory")
+            return body(given)
+
+        return full, head
+
+    monkeypatch.setattr(graphed, "halves", small)
+    with pytest.raises(OutOfMemoryError):
+        toy.go(tmp_path / "run", make_graph=Replayed, row_length=512)
+    assert lines(tmp_path / "run", "loss") == []
 
 
 def test_the_number_of_supervised_tokens_makes_no_other_size():
