@@ -193,7 +193,13 @@ def hardware() -> dict[str, Any]:
         names = [li for li in info.splitlines() if li.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     memory = psutil.virtual_memory().total
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
+    found = {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        number, own = launched()["processes"], torch.cuda.get_device_properties()
+        name = f"{own.name}, {own.total_memory / 2**30:.1f} GiB"
+        found["gpu"] = f"{number} × {name}" if number > 1 else name
+    return found
 
 
 @contextlib.contextmanager

@@ -99,6 +99,16 @@ def test_windows_tells_its_peak_by_psutil(monkeypatch):
     assert machine.peak_ram() == 123
 
 
+def test_a_gpu_is_described_too_and_how_many(monkeypatch):
+    card = SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=int(23.6 * 2**30))
+    assert "gpu" not in machine.hardware()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: card, raising=False)
+    assert machine.hardware()["gpu"] == "NVIDIA GeForce RTX 4090, 23.6 GiB"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert machine.hardware()["gpu"] == "4 × NVIDIA GeForce RTX 4090, 23.6 GiB"
+
+
 def test_the_machine_is_described_without_sysconf(monkeypatch):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.delattr(os, "sysconf")

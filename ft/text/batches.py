@@ -61,10 +61,14 @@ class Order:
         return [i for part in parts for i in sorted(part, key=lambda j: -self.lengths[j])]
 
 
-def largest(order: Order, size: int, epochs: int) -> list[int]:
+def largest(order: Order, size: int, epochs: int, *, padded: bool = False) -> list[int]:
     """The examples of the batch of most tokens, among those of ``size`` that so many epochs have."""
+
+    def tokens(batch: Sequence[int]) -> int:
+        lengths = [order.lengths[i] for i in batch]
+        return max(lengths, default=0) * len(batch) if padded else sum(lengths)
+
     found: list[int] = []
-    tokens = lambda batch: sum(order.lengths[i] for i in batch)  # noqa: E731
     now = order.epoch
     for order.epoch in range(epochs):
         chosen = [i for i in order if i < len(order.lengths)]

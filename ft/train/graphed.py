@@ -1,10 +1,8 @@
 """What of the trainer has to do with rows that are CUDA graphs, and with an adapter that is one tensor to the optimizer."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ft.machine import say
-from ft.text.batches import Order, largest
 from ft.train.graphs import Graphs, drops, halves, refusal
 
 if TYPE_CHECKING:
@@ -18,12 +16,6 @@ class Graphed:
     """
 
     graphs: Graphs | None
-    rehearsed: bool
-    order: Order
-    train_dataset: Any
-    state: Any
-    collate: Callable[..., dict[str, Any]]
-    _prepare_inputs: Callable[..., Any]
     model: Any
     args: Any
     accelerator: Any
@@ -69,26 +61,6 @@ class Graphed:
             drops=drops(model),
             make=make,
         )
-
-    def _rehearse(self) -> None:
-        """Run the largest row before the first step. Nothing of it stays.
-
-        What the memory does not hold ends the run here, and not after an hour.
-        """
-        import torch
-
-        if not self.graphs or self.rehearsed:
-            return
-        self.rehearsed, size = True, self.args.per_device_train_batch_size
-        chosen = largest(self.order, size, int(self.state.num_train_epochs))
-        rows = self.collate([self.train_dataset[i] for i in chosen])["rows"]
-        row = self._prepare_inputs(max(rows, key=lambda row: row["tokens"])["inputs"])
-        gpu = self.args.device.type == "cuda"
-        with torch.random.fork_rng([self.args.device] if gpu else []):  # dropout draws
-            self.graphs.rehearse(row | {"share": torch.ones((), device=self.args.device)})
-        if gpu:
-            tokens, taken = row["input_ids"].numel(), torch.cuda.max_memory_allocated() / 2**30
-            say(f"the largest row, {tokens:,} tokens, was tried: {taken:.1f} GiB at the peak")
 
     def _back(self, part: "Tensor") -> None:
         """Go backward from a row's part of the loss, and count it."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -16,9 +16,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
-from ft.machine import launched
+from ft.machine import launched, say
 from ft.models import parameters
-from ft.text.batches import Order, WithBlank, blank, is_blank, layout
+from ft.text.batches import Order, WithBlank, blank, is_blank, largest, layout
 from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import optim, row_inputs
 from ft.train.graphed import Graphed
@@ -50,7 +50,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         make_graph: Any = None,
     ) -> None:
         self.batch = batch
-        self.graphs, self.rehearsed = None, False
+        self.graphs, self.tried = None, False
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
         self.optimizer_name: optim.Name = optimizer_name
@@ -151,7 +151,7 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             return
         model.train()
         with contextlib.nullcontext() if self.is_fsdp_enabled else parameters.listed(model):
-            self._rehearse()
+            self._try_largest()
             super()._run_epoch(model, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
@@ -203,6 +203,37 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             model: Any = self.model_wrapped
             part = model(**given)["loss"] * inputs["share"]
         self._back(part)
+
+    @property
+    def _tries(self) -> bool:
+        """Whether the largest row is run before the first step: on a GPU, which ends a run that it does not hold."""
+        return bool(self.graphs) or self.args.device.type == "cuda"
+
+    def _try_largest(self) -> None:
+        """Run the largest row of the training, once. Nothing of it stays but what it took.
+
+        What the memory does not hold ends the run here, and not after an hour.
+        """
+        if self.tried or not self._tries:
+            return
+        self.tried, padded = True, self.batch is not None or not self.packing
+        size, epochs = self.args.per_device_train_batch_size, int(self.state.num_train_epochs)
+        chosen = largest(self.order, size, epochs, padded=padded)
+        found: Any = self._prepare_inputs(self.collate([self.train_dataset[i] for i in chosen]))
+        row = max(found["rows"], key=lambda row: row["tokens"])
+        inputs = row["inputs"] | {"share": torch.ones((), device=self.args.device)}
+        gpu: Any = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(gpu):  # dropout draws
+            if self.graphs:
+                self.graphs.rehearse(inputs)
+            else:
+                self._run(inputs)
+                cast(Any, self.model).zero_grad()
+        if gpu:
+            taken = torch.cuda.max_memory_allocated() / 2**30
+            say(
+                f"the largest row, {row['tokens']:,} tokens, was tried: {taken:.1f} GiB at the peak"
+            )
 
     def floating_point_ops(self, inputs: Any) -> int:
         return (

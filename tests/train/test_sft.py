@@ -20,6 +20,7 @@ from ft import train
 from ft.errors import UserError
 from ft.runs import checkpoints, lock
 from ft.runs import folder as run
+from ft.train import trainer
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -152,6 +153,31 @@ def test_a_disk_without_links_has_the_tokenizer_in_each_checkpoint_too(tmp_path,
     for place in checkpoints.complete(tmp_path / "run"):
         assert {p.name for p in place.iterdir()} == names
         assert all(p.stat().st_nlink == 1 for p in place.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"padded": True}, {"full": True}, {"accumulate": 2, "checkpointing": True}],
+    ids=["packed", "padded", "full", "accumulated"],
+)
+def test_to_try_the_largest_row_first_changes_no_byte(options, tmp_path, monkeypatch):
+    tried: list[int] = []
+    run_row = trainer.Trainer._run
+
+    def watched(self, inputs):
+        tried.append(inputs["input_ids"].numel())
+        run_row(self, inputs)
+
+    monkeypatch.setattr(trainer.Trainer, "_run", watched)
+    files = []
+    for tries in (False, True):
+        tried.clear()
+        monkeypatch.setattr(trainer.Trainer, "_tries", tries)
+        toy.go(tmp_path / str(tries), dropout=0.1, row_length=512, **options)
+        (file,) = (tmp_path / str(tries)).glob("*model.safetensors")
+        files.append(file.read_bytes())
+    assert tried[0] == max(tried)
+    assert files[0] == files[1]
 
 
 def test_trackers_get_the_validations_too(tmp_path):
