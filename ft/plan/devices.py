@@ -100,7 +100,8 @@ def here() -> Device:
 
     on = machine.here()
     if not on.device.startswith("cuda"):
-        return cpu()
+        why = f"CPU, as PyTorch {torch.__version__} finds no GPU, though the driver of one is here"
+        return dataclasses.replace(cpu(), here=why)
     free, total = torch.cuda.mem_get_info()
     # a plan counts what this process has by now, the context too
     room = free + torch.cuda.memory_reserved() + CONTEXT

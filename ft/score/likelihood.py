@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-ROW = 1024  # tokens of a packed row that is judged: its block mask costs the square of it
+ROW, LAUNCHED = 1024, 2048  # tokens of a packed row that is judged
 PADDED = 8192  # tokens of a padded batch at most, unless one example has more
 
 
@@ -73,9 +73,9 @@ def of_examples(
     state = PartialState()
     quiet = not (progress and state.is_main_process)
     lengths = lengths_of(examples)
-    packing = batch is None and packs_exactly(model)
+    packing, capacity = batch is None and packs_exactly(model), _row(model)
     if packing:
-        batches = pack(lengths, ROW)
+        batches = pack(lengths, capacity)
     else:
         order = sorted(range(len(examples)), key=lambda i: lengths[i])
         size = max(1, min(batch_size, PADDED // max(lengths, default=1)))
@@ -90,7 +90,7 @@ def of_examples(
             chosen = [examples[i] for i in batches[turn if counted else 0]]
             pieces = [batch(chosen)] if batch else []
             # what pads a row on its right no position sees
-            for piece in pieces or layout(chosen, packing=packing, capacity=ROW, pad=0):
+            for piece in pieces or layout(chosen, packing=packing, capacity=capacity, pad=0):
                 piece = {key: value.to(state.device) for key, value in piece.items()}
                 answer = model(**piece)
                 if counted:
@@ -103,6 +103,14 @@ def of_examples(
     if not count:
         raise UserError("no position is supervised: every label is masked")
     return Likelihood(summed / count, correct / count, int(count))
+
+
+def _row(model: "nn.Module") -> int:
+    """Tokens of a packed row: a mask of examples costs the square of them, and where there is none, launches a GPU's time."""
+    from ft.kernels import attention
+
+    gpu = next(model.parameters()).device.type == "cuda"
+    return LAUNCHED if gpu and attention.installed(model) else ROW
 
 
 @dataclass(frozen=True)

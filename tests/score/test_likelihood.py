@@ -1,5 +1,7 @@
 """Losses are weighted by token however examples lie, and log-probabilities are those of the model's own logits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support import tiny, toy
@@ -7,7 +9,7 @@ from support.toy import examples
 
 from ft import models
 from ft.errors import UserError
-from ft.kernels import cross_entropy
+from ft.kernels import attention, cross_entropy
 from ft.models import lora
 from ft.score import likelihood
 from ft.text.batches import padded_batch
@@ -74,6 +76,27 @@ def test_batches_of_long_examples_have_fewer(model, monkeypatch):
     assert likelihood.loss(model, examples, batch=batch) == pytest.approx(expected, rel=1e-6)
     assert len(sizes) > 1
     assert max(sizes) <= 80
+
+
+@pytest.mark.parametrize(
+    ("device", "masked", "tokens"),
+    [("cuda", False, 2048), ("cuda", True, 1024), ("cpu", False, 1024)],
+)
+def test_rows_are_longer_where_launches_take_the_time_and_no_mask_grows(
+    device, masked, tokens, model, monkeypatch
+):
+    on = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device(device))]))
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "installed", lambda _: not masked)
+        assert likelihood._row(on) == tokens
+    example = {"input_ids": [2] * 100, "labels": [5] * 100}
+    rows: list[int] = []
+    monkeypatch.setattr(likelihood, "_row", lambda _: tokens)
+    model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    likelihood.loss(model, [example] * 40)
+    assert rows == {1024: [1000] * 4, 2048: [2000] * 2}[tokens]
 
 
 def test_likelihood_is_the_same_packed_and_padded():
