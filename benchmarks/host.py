@@ -42,7 +42,7 @@ class Nothing:
         run()
 
     @staticmethod
-    def lack() -> str:
+    def lack(share: float) -> str:
         """There is room."""
         return ""
 

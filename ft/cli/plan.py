@@ -10,7 +10,7 @@ from ft import files
 from ft.errors import UserError, nearest
 from ft.plan import devices, fitting, time
 from ft.plan import settings as fit
-from ft.plan.peak import GIB, Plan
+from ft.plan.peak import Plan
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,14 +87,10 @@ def command(
         raise SystemExit(1)
     print(f"fits into {on}; {fitting.largest(settings, room, options)}")
     if plan.passing:
-        twice = f"{plan.passing / GIB:.1f} GiB of a row a second time"
+        most = plan.graphed(room)
+        larger = ", larger ones run without, slower" if most < plan.tokens else ""
         print(
-            f"CUDA graphs hold {twice}: "
-            + (
-                "there is room"
-                if plan.graphs_fit(room)
-                else "no room, so rows run without them, slower"
-            )
+            f"CUDA graphs: there is room for rows of up to {most:,} of {plan.tokens:,} tokens{larger}"
         )
 
 

@@ -48,10 +48,10 @@ class Plan:
     passing: int = 0  # bytes that a row's CUDA graph holds once more; none where rows are no graphs
     staying: int = 0  # the others of a step
 
-    def graphs_fit(self, room: int, share: float = 1.0) -> bool:
-        """Whether rows, a ``share`` of the longest, become CUDA graphs on a GPU of ``room`` bytes, by training's own rule."""
-        most = math.ceil(share * self.passing)
-        return bool(most) and graphs.fits(room - CONTEXT - self.staying, most)
+    def graphed(self, room: int) -> int:
+        """Tokens of the largest row that is a CUDA graph on a GPU of ``room`` bytes, by training's own rule."""
+        share = graphs.largest_share(room - CONTEXT - self.staying, self.passing)
+        return int(max(0, share) * self.tokens) if self.passing else 0
 
     @property
     def peak(self) -> int:

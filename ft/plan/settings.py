@@ -122,7 +122,7 @@ def of(
     if largest and lengths:
         usual = statistics.fmean(lengths) / statistics.fmean(largest)
     less = planned(True)
-    slow = less.graphs_fit(room) and not plan.graphs_fit(room, usual)
+    slow = less.graphed(room) >= usual * plan.tokens > plan.graphed(room)
     return less if plan.peak > room or slow else plan
 
 

@@ -85,8 +85,9 @@ def on_card(
     trunk, head = (rate * UTILISATION for rate in rates(plan, device))
     again = 1.5 if checkpointing else 1
     work = tokens * (token * again / trunk + labelled * supervised / head)
-    kernels = math.ceil(tokens / row_length("cuda")) * plan.layers * again
-    if plan.graphs_fit(int(CARDS[device][0] * GIB)):
+    rows = math.ceil(tokens / row_length("cuda"))
+    kernels = rows * plan.layers * again
+    if tokens / rows <= plan.graphed(int(CARDS[device][0] * GIB)):
         return work + kernels * GRAPHED
     return max(work, kernels * LAUNCHED)
 

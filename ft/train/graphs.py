@@ -4,6 +4,7 @@ The head with its loss runs between the two as it is: it is few kernels, and the
 positions would make each size of rows many.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,12 @@ def accumulate(out: "Tensor", slope: "Tensor", parameters: "Sequence[Parameter]"
     add([p.grad for p, _ in reached], [g for _, g in reached])
 
 
-def fits(free: int, most: int) -> bool:
-    """Whether activations of ``most`` bytes fit twice into ``free``: a graph's beside those of rows without one."""
-    return free > 2 * most
+def largest_share(free: int, most: int) -> float:
+    """Up to which share of the largest row a row becomes a graph on a GPU of ``free`` bytes.
+
+    All graphs lie in the same memory, beside that of rows without one, whose largest takes ``most`` bytes.
+    """
+    return min(1.0, free / max(most, 1) - 1)
 
 
 class CudaGraph:
@@ -113,19 +117,17 @@ class CudaGraph:
         self.graph.replay()
 
     @staticmethod
-    def lack() -> str:
-        """Why another graph would not fit into the GPU's memory; nothing where it does.
-
-        A graph's activations lie beside those that rows without a graph leave to the allocator.
-        """
+    def lack(share: float) -> str:
+        """Why graphs of this ``share`` of the largest row would not fit into the GPU's memory; nothing where they do."""
         import torch
 
         held = torch.cuda.memory_allocated()
         most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-        if fits(free, most):
+        if share <= largest_share(free, most):
             return ""
-        return f"{free / 2**30:.1f} GiB are free, and rows take {most / 2**30:.1f} with and without"
+        taken = f"the largest row takes {most / 2**30:.1f}, and these {share * most / 2**30:.1f} as graphs"
+        return f"{free / 2**30:.1f} GiB are free, {taken}"
 
 
 class Row:
@@ -169,7 +171,8 @@ class Graphs:
         self.gradients: dict[Parameter, Tensor] = {}
         self.rows: dict[tuple[int, ...], Row] = {}
         self.seen: set[tuple[int, ...]] = set()
-        self.largest = 0  # tokens of a row that ran
+        self.largest = self.captured = 0  # tokens of a row that ran, and of one that is a graph
+        self.limit = math.inf  # tokens of rows that have no room as graphs
         self.off = self.full = self.wary = self.proven = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
@@ -200,7 +203,8 @@ class Graphs:
         """Give back the memory of all graphs; rows that come again get new ones."""
         self.rows.clear()
         self.seen.clear()
-        self.largest = 0
+        self.largest = self.captured = 0
+        self.limit = math.inf
 
     def _slope(self, hidden: "Tensor", inputs: Mapping[str, Any]) -> "Tensor":
         """The gradient of hidden states, of the loss that the head makes of them."""
@@ -273,16 +277,16 @@ class Graphs:
         return not known or not self.gradients
 
     def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        again = key in self.seen
-        if self.off or self.full or self._first(key, tensors["input_ids"].numel()):
+        again, tokens = key in self.seen, tensors["input_ids"].numel()
+        if self.off or self._first(key, tokens) or self.full or tokens >= self.limit:
             return False
         if len(self.rows) == self.most:
             self.full = True
             self.say(f"CUDA graphs: {self.most} sizes of rows have one, others run without")
             return False
-        if why := self.make.lack():
-            self.full = True
-            self.say(f"CUDA graphs: {len(self.rows)} sizes have one, others run without: {why}")
+        if why := self.make.lack(max(tokens, self.captured) / self.largest):
+            self.limit = tokens
+            self.say(f"CUDA graphs: rows of {tokens:,} tokens and more run without, as {why}")
             return False
         row = Row(tensors, self.make)
         beside = next((other.forward for other in self.rows.values()), None)
@@ -296,6 +300,7 @@ class Graphs:
                 self._leave(f"a row could not be captured ({why})")
             return False
         self.rows[key] = row
+        self.captured = max(self.captured, tokens)
         return True
 
     def _forward(self, row: Row) -> None:

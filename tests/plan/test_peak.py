@@ -127,9 +127,15 @@ def test_processes_share_out_4_bit_weights_but_for_their_scales():
 def test_a_graph_takes_the_activations_again_by_the_rule_of_the_training():
     plan = planned()
     held = plan.allocated - plan.passing
-    least = peak.CONTEXT + held + 2 * plan.passing
+    room = peak.CONTEXT + held
     assert part(plan, "activations") < plan.passing < plan.allocated
-    assert (plan.graphs_fit(least), plan.graphs_fit(least + 1)) == (False, True)
+    assert (
+        plan.graphed(room + 2 * plan.passing)
+        == plan.graphed(room + 9 * plan.passing)
+        == plan.tokens
+    )
+    assert plan.graphed(room + plan.passing * 5 // 4) == pytest.approx(plan.tokens / 4, abs=1)
+    assert plan.graphed(room + plan.passing) == plan.graphed(room) == 0
     for without in ({"processes": 2}, {"packing": False}, {"device": "cpu", "optim": "adamw"}):
         assert planned(**without).passing == 0
     assert planned(checkpointing=True, lora_dropout=0.1).passing == 0

@@ -43,8 +43,8 @@ def test_what_an_h100_took_is_what_is_told(tokens, share, precision, millisecond
 
 def test_without_room_for_a_graph_kernels_are_what_takes_time():
     wide = plan(packing=False)
-    assert plan().graphs_fit(80 * GIB)
-    assert not wide.graphs_fit(80 * GIB)
+    assert plan().graphed(80 * GIB) == plan().tokens
+    assert not wide.graphed(80 * GIB)
     told = time.on_card(wide, "h100", 571, checkpointing=False)
     assert 0.273 < told < 0.410  # of the two that were measured, launched one by one
 

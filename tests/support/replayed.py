@@ -15,5 +15,5 @@ class Replayed:
         self.replays += 1
 
     @staticmethod
-    def lack() -> str:
+    def lack(share: float) -> str:
         return ""

@@ -276,11 +276,37 @@ class Faulty(Replayed):
         super().capture(work, beside)
 
 
+def test_rows_that_have_no_room_as_graphs_run_without_and_smaller_ones_do_not():
+    class Small(Replayed):
+        @staticmethod
+        def lack(share: float) -> str:
+            return "" if share <= 0.5 else f"{share:.2f} of the largest"
+
+    plain, side = Side("gemma"), Side("gemma", Small)
+    side.run.rehearse(inputs(toy.examples(12, seed=4)))
+    side.loss.zero_()
+    sizes = [toy.examples(n, seed=n) for n in (8, 1, 12, 4)]
+    for examples in sizes * 3:
+        plain.run(inputs(examples, False))
+        side.run(inputs(examples))
+    assert torch.isclose(plain.loss, side.loss)
+    assert sum(replays()[::2]) == 6  # those of 1 and of 4 examples, each time
+    assert len(side.lines) == 1
+    assert "tokens and more run without, as 0." in side.lines[0]
+
+
+def test_a_share_of_the_largest_row_fits_beside_it():
+    assert graphs.largest_share(free=15, most=10) == 0.5
+    assert graphs.largest_share(free=30, most=10) == 1
+    assert graphs.largest_share(free=10, most=10) == 0
+    assert graphs.largest_share(free=5, most=10) < 0
+
+
 @pytest.mark.parametrize("fault", ["capture", "lack"])
 def test_without_a_graph_the_run_goes_on_and_says_why(fault, monkeypatch):
     class Full(Replayed):
         @staticmethod
-        def lack() -> str:
+        def lack(share: float) -> str:
             return "0.1 GiB are free"
 
     monkeypatch.setattr(Faulty, "times", 99)
