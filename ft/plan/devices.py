@@ -36,15 +36,8 @@ CARDS = {
 }
 # 4-bit weights multiply in float16, all else is float32
 NO_BF16 = ("p100", "v100", "v100-32gb", "t4")
-OTHERS = {
-    "laptop",
-    "max",
-    "mobile",
-    "super",
-    "ti",
-    "d",
-    "nvl",
-}  # words of names that are not the table's card
+# words of names that are not the table's card
+OTHERS = {"laptop", "max", "mobile", "super", "ti", "d", "nvl"}
 SLOWER_BY_PCIE = {"h100", "h200"}
 
 
@@ -85,9 +78,8 @@ def cpu() -> Device:
     """This machine's processor."""
     import psutil
 
-    mine = (
-        psutil.Process().memory_info()
-    )  # a plan counts this process, but not the files that it reads
+    # a plan counts this process, but not the files that it reads
+    mine = psutil.Process().memory_info()
     room = machine.free_ram() + mine.rss - getattr(mine, "shared", 0)
     return Device("cpu", room, machine.fast_bf16(), None, "CPU")
 
@@ -114,10 +106,8 @@ def _has_driver() -> bool:
         return False
     if os.name == "nt":
         return Path(os.environ.get("SYSTEMROOT", "C:/Windows"), "System32/nvcuda.dll").exists()
-    # of NVIDIA's, of any in Windows' Linux, of AMD's
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
-        map(os.path.exists, ("/dev/dxg", "/dev/kfd"))
-    )
+    nvidia = any(Path("/dev").glob("nvidia[0-9]*"))
+    return nvidia or os.path.exists("/dev/dxg") or os.path.exists("/dev/kfd")  # WSL, AMD
 
 
 def card_of(name: str, total: int) -> str | None:
