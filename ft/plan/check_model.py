@@ -3,6 +3,7 @@
 import contextlib
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +204,20 @@ def memory(case: Case) -> Seen:
         return Seen("--", "memory", "not looked at: such a run is refused")
     folder = case.folder if case.on_hub else None
     seen = dict(given) | ({"model_name_or_path": str(folder)} if folder else {})
-    known = case.encoded["train"] if case.encoded else None
-    limit = case.length or 0
-    longest = [min(n, limit) for n in known.lengths] if known else None
     place = case.place
-    options: dict[str, Any] = place.options | {"lengths": longest if case.everything else None}
-    if longest and limit:
-        options["usual"] = statistics.fmean(longest) / limit
+    options: dict[str, Any] = dict(place.options)
+    if case.encoded and case.splits and (lengths := _kept(case, "train")):
+        options["lengths"] = lengths if case.everything else None
+        largest = settings.likely_largest(seen, lengths, len(case.splits["train"]))
+        options["largest"] = largest
+        options["usual"] = statistics.fmean(lengths) / statistics.fmean(largest or [max(lengths)])
     case.plan = settings.of(seen, **options)
     text = f"peak {case.plan.peak / GIB:.1f} of {place}, {case.plan.moment}"
     if case.plan.peak > place.room:
         if place.here and place.kind == "cpu":
             other = "; will not fit here (--gpu SIZE for another machine)"
             return Seen("WARN", "memory", text + other)
-        text += f"; will not fit. What would: {fitting.ways(seen, place.room, place.options)}"
+        text += f"; will not fit. What would: {fitting.ways(seen, place.room, options)}"
         if place.here:  # a plan is no measurement, and what is free changes
             return Seen("WARN", "memory", text)
         raise UserError(text)
@@ -241,14 +242,20 @@ def _time(case: Case, plan: Plan, device: str) -> str:
     return f"{steps:,} step{'s' * (steps > 1)} in {took} on {article} {device}"
 
 
+def _kept(case: Case, split: str) -> list[int]:
+    """Lengths of the examples of a split's sample that are learnt from."""
+    assert case.encoded
+    most, drops = case.length or sys.maxsize, case.settings.get("length_policy", "drop") == "drop"
+    lengths = lengths_of(case.encoded[split].examples)
+    return [min(n, most) for n in lengths if n <= most or not drops]
+
+
 def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]:
     """Batches of a split, and the seconds that learning from each of them once takes."""
     assert case.encoded
     assert case.sample
     assert case.splits
-    given, examples = case.settings, case.encoded[split].examples
-    most, drops = case.length or math.inf, given.get("length_policy", "drop") == "drop"
-    found = [min(n, most) for n in lengths_of(examples) if n <= most or not drops]
+    given, examples, found = case.settings, case.encoded[split].examples, _kept(case, split)
     rows = len(case.splits[split]) / len(case.sample[split])  # of the split for one of the sample
     batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
     labels = [label for example in examples for label in example["labels"]]

@@ -10,6 +10,7 @@ from ft.plan.peak import GIB
 from ft.plan.settings import of
 
 SHORTEST = 64  # tokens; shorter examples are not suggested
+SIZES = ("per_device_train_batch_size", "max_length")
 
 
 def fitting(
@@ -74,10 +75,14 @@ def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> 
         small | {"model_name_or_path": f"google/{name}", "lora_r": settings["lora_r"] or 16}
         for name in models
     ]
+    known = ("lengths", "largest", "usual")  # of the batches as they are
+    others = {name: value for name, value in options.items() if name not in known}
     found = []
     for change in changes:
         tried = {**settings, **change}
-        if tried == settings or (peak := of(tried, **options).peak) > room:
+        smaller = any(tried[name] != settings[name] for name in SIZES)
+        peak = of(tried, **(others if smaller else options)).peak
+        if tried == settings or peak > room:
             continue
         found.append(f"{_flags(settings, tried)} ({peak / GIB:.1f} GiB)")
         if len(found) == 2 or "model_name_or_path" in change:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -200,13 +201,28 @@ def check_memory(settings: Mapping[str, Any]) -> str:
     return f"memory: {need}; {room / GIB:.1f} GiB are free"
 
 
+def _packs(settings: Mapping[str, Any]) -> bool:
+    """Whether batches are packed, and so drawn whatever their lengths; padded ones are grouped by length."""
+    padded = "train_vision" in settings or settings.get("backend") == "unsloth"
+    return not padded and shapes.of(settings["model_name_or_path"]).family != "recurrent_gemma"
+
+
+def likely_largest(
+    settings: Mapping[str, Any], lengths: Sequence[int], rows: int
+) -> list[int] | None:
+    """Lengths of the batch of most tokens if so many rows are like those of a sample; none where batches are padded."""
+    if not _packs(settings):
+        return None
+    size = settings["per_device_train_batch_size"]
+    drawn = random.Random(0).choices(lengths, k=max(rows, size))
+    return max((drawn[at : at + size] for at in range(0, len(drawn), size)), key=sum)
+
+
 def _largest(
     settings: Mapping[str, Any], lengths: Sequence[int], processes: int
 ) -> list[int] | None:
-    """Lengths of the batch of most tokens that the run's seed leads to; none where they are padded, and so grouped by length."""
-    family = shapes.of(settings["model_name_or_path"]).family
-    padded = "train_vision" in settings or settings.get("backend") == "unsloth"
-    if padded or family == "recurrent_gemma":
+    """Lengths of the batch of most tokens that the run's seed leads to; none where batches are padded."""
+    if not _packs(settings):
         return None
     size = settings["per_device_train_batch_size"]
     step = size * processes

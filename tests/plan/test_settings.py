@@ -1,12 +1,14 @@
 """A recipe's settings as a plan, and the training of all parameters that is refused before weights are read."""
 
+import math
+
 import pytest
 from support import tiny
 
 from ft import machine
 from ft.errors import UserError
 from ft.models import parameters, precision
-from ft.plan import settings
+from ft.plan import fitting, settings
 from ft.plan.peak import CONTEXT, GIB
 from ft.text import batches
 from ft.train import optim
@@ -159,3 +161,24 @@ def test_what_fills_up_a_last_batch_is_in_none():
     assert order.epoch == 3
     order.epoch = 0
     assert found == [*order][:4]
+
+
+def test_a_sample_tells_the_largest_batch_that_is_likely():
+    lengths = [1024] * 5 + [100] * 95
+    few, many = (settings.likely_largest(GEMMA, lengths, rows) for rows in (8, 10_000))
+    assert len(few) == len(many) == 8
+    assert 8 * 100 <= sum(few) <= sum(many) < 8 * 1024
+    assert settings.likely_largest(GEMMA, lengths, 10_000) == many
+    for padded in ({"backend": "unsloth"}, {"train_vision": False}):
+        assert settings.likely_largest(GEMMA | padded, lengths, 100) is None
+
+
+def test_what_would_fit_is_told_of_the_same_batches():
+    largest = [1024] * 2 + [100] * 6
+    plain = GEMMA | {"gradient_checkpointing": False}
+    options = {"device": "cuda", "largest": largest}
+    peak, room = settings.of(plain, **options).peak, 8 * GIB
+    assert room < peak < settings.of(plain, device="cuda").peak
+    said = fitting.ways(plain, room, options | {"room": room})
+    assert said.startswith("--gradient-checkpointing (")
+    assert said.endswith(f"{math.ceil(peak / GIB)} GiB of memory for the settings as they are")
