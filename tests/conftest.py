@@ -11,6 +11,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# the suite is a processor's, wherever it runs; benchmarks/gpu/check.sh is a GPU's
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # threads of two workers on one core would wait for each other
