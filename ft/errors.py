@@ -94,9 +94,7 @@ def _lack_of_memory(error: Exception) -> str:
     """What an allocator says, of a GPU or of this machine; nothing for another error."""
     if isinstance(error, MemoryError):
         return str(error) or "Python could allocate no more"
-    if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, RuntimeError):
-        return ""
-    found = _NO_MEMORY.search(str(error))
+    found = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))  # as torch's own is
     return _UNTIL.sub("", found[0]).strip() if found else ""
 
 

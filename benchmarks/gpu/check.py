@@ -168,7 +168,7 @@ def decode() -> None:
 
 
 TOLD = ("CUDA graphs", "attention", "precision", "the largest row", "gradient checkpointing")
-TOLD += ("ok    memory", "WARN  memory")  # lines of a recipe that only a GPU makes true
+TOLD += ("ok    memory", "WARN  memory")  # lines of a recipe that depend on the GPU
 
 
 def recipe() -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -210,7 +209,7 @@ def memory(case: Case) -> Seen:
         options["lengths"] = lengths if case.everything else None
         largest = settings.likely_largest(seen, lengths, len(case.splits["train"]))
         options["largest"] = largest
-        options["usual"] = statistics.fmean(lengths) / statistics.fmean(largest or [max(lengths)])
+        options["usual_share"] = settings.usual_of(lengths, largest)
     case.plan = settings.of(seen, **options)
     text = f"peak {case.plan.peak / GIB:.1f} of {place}, {case.plan.moment}"
     if case.plan.peak > place.room:
@@ -260,11 +259,8 @@ def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]
     batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
     labels = [label for example in examples for label in example["labels"]]
     part = 1 - labels.count(IGNORE) / len(labels)
-    again = plan.checkpointing
     tokens = rows * sum(found) / batches
-    return batches, batches * time.on_card(
-        plan, device, tokens, checkpointing=again, supervised=part
-    )
+    return batches, batches * time.on_card(plan, device, tokens, supervised=part)
 
 
 def exported(case: Case) -> Seen:

@@ -75,7 +75,7 @@ def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> 
         small | {"model_name_or_path": f"google/{name}", "lora_r": settings["lora_r"] or 16}
         for name in models
     ]
-    known = ("lengths", "largest", "usual")  # of the batches as they are
+    known = ("lengths", "largest", "usual_share")  # of the batches as they are
     others = {name: value for name, value in options.items() if name not in known}
     found = []
     for change in changes:

@@ -58,7 +58,7 @@ def of(
     images: int | None = None,
     room: int | None = None,
     largest: Sequence[int] | None = None,
-    usual: float = 1.0,
+    usual_share: float = 1.0,
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
@@ -66,8 +66,8 @@ def of(
     ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
     shows some (none: one with each example); ``room``: bytes of the device, by which precision ``auto`` is
     what loading would choose on a GPU (none: the least), and activations are computed again, where nobody asked
-    for or against it, if they do not fit, or if the CUDA graphs of ``usual`` rows do not; ``largest``: lengths of
-    the batch of most tokens, where it is known (none: the longest together), of which ``usual`` ones are a share.
+    for or against it, if they do not fit, or if the CUDA graphs of usual rows do not; ``largest``: lengths of the
+    batch of most tokens, where it is known (none: the longest together), of which a usual one is ``usual_share``.
     """
     full = not settings["lora_r"]
     precision = settings["precision"]
@@ -120,10 +120,8 @@ def of(
     plan = planned(bool(asked))
     if asked is not None or room is None:
         return plan
-    if largest and lengths:
-        usual = statistics.fmean(lengths) / statistics.fmean(largest)
     less = planned(True)
-    slow = less.graphed(room) >= usual * plan.tokens > plan.graphed(room)
+    slow = less.graphed(room) >= usual_share * plan.tokens > plan.graphed(room)
     return less if plan.peak > room or slow else plan
 
 
@@ -207,6 +205,11 @@ def _packs(settings: Mapping[str, Any]) -> bool:
     return not padded and shapes.of(settings["model_name_or_path"]).family != "recurrent_gemma"
 
 
+def usual_of(lengths: Sequence[int], largest: Sequence[int] | None) -> float:
+    """Of the batch of most tokens, how much a usual one has; of the longest examples where that is not known."""
+    return statistics.fmean(lengths) / statistics.fmean(largest or [max(lengths)])
+
+
 def likely_largest(
     settings: Mapping[str, Any], lengths: Sequence[int], rows: int
 ) -> list[int] | None:
@@ -244,20 +247,22 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     sees = "train_vision" in settings
     shown = sorted(len(e.get("image_files", ())) for e in encoded.examples) if sees else [0]
     name, on = settings["model_name_or_path"], devices.here()
-    known: dict[str, Any] = {"model_name_or_path": name if name == "embedded" else str(base.path)}
-    known |= {"precision": base.precision} if settings["lora_r"] else {}
+    known = {**settings, "model_name_or_path": name if name == "embedded" else str(base.path)}
+    if settings["lora_r"]:
+        known["precision"] = base.precision
+    largest = _largest(known, lengths, on.options["processes"])
     options: dict[str, Any] = on.options | {
         "lengths": lengths,
-        "largest": _largest({**settings, **known}, lengths, on.options["processes"]),
+        "largest": largest,
+        "usual_share": usual_of(lengths, largest),
         "supervised": encoded.supervised / sum(lengths),
         "images": sum(shown[-settings["per_device_train_batch_size"] :]),
     }
-    plan = of({**settings, **known}, **options)
+    plan = of(known, **options)
     if settings["gradient_checkpointing"] is not None or not machine.agreed(plan.checkpointing):
         return plan
     plain, again = (
-        of({**settings, **known, "gradient_checkpointing": asked}, **options)
-        for asked in (False, True)
+        of({**known, "gradient_checkpointing": asked}, **options) for asked in (False, True)
     )
     graphs = ", the rows' CUDA graphs left out" * (plain.peak <= on.room)
     machine.say(

@@ -35,18 +35,18 @@ def told(
     """
     token, supervised = (each / 1e9 for each in plan.flops)
     said = f"a step takes {token:.2f} GFLOP a token and {supervised:.2f} more if it is supervised"
-    again, batch = plan.checkpointing, settings["per_device_train_batch_size"]
+    batch = settings["per_device_train_batch_size"]
     if device in CARDS:
         rate, name = rates(plan, device)[0], device
 
         def seconds(tokens: float) -> float:
-            return on_card(plan, device, tokens, checkpointing=again)
+            return on_card(plan, device, tokens)
 
     elif plan.device == "cpu":
         rate, name = cpu_rate(plan), "this CPU"
 
         def seconds(tokens: float) -> float:
-            return tokens / speed(plan, rate, checkpointing=again)
+            return tokens / speed(plan, rate)
 
     else:
         return f"{said}; --device NAME tells the time of {', '.join(CARDS)}"
@@ -74,31 +74,29 @@ def rates(plan: Plan, device: str) -> tuple[float, float]:
     return (narrow if plan.precision == "nf4" else wide), wide
 
 
-def on_card(
-    plan: Plan, device: str, tokens: float, *, checkpointing: bool, supervised: float = 0.5
-) -> float:
+def on_card(plan: Plan, device: str, tokens: float, *, supervised: float = 0.5) -> float:
     """Seconds of the forward and backward of a batch of so many tokens, of which a share is ``supervised``.
 
     A batch of few tokens takes as long as its kernels: one by one, or in a CUDA graph where that has room.
     """
     token, labelled = plan.flops
     trunk, head = (rate * UTILISATION for rate in rates(plan, device))
-    again = 1.5 if checkpointing else 1
+    again = 1.5 if plan.checkpointing else 1
     work = tokens * (token * again / trunk + labelled * supervised / head)
-    rows = math.ceil(tokens / row_length("cuda"))
+    rows = max(1, math.ceil(tokens / row_length("cuda")))
     kernels = rows * plan.layers * again
     if tokens / rows <= plan.graphed(int(CARDS[device][0] * GIB)):
         return work + kernels * GRAPHED
     return max(work, kernels * LAUNCHED)
 
 
-def speed(plan: Plan, rate: float, *, checkpointing: bool) -> float:
+def speed(plan: Plan, rate: float) -> float:
     """Tokens a second at ``UTILISATION`` of ``rate`` FLOP/s, half of them supervised.
 
     With checkpointing the forward of the layers runs once more.
     """
     token, supervised = plan.flops
-    return rate * UTILISATION / (token * (1.5 if checkpointing else 1) + supervised / 2)
+    return rate * UTILISATION / (token * (1.5 if plan.checkpointing else 1) + supervised / 2)
 
 
 def cpu_rate(plan: Plan) -> float:

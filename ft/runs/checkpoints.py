@@ -22,7 +22,7 @@ LOOKS, APART = 10, 30  # validations of a run, optimizer steps between them at l
 def interval(steps: int) -> int:
     """Optimizer steps from one validation, with its checkpoint, to the next in a run of ``steps``, where none are asked for.
 
-    Both take as long as dozens of a GPU's steps, so the more steps there are, the further apart.
+    Both take as long as many of a GPU's steps, so the more steps there are, the further apart.
     """
     return max(APART, math.ceil(steps / LOOKS))
 

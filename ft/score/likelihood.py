@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-ROW, LAUNCHED = 1024, 2048  # tokens of a packed row that is judged
+# tokens of a packed row that is judged; where a mask of examples would grow with its square, and on a GPU without one
+ROW, GPU_ROW = 1024, 2048
 PADDED = 8192  # tokens of a padded batch at most, unless one example has more
 
 
@@ -106,11 +107,11 @@ def of_examples(
 
 
 def _row(model: "nn.Module") -> int:
-    """Tokens of a packed row: a mask of examples costs the square of them, and where there is none, launches a GPU's time."""
+    """Tokens of a packed row: longer where no mask grows with it, and launches take a GPU's time."""
     from ft.kernels import attention
 
     gpu = next(model.parameters()).device.type == "cuda"
-    return LAUNCHED if gpu and attention.installed(model) else ROW
+    return GPU_ROW if gpu and attention.installed(model) else ROW
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -222,13 +222,14 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         found: Any = self._prepare_inputs(self.collate([self.train_dataset[i] for i in chosen]))
         row = max(found["rows"], key=lambda row: row["tokens"])
         inputs = row["inputs"] | {"share": torch.ones((), device=self.args.device)}
+        model: Any = self.model
         gpu: Any = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(gpu):  # dropout draws
             if self.graphs:
                 self.graphs.rehearse(inputs)
             else:
                 self._run(inputs)
-                cast(Any, self.model).zero_grad()
+                model.zero_grad()
         if gpu:
             taken = torch.cuda.max_memory_allocated() / 2**30
             say(

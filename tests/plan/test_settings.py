@@ -118,7 +118,7 @@ GEMMA = {
     ],
 )
 def test_activations_are_computed_again_where_the_memory_needs_it(gib, usual, again):
-    plan = settings.of(GEMMA, device="cuda", room=gib * GIB, usual=usual)
+    plan = settings.of(GEMMA, device="cuda", room=gib * GIB, usual_share=usual)
     asked = settings.of(GEMMA | {"gradient_checkpointing": again}, device="cuda", room=gib * GIB)
     assert plan.checkpointing == again
     assert plan == asked
@@ -149,7 +149,8 @@ def test_a_plan_is_of_the_largest_batch_that_there_is():
     assert 1024 < sum(largest) == max(sums) < 8 * 1024
     options = {"device": "cuda", "room": 24 * GIB, "lengths": lengths}
     assert settings.of(GEMMA, **options).checkpointing
-    plan = settings.of(GEMMA, **options, largest=largest)
+    usual = settings.usual_of(lengths, largest)
+    plan = settings.of(GEMMA, **options, largest=largest, usual_share=usual)
     assert not plan.checkpointing
     assert plan.tokens == sum(largest)
 

@@ -35,9 +35,7 @@ def plan(device="h100", **changes):
     ],
 )
 def test_what_an_h100_took_is_what_is_told(tokens, share, precision, milliseconds):
-    told = time.on_card(
-        plan(precision=precision), "h100", tokens, checkpointing=False, supervised=share
-    )
+    told = time.on_card(plan(precision=precision), "h100", tokens, supervised=share)
     assert 1000 * told == pytest.approx(milliseconds, rel=0.15)
 
 
@@ -45,14 +43,14 @@ def test_without_room_for_a_graph_kernels_are_what_takes_time():
     wide = plan(packing=False)
     assert plan().graphed(80 * GIB) == plan().tokens
     assert not wide.graphed(80 * GIB)
-    told = time.on_card(wide, "h100", 571, checkpointing=False)
+    told = time.on_card(wide, "h100", 571)
     assert 0.273 < told < 0.410  # of the two that were measured, launched one by one
 
 
 @pytest.mark.parametrize("card", devices.CARDS)
 def test_a_step_of_few_tokens_is_not_told_by_its_products(card):
     made = plan(card, model_name_or_path="google/gemma-3-270m", precision="auto")
-    few, many = (time.on_card(made, card, n, checkpointing=False) for n in (100, 8000))
+    few, many = (time.on_card(made, card, n) for n in (100, 8000))
     assert few >= made.layers * time.GRAPHED
     assert few < many < 80 * few
 
@@ -89,7 +87,7 @@ def seconds(monkeypatch, rows: int, **changes) -> tuple[str, float]:
 
 
 def test_steps_passes_and_validations_are_counted(monkeypatch):
-    each = time.on_card(plan(), "h100", 800, checkpointing=False)
+    each = time.on_card(plan(), "h100", 800)
     assert seconds(monkeypatch, 80_000) == ("10,000", pytest.approx(10_000 * each))
     assert seconds(monkeypatch, 80_000, num_train_epochs=0.5)[0] == "5,000"
     assert seconds(monkeypatch, 80_000, max_steps=7_000)[1] == pytest.approx(7_000 * each)
@@ -113,5 +111,5 @@ def test_cards_that_train_together_share_an_epoch(monkeypatch):
         said = time.told(plan(), GIVEN, "h100", lambda: rows, True, processes)
         return float(said.partition("[")[2].partition("]")[0])
 
-    assert epoch(1) == pytest.approx(10 * time.on_card(plan(), "h100", 800, checkpointing=False))
+    assert epoch(1) == pytest.approx(10 * time.on_card(plan(), "h100", 800))
     assert epoch(4) == pytest.approx(epoch(1) / 4)
