@@ -8,7 +8,7 @@ accelerate launch recipes/dolly_qlora.py --data mine.jsonl,hub:databricks/databr
 
 Hardware  a GPU for Gemma 7B in 4 bits (`ft plan` tells what it needs; not run yet); two CPU cores for 270M
 Time      20 minutes for the 250 steps of 4 of preset laptop, on two CPU cores which did other work as well
-Memory    2.5 GiB at the peak of 40 steps (bf16; planned 2.2; `peak_memory_bytes` in run.json)
+Memory    2.5 GiB at the peak of 40 steps (bf16; planned 2.4; `peak_memory_bytes` in run.json)
 Score     preset laptop: ROUGE-L 8.6 -> 23.8, chrF 16.5 -> 27.4, answers that end by themselves 0% -> 74%
 Data      databricks-dolly-15k (CC BY-SA 3.0); jsonl, json, csv or parquet with messages, conversations,
           prompt/completion, instruction/output or instruction/response; a dataset of the Hub
