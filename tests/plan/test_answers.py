@@ -1,5 +1,6 @@
 """What answers are planned to take against what PyTorch allocates for them, and how that moves with the settings."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ def allocated(act: Any) -> int:
     """The most bytes that PyTorch's CPU allocator hands out at once while something runs, beyond those before."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()  # what an earlier test left would be freed in here, and subtracted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         act()
     events = seen.profiler.kineto_results.events()
