@@ -58,9 +58,7 @@ class Config:
     max_length: Count = 512  # tokens of a whole example
 
     # Pairs
-    reward: str = (
-        "chrf"  # against the reference; or number, a folder of `ft reward`, FILE.py:function
-    )
+    reward: str = "chrf"  # to the reference; or number, a folder of `ft reward`, FILE.py:function
     pairs: str | None = None  # a table of source, chosen, rejected; none: draw them
     prompts: Count = 1000  # lines that translations are drawn of; fewer where their time is over
     n: int = 8  # translations of each
@@ -71,7 +69,9 @@ class Config:
     # Learning
     learning_rate: Amount = 5e-5  # constant
     beta: float = 0.1  # how strongly the start holds the model
-    per_device_train_batch_size: Count = 8  # pairs of an optimizer step, in each process
+    per_device_train_batch_size: Count = 8  # pairs of a batch, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
     num_train_epochs: Amount = 1.0  # passes over the pairs
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
 
@@ -152,7 +152,9 @@ def main(c: Config) -> None:
         splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
     )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
-    r = runs.start(target, recipe=__file__, config=c, task=begun.task, examples=False, **made_of)
+    how: dict[str, Any] = made_of | {"task": begun.task, "examples": False}
+    how["plan"] = plan.of_run(config.to_dict(c), base, encoded["train"])
+    r = runs.start(target, recipe=__file__, config=c, **how)
     start.note(r, begun, c.data, reward)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
     judge = start.judge(begun, reward, c.valid_rows, c.max_new_tokens, **made_of)
@@ -173,7 +175,7 @@ def main(c: Config) -> None:
         r.note(pairs={"rows": len(given), "origin": given.origin, "sha256": given.sha256})
     else:
         pairs = own_pairs(c, r, base, lines, reward)
-    options: dict[str, Any] = config.pick(c, learning.dpo) | {"pairs": pairs, "folder": r.folder}
+    options: dict[str, Any] = config.pick(c, learning.dpo) | {"pairs": pairs, "run": r}
     trainer = learning.dpo(base.model, base.tokenizer, **options)
     left = c.max_minutes and 60 * c.max_minutes - (time.perf_counter() - begun)
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=left)

@@ -57,9 +57,7 @@ class Config:
     max_length: Count = 512  # tokens of a whole example
 
     # Learning
-    reward: str = (
-        "chrf"  # against the reference; or number, a folder of `ft reward`, FILE.py:function
-    )
+    reward: str = "chrf"  # to the reference; or number, a folder of `ft reward`, FILE.py:function
     method: Literal["grpo", "rloo"] = "grpo"  # what a reward is compared with: see above
     prompts: Count = 8  # lines of a step, in each process
     n: int = 4  # translations of each
@@ -67,6 +65,7 @@ class Config:
     learning_rate: Amount = 1e-4  # constant
     beta: float = 0.0  # weight of the KL to the start; above 0 a step takes a third longer
     per_device_train_batch_size: Count = 16  # translations in one forward
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
     max_steps: Count | None = None  # optimizer steps; none: until the time is over
 
     # Guards: where one is passed the run ends
@@ -127,7 +126,9 @@ def main(c: Config) -> None:
         splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
     )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
-    r = runs.start(target, recipe=__file__, config=c, task=begun.task, examples=False, **made_of)
+    how: dict[str, Any] = made_of | {"task": begun.task, "examples": False}
+    how["plan"] = plan.of_run(config.to_dict(c), base, encoded["train"])
+    r = runs.start(target, recipe=__file__, config=c, **how)
     start.note(r, begun, c.data, reward)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))
     judge = start.judge(begun, reward, c.valid_rows, c.max_new_tokens, **made_of)
@@ -142,7 +143,7 @@ def main(c: Config) -> None:
     )
 
     options: dict[str, Any] = config.pick(c, learning.grpo) | {"reward": reward}
-    options |= {"rows": list(splits["train"]), "folder": r.folder}
+    options |= {"rows": list(splits["train"]), "run": r}
     trainer = learning.grpo(base.model, base.tokenizer, t, **options)
     seconds = c.max_minutes and 60 * c.max_minutes
     learnt = learning.learn(trainer, run=r, watch=watch, watch_steps=c.watch_steps, seconds=seconds)

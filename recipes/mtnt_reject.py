@@ -55,9 +55,7 @@ class Config:
     max_length: Count = 512  # tokens of a whole example
 
     # Drawing
-    reward: str = (
-        "chrf"  # against the reference; or number, a folder of `ft reward`, FILE.py:function
-    )
+    reward: str = "chrf"  # to the reference; or number, a folder of `ft reward`, FILE.py:function
     rounds: Count = 3  # times that answers are drawn and learnt
     prompts: Count = 400  # lines of a round; fewer where its time is over
     n: int = 8  # translations of each
@@ -68,6 +66,7 @@ class Config:
     # Learning
     learning_rate: Amount = 1e-4  # constant
     per_device_train_batch_size: Count = 8  # examples of an optimizer step, in each process
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
 
     # Guards: where one is passed the run ends
     max_kl: float = 0.5  # nats a token from the start
@@ -138,7 +137,9 @@ def main(c: Config) -> None:
         splits, t, base.tokenizer, max_length=c.max_length, encode=start.encode
     )
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
-    r = runs.start(target, recipe=__file__, config=c, task=begun.task, examples=False, **made_of)
+    how: dict[str, Any] = made_of | {"task": begun.task, "examples": False}
+    how["plan"] = plan.of_run(config.to_dict(c), base, encoded["train"])
+    r = runs.start(target, recipe=__file__, config=c, **how)
     start.note(r, begun, c.data, reward)
     state = Rounds(r, resume=c.resume_from_checkpoint is not None)
     lines = random.Random(c.seed).sample(list(splits["train"]), len(splits["train"]))

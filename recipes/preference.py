@@ -58,7 +58,9 @@ class Config:
     beta: Amount = 0.1  # how strongly the start holds the model
     desirable_weight: Amount | None = None  # KTO: of wanted answers; none: by their number
     undesirable_weight: Amount | None = None  # KTO: of unwanted ones; none: by their number
-    per_device_train_batch_size: Count = 8  # rows of an optimizer step, in each process
+    per_device_train_batch_size: Count = 8  # rows of a batch, in each process
+    gradient_accumulation_steps: Count = 1  # batches in one optimizer step
+    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
     num_train_epochs: Amount = 1.0  # passes over the rows
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs
 
@@ -110,7 +112,7 @@ def template(c: Config, _: Any = None) -> Template:
 def trainer_of(c: Config, base: Any, learnt: drawn.Preferences, r: runs.Run) -> Any:
     """DPO for pairs, KTO for single answers with labels."""
     made: tuple[Any, ...] = (base.model, base.tokenizer, learnt.pairs)
-    common: dict[str, Any] = {"folder": r.folder, "save_steps": c.watch_steps}
+    common: dict[str, Any] = {"run": r, "save_steps": c.watch_steps}
     if learnt.paired:
         return learning.dpo(*made, **config.pick(c, learning.dpo) | common)
     wanted, unwanted = learning.weights(learnt.pairs, c.desirable_weight, c.undesirable_weight)
@@ -134,7 +136,8 @@ def main(c: Config) -> None:
     encoded: dict[str, Any]
     splits, encoded = text.encode_splits(splits, t, base.tokenizer, encode=encode, **options)
     made_of: dict[str, Any] = {"base": base, "template": t, "splits": splits, "encoded": encoded}
-    r = runs.start(target, recipe=__file__, config=c, task=begun.task, **made_of)
+    planned = plan.of_run(config.to_dict(c), base, encoded["train"])
+    r = runs.start(target, recipe=__file__, config=c, task=begun.task, plan=planned, **made_of)
     start.note(r, begun)
     held = [splits["valid"][i] for i in encoded["valid"].rows]
     judge = preferred.Held(

@@ -38,8 +38,8 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     from ft.kernels import cross_entropy
     from ft.models import load, lora
     from ft.score import likelihood
-    from ft.text import batches
-    from ft.train import graphs, row_inputs
+    from ft.text import batches, row_inputs
+    from ft.train import graphs
 
     torch.set_num_threads(8 if GPU else 1)
     rows = [r for r in rows_of("dolly", 60, 400) if 20 < len(r["input_ids"]) < 300][:6]

@@ -108,8 +108,7 @@ def inputs_of(name: str, vocabulary: int, filled: bool) -> tuple[dict[str, Any],
     """A row of 8 examples on the device, its tokens and how many of them are supervised."""
     import torch
 
-    from ft.text import batches
-    from ft.train import row_inputs
+    from ft.text import batches, row_inputs
 
     row = row_inputs.of(batches.packed_row(typical_rows(name, 8, vocabulary)), 8)
     n, s = row["input_ids"].shape[1], len(row["targets"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ft import files
 from ft.errors import UserError, nearest
-from ft.plan import devices, fitting, time
+from ft.plan import devices, fitting, rewards, time
 from ft.plan import settings as fit
 from ft.plan.peak import Plan
 
@@ -59,7 +59,7 @@ def command(
     if processes < 1:
         raise UserError(f"--processes {processes}: must be 1 or more")
     module, config = opened.recipe(recipe, rest, pairs=True)
-    settings = to_dict(config)
+    settings = rewards.completed(to_dict(config))
     if missing := [name for name in fit.NEEDED if name not in settings]:
         raise UserError(
             f"{recipe}: `ft plan` is for recipes that fine-tune a Gemma; this one has no setting "
@@ -80,8 +80,9 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fitting.grid(settings, options)}")
-    rows = lambda: module.rows(config)["train"]  # noqa: E731
-    print(time.told(plan, settings, device or on.card, rows, _here(settings), processes))
+    if "implied" not in settings:
+        rows = lambda: module.rows(config)["train"]  # noqa: E731
+        print(time.told(plan, settings, device or on.card, rows, _here(settings), processes))
     if plan.peak > room:
         print(f"does not fit into {on}. What would: {fitting.ways(settings, room, options)}")
         raise SystemExit(1)
@@ -112,9 +113,10 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
     kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
     packed = "packed, " * settings.get("packing", "train_vision" not in settings)
     again = "" if plan.checkpointing else "no "
+    of = "pairs, each answer" if settings.get("answers_each") == 2 else "examples"
     return (
         f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "
         f"({kind}, {plan.precision})\n"
-        f"batches of {settings['per_device_train_batch_size']} examples of {settings['max_length']} "
+        f"batches of {settings['per_device_train_batch_size']} {of} of {settings['max_length']} "
         f"tokens, {packed}{plan.tokens:,} tokens at once, {again}gradient checkpointing"
     )

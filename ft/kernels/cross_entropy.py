@@ -93,7 +93,8 @@ def install(model: Any) -> None:
     ``supervised_at`` [S], places in the flat batch whose next token is supervised, and these tokens as
     ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
     ``example_lengths`` or ``example_offsets`` of a packed row. With ``hidden_only`` the answer is ``hidden``
-    [B, T, D], of which ``loss_at`` makes the loss; with ``per_token`` it is ``losses`` [S], as ``token_losses`` has them.
+    [B, T, D], of which ``loss_at`` makes the loss; with ``per_token`` it is ``losses`` [S] of such places, as
+    ``token_losses`` has them.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
     their ``forward``. Without labels the model answers as before. A second call changes nothing.
     """
@@ -126,14 +127,20 @@ def install(model: Any) -> None:
                 kwargs.pop(name, None)
         # every Gemma's causal model is `model` and a head without bias
         hidden = self.model(*args, **kwargs | {"use_cache": False}).last_hidden_state
+        head = self.get_output_embeddings()
+        if hasattr(head, "unshard"):
+            # FSDP waits for it, with the norm and the embedding, and the loss takes its weight alone
+            head(hidden[:, :0].to(head.weight.dtype))
         if hidden_only:
             return {"hidden": hidden}
+        weight, softcap = head.weight, softcap_of(self.config)
         if labels is None:
-            return {"loss": loss_at(self, hidden, supervised_at, targets)}  # pyright: ignore[reportArgumentType]
-        weight, softcap = self.get_output_embeddings().weight, softcap_of(self.config)
-        if per_token:
-            rows, wanted = supervised(hidden, weight, labels)
-            return {"losses": token_losses(rows, weight, wanted, softcap)}
+            assert supervised_at is not None
+            assert targets is not None
+            if per_token:
+                rows = at_places(hidden, weight, supervised_at)
+                return {"losses": token_losses(rows, weight, targets, softcap)}
+            return {"loss": loss_at(self, hidden, supervised_at, targets)}
         if torch.is_grad_enabled():
             return {"loss": supervised_loss(hidden, weight, labels, softcap)}
         total, correct = supervised_score(hidden, weight, labels, softcap)
@@ -154,7 +161,7 @@ def loss_at(
 ) -> "Float[Tensor, '']":
     """Summed loss of ``model``'s head at places in the flat batch, against the tokens that follow them."""
     weight = model.get_output_embeddings().weight
-    rows = hidden.flatten(0, 1).index_select(0, supervised_at).to(weight.dtype)
+    rows = at_places(hidden, weight, supervised_at)
     return cross_entropy(rows, weight, targets, softcap_of(model.config))
 
 
@@ -277,6 +284,11 @@ def _within(targets, words):  # noqa: ANN001, ANN202
     """Where in a piece of the vocabulary the targets stand [n, 1], and which of them do."""
     inside = (targets >= words.start) & (targets < words.stop)
     return (targets - words.start).where(inside, 0)[:, None], inside[:, None]
+
+
+def at_places(hidden, weight, places):  # noqa: ANN001, ANN202
+    """The hidden states [n, D] at places in the flat batch, in the head's dtype."""
+    return hidden.flatten(0, 1).index_select(0, places).to(weight.dtype)
 
 
 def supervised(hidden, weight, labels):  # noqa: ANN001, ANN202

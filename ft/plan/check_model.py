@@ -3,18 +3,18 @@
 import contextlib
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ft.errors import UserError
 from ft.models import embedded, parameters
 from ft.models.sources import fetch, read_config, shapes_of
-from ft.plan import fitting, layers, settings, shapes, time
+from ft.plan import fitting, layers, rewards, settings, shapes, time
 from ft.plan.case import Case, Seen
 from ft.plan.peak import GIB, Plan
 from ft.runs import checkpoints
 from ft.runs.gguf_settings import ARCHITECTURES
-from ft.text.examples import lengths_of
 from ft.text.tokens import IGNORE
 
 NAMES = {
@@ -195,19 +195,22 @@ def adapted(shape: shapes.Shape, targets: list[str]) -> list[Any]:
 
 def memory(case: Case) -> Seen:
     """The peak that ``ft plan`` tells, against the memory there is, and the time on a known device."""
-    given = case.settings
+    given = rewards.completed(case.settings)
     assert case.shape
     if any(name not in given for name in settings.NEEDED):
-        return Seen("--", "memory", "not looked at: of rewards and preferences no plan is made")
+        return Seen("--", "memory", "not looked at: the run has no adapter to go on with")
     if given["lora_r"] == 0 and given["precision"] == "nf4":
         return Seen("--", "memory", "not looked at: such a run is refused")
     folder = case.folder if case.on_hub else None
-    seen = dict(given) | ({"model_name_or_path": str(folder)} if folder else {})
+    seen = given | ({"model_name_or_path": str(folder)} if folder else {})
     place = case.place
     options: dict[str, Any] = dict(place.options)
-    if case.encoded and case.splits and (lengths := _kept(case, "train")):
+    if case.encoded and case.splits and (groups := _kept(case, given, "train")):
+        lengths = rewards.flat(groups)
+        if "answers_each" in given:
+            seen["answers_each"] = len(groups[0])
         options["lengths"] = lengths if case.everything else None
-        largest = settings.likely_largest(seen, lengths, len(case.splits["train"]))
+        largest = settings.likely_largest(seen, groups, len(case.splits["train"]))
         options["largest"] = largest
         options["usual_share"] = settings.usual_of(lengths, largest)
     case.plan = settings.of(seen, **options)
@@ -220,7 +223,7 @@ def memory(case: Case) -> Seen:
         if place.here:  # a plan is no measurement, and what is free changes
             return Seen("WARN", "memory", text)
         raise UserError(text)
-    if place.card and case.encoded:
+    if place.card and case.encoded and "copies" not in given:
         text += f"; {_time(case, case.plan, place.card)}"
     return Seen("ok", "memory", text)
 
@@ -241,12 +244,14 @@ def _time(case: Case, plan: Plan, device: str) -> str:
     return f"{steps:,} step{'s' * (steps > 1)} in {took} on {article} {device}"
 
 
-def _kept(case: Case, split: str) -> list[int]:
-    """Lengths of the examples of a split's sample that are learnt from."""
+def _kept(case: Case, given: Mapping[str, Any], split: str) -> list[list[int]]:
+    """Lengths of what each row of a split's sample brings into a batch, of those that are learnt from."""
     assert case.encoded
     most, drops = case.length or sys.maxsize, case.settings.get("length_policy", "drop") == "drop"
-    lengths = lengths_of(case.encoded[split].examples)
-    return [min(n, most) for n in lengths if n <= most or not drops]
+    found = rewards.groups(given, case.encoded[split])
+    if "step_answers" in given and not hasattr(case.encoded[split], "pairs"):
+        return found  # of answers that are still to be drawn, as long as they may be
+    return [[min(n, most) for n in group] for group in found if max(group) <= most or not drops]
 
 
 def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]:
@@ -254,7 +259,8 @@ def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]
     assert case.encoded
     assert case.sample
     assert case.splits
-    given, examples, found = case.settings, case.encoded[split].examples, _kept(case, split)
+    given, examples = case.settings, case.encoded[split].examples
+    found = rewards.flat(_kept(case, given, split))
     rows = len(case.splits[split]) / len(case.sample[split])  # of the split for one of the sample
     batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
     labels = [label for example in examples for label in example["labels"]]

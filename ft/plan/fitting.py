@@ -26,6 +26,8 @@ def fitting(
     length, chosen = settings["max_length"], settings["gradient_checkpointing"]
 
     def fewer(batch: int) -> dict[str, Any]:
+        while settings.get("step_answers", 0) % max(batch, 1):
+            batch -= 1  # answers that are drawn together are learnt in batches of one size
         steps = {"gradient_accumulation_steps": math.ceil(examples / batch)}
         return {**tried, "per_device_train_batch_size": batch} | steps
 
@@ -45,7 +47,8 @@ def fitting(
 
 
 def _flags(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    changed = [key for key in after if after[key] != before[key]]
+    implied = before.get("implied", ())  # of which the recipe has no flag
+    changed = [key for key in after if after[key] != before[key] and key not in implied]
     words = []
     for key in changed:
         flag = f"--{key.replace('_', '-')}"
@@ -70,7 +73,11 @@ def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> 
     if not settings["lora_r"]:
         changes += [{"optim": "sgd"}, small | {"optim": "sgd"}, small | {"lora_r": 16}]
     changes += [small | {"lora_r": settings["lora_r"] or 16, "precision": "nf4"}]
-    models = sorted(shapes.TABLE, key=lambda name: -sum(layers.count(shapes.TABLE[name])))
+    models = (
+        ()
+        if "implied" in settings
+        else sorted(shapes.TABLE, key=lambda name: -sum(layers.count(shapes.TABLE[name])))
+    )
     changes += [
         small | {"model_name_or_path": f"google/{name}", "lora_r": settings["lora_r"] or 16}
         for name in models

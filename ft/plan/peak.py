@@ -12,8 +12,7 @@ from ft.plan.shapes import Shape
 from ft.text import batches
 from ft.train import graphs
 
-GIB = 2**30
-MIB = 2**20
+GIB, MIB = 2**30, 2**20
 # Measured by benchmarks/memory.py with constraints.txt's CPU builds: resident bytes of a process that has
 # imported torch, transformers and PEFT, of TRL and a trainer on top, of Gemma's tokenizer for each entry.
 LIBRARIES = 400 * MIB
@@ -23,10 +22,10 @@ TOKENIZER = 1120
 # each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
 KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
-# What lies between blocks, free and yet taken, as a share of all results of the layers: measured on a CPU, where
-# the results of one pass do not fit another's holes unless checkpointing keeps few of them. Assumed of a GPU.
-SCATTERED = {("cpu", False): 0.2, ("cpu", True): 0.4, ("cuda", False): 0.1, ("cuda", True): 0.02}
-SCATTERED_BY_PASSES = 0.95  # on a CPU, of several passes in a step
+# What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
+# with: measured on a CPU, by the passes of a step, as one's results do not fit another's holes. Assumed of a GPU.
+SCATTERED = {"one": (0.2, 0.4), "several": (0.95, 0.4), "together": (0.1, 0.1)}
+SCATTERED_ON_A_GPU = (0.1, 0.02)
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ def plan_of(
     targets: Sequence[str] = ("auto",),
     packing: bool = True,
     row_length: int | None = None,
+    together: bool = False,
     checkpointing: bool = False,
     accumulation: int = 1,
     autocast: bool = False,
@@ -113,16 +113,17 @@ def plan_of(
 
     ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
-    rows (by default train.sft's); ``supervised`` the largest share of a row that a loss is taken of;
-    ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or, ``sharded``, everything (FSDP). Answers take no more than
-    a third of what is left of a GPU's ``room`` (none: there is enough). What DoRA and Unsloth keep besides is
-    not counted.
+    rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``supervised`` the
+    largest share of a row that a loss is taken of; ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or,
+    ``sharded``, everything (FSDP). Answers take no more than a third of what is left of a GPU's ``room`` (none: there is
+    enough). What DoRA and Unsloth keep besides is not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
     row = row_length or batches.row_length(device)
     longest = sorted(lengths, reverse=True)[:batch] if lengths else [max_length] * batch
     passes = [[longest[i] for i in part] for part in batches.pack(longest, row)]
-    seen = max(passes, key=sum) if packing else [longest[0]] * batch
+    several = packing and len(passes) > 1 or accumulation > 1
+    rows = passes if together else [max(passes, key=sum)] if packing else [[longest[0]] * batch]
     mode = Mode(
         full=lora_r == 0,
         rank=lora_r,
@@ -134,14 +135,14 @@ def plan_of(
         attention=parts.attention(shape, device, packing=packing),
         targets=None if tuple(targets) in (("auto",), ("all-linear",)) else tuple(targets),
     )
-    if mode.attention in ("masked", "eager") and packing:
-        seen = [sum(seen)]
+    across = mode.attention in ("masked", "eager") and packing  # examples of a row
+    seen = [sum(row) for row in rows] if across else [n for row in rows for n in row]
     step = _Step(
         *(shape, mode, seen, 1 if packing else batch),
         optim=optim,
         device=device,
         checkpointing=checkpointing,
-        several=packing and len(passes) > 1 or accumulation > 1,
+        passes="together" if together else "several" if several else "one",
         varied=len(set(lengths or ())) > 1,
         supervised=math.ceil(sum(seen) * supervised),
         processes=processes,
@@ -164,7 +165,7 @@ class _Step:
     optim: str
     device: str
     checkpointing: bool
-    several: bool  # passes before the optimizer steps
+    passes: str  # before the optimizer steps: one of SCATTERED
     varied: bool  # rows of ever new lengths
     supervised: int  # tokens
     processes: int
@@ -266,18 +267,16 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
     layers, passing, whole = parts.activations(
         shape, mode, step.seen, step.rows, checkpointing=step.checkpointing
     )
-    scattered = SCATTERED[step.device, step.checkpointing]
-    if step.device == "cpu" and step.several and not step.checkpointing:
-        scattered = SCATTERED_BY_PASSES
+    scattered = SCATTERED[step.passes] if step.device == "cpu" else SCATTERED_ON_A_GPU
     kept = always | {
         "activations": layers,
         "attention masks": parts.masks(shape, mode, step.seen),
         "attention scores in flight": parts.scores(shape, mode, step.seen),
         "dequantised layer in flight": parts.largest(shape, mode, joined=step.device == "cuda"),
-        "fragmentation": int(scattered * whole),
+        "fragmentation": int(scattered[step.checkpointing] * whole),
     }
     # all parameters' gradients arrive as the activations go, unless those of an earlier row are there
-    if step.several or not mode.full:
+    if step.passes == "several" or not mode.full:
         kept["gradients"] = step.gradients
     # of the head and of the embedding, which are one
     tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0
@@ -296,7 +295,7 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
         | {
             # an adapter's are added to those of earlier rows when all are there
             "gradients": step.gradients * (2 if step.graphs and not mode.full else 1),
-            "gradient of the embedding": tied * (2 if step.several else 1),
+            "gradient of the embedding": tied * (2 if step.passes == "several" else 1),
         },
     }
     if step.device == "cpu":

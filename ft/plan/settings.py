@@ -11,11 +11,10 @@ from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import precision as hardware
 from ft.models import sources
-from ft.plan import answers, devices, layers, parts, peak, shapes
+from ft.plan import answers, devices, layers, parts, peak, rewards, shapes
 from ft.plan.peak import GIB, Plan
 from ft.plan.shapes import Shape
 from ft.text import batches
-from ft.text.examples import lengths_of
 from ft.train.optim import STATE_BYTES, choose
 
 # the settings that a plan depends on, besides some that a recipe may lack
@@ -62,6 +61,7 @@ def of(
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
+    Of what goes on from a run they are ``rewards.completed``, and lengths are of single answers.
     ``bf16``: the device computes in it; ``lengths``: of the encoded examples, where they are known;
     ``supervised``: the share of them that a loss is taken of; ``images``: in one batch, of a recipe that
     shows some (none: one with each example); ``room``: bytes of the device, by which precision ``auto`` is
@@ -90,7 +90,7 @@ def of(
             precision=precision,
             lora_r=settings["lora_r"],
             optim=optim,
-            batch=settings["per_device_train_batch_size"],
+            batch=settings["per_device_train_batch_size"] * settings.get("answers_each", 1),
             max_length=settings["max_length"],
             lengths=largest or lengths,
             supervised=supervised,
@@ -98,6 +98,7 @@ def of(
             lora_dropout=settings.get("lora_dropout", 0.0),
             targets=settings.get("lora_target_modules", ("auto",)),
             packing=settings.get("packing", not sees),
+            together=settings.get("together", False),
             checkpointing=again,
             accumulation=settings["gradient_accumulation_steps"],
             autocast=full and automatic and bf16,
@@ -108,7 +109,7 @@ def of(
             room=room if device == "cuda" else None,
         )
         if not sees:
-            return plan
+            return rewards.with_copies(plan, settings)
         return _with_tower(
             plan,
             shape,
@@ -211,51 +212,61 @@ def usual_of(lengths: Sequence[int], largest: Sequence[int] | None) -> float:
 
 
 def likely_largest(
-    settings: Mapping[str, Any], lengths: Sequence[int], rows: int
+    settings: Mapping[str, Any], groups: Sequence[Sequence[int]], rows: int
 ) -> list[int] | None:
     """Lengths of the batch of most tokens if so many rows are like those of a sample; none where batches are padded."""
     if not _packs(settings):
         return None
     size = settings["per_device_train_batch_size"]
-    drawn = random.Random(0).choices(lengths, k=max(rows, size))
-    return max((drawn[at : at + size] for at in range(0, len(drawn), size)), key=sum)
+    drawn = random.Random(0).choices(groups, k=max(rows, size))
+    found = (rewards.flat(drawn[at : at + size]) for at in range(0, len(drawn), size))
+    return max(found, key=sum)
 
 
 def _largest(
-    settings: Mapping[str, Any], lengths: Sequence[int], processes: int
+    settings: Mapping[str, Any], groups: Sequence[Sequence[int]], processes: int
 ) -> list[int] | None:
-    """Lengths of the batch of most tokens that the run's seed leads to; none where batches are padded."""
+    """Lengths of the batch of most tokens that the run's seed leads to; none where batches are padded.
+
+    TRL draws batches of preferences by itself: of these it is one as large as the likes of them have.
+    """
     if not _packs(settings):
         return None
     size = settings["per_device_train_batch_size"]
     step = size * processes
     epochs = settings.get("num_train_epochs", 1.0)
     if steps := settings.get("max_steps"):
-        epochs = steps * step * settings["gradient_accumulation_steps"] / len(lengths)
+        epochs = steps * step * settings["gradient_accumulation_steps"] / len(groups)
     order = batches.Order(
-        lengths, settings["seed"], shuffle=settings.get("shuffle", True), multiple=step
+        [*map(sum, groups)], settings["seed"], shuffle=settings.get("shuffle", True), multiple=step
     )
-    return [lengths[i] for i in batches.largest(order, size, max(1, math.ceil(epochs)))]
+    chosen = batches.largest(order, size, max(1, math.ceil(epochs)))
+    return rewards.flat([groups[i] for i in chosen])
 
 
 def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
     """The plan of a run whose ``models.Base`` is loaded and whose ``tokens.Encoded`` examples are known.
 
-    Says so where it is one with gradient checkpointing that nobody asked for.
+    Of what goes on from a run ``encoded`` are preferences, or the rows to draw answers to. Says so where
+    it is a plan with gradient checkpointing that nobody asked for.
     """
-    lengths = lengths_of(encoded.examples)
+    settings = rewards.completed(settings)
+    groups = rewards.groups(settings, encoded)
+    lengths = rewards.flat(groups)
     sees = "train_vision" in settings
     shown = sorted(len(e.get("image_files", ())) for e in encoded.examples) if sees else [0]
     name, on = settings["model_name_or_path"], devices.here()
     known = {**settings, "model_name_or_path": name if name == "embedded" else str(base.path)}
     if settings["lora_r"]:
         known["precision"] = base.precision
-    largest = _largest(known, lengths, on.options["processes"])
+    if "answers_each" in known:
+        known["answers_each"] = len(groups[0])
+    largest = _largest(known, groups, on.options["processes"])
     options: dict[str, Any] = on.options | {
         "lengths": lengths,
         "largest": largest,
         "usual_share": usual_of(lengths, largest),
-        "supervised": encoded.supervised / sum(lengths),
+        "supervised": rewards.supervised(settings, encoded, lengths),
         "images": sum(shown[-settings["per_device_train_batch_size"] :]),
     }
     plan = of(known, **options)

@@ -20,6 +20,7 @@ from ft.text.template import Template
 from ft.text.tokens import IGNORE, Example, encode_rows, prompt_ids
 
 Pair = dict[str, Any]  # {"prompt_ids", "chosen_ids", "rejected_ids"}, as TRL names them
+ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")
 CHUNK = 16  # prompts a process whose answers are drawn, and whose rewards are looked at, together
 
 
@@ -180,8 +181,12 @@ class Preferences:
 
     def example(self, index: int, answer: str) -> Example:
         """Prompt and one of the answers."""
-        prompt, ids = self.pairs[index]["prompt_ids"], self.pairs[index][f"{answer}_ids"]
-        return {"input_ids": prompt + ids, "labels": [IGNORE] * len(prompt) + ids}
+        return example(self.pairs[index], answer)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(p[name]) for p in self.pairs for name in p if name in ANSWERS)
 
     def summary(self, max_length: int) -> str:
         """One line for people."""
@@ -190,6 +195,12 @@ class Preferences:
             text += f", {sum(map(bool, (p['label'] for p in self.pairs))):,} of them wanted"
         text += f"; {self.dropped:,} dropped (longer than {max_length} tokens)" * bool(self.dropped)
         return text + f"; {self.skipped:,} bad rows skipped" * bool(self.skipped)
+
+
+def example(pair: Pair, answer: str) -> Example:
+    """The prompt of a pair with one of its answers, which is supervised."""
+    prompt, ids = pair["prompt_ids"], pair[f"{answer}_ids"]
+    return {"input_ids": prompt + ids, "labels": [IGNORE] * len(prompt) + ids}
 
 
 def encode_preferences(

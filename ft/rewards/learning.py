@@ -2,6 +2,7 @@
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any, Literal
 from ft.data.preferences import asking
 from ft.data.rows import Row
 from ft.errors import UserError
-from ft.rewards.drawn import Pair
+from ft.rewards.drawn import Pair, example
 from ft.runs.folder import Run, go_on
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import prompt_ids
-from ft.train.sft import of_every_trainer
+from ft.train.sft import of_every_trainer, recomputes
 
 LEAST = (1, 16)  # TRL's version; older losses need Triton, and have no head to put ours in place of
 
@@ -33,10 +34,12 @@ def dpo(
     tokenizer: Any,
     pairs: Sequence[Pair],
     *,
-    folder: Path,
+    run: Run,
     learning_rate: float,
     beta: float,
     per_device_train_batch_size: int,
+    gradient_accumulation_steps: int = 1,
+    gradient_checkpointing: bool | None = None,
     num_train_epochs: float = 1.0,
     max_steps: int | None = None,
     save_steps: int | None = None,
@@ -44,7 +47,8 @@ def dpo(
 ) -> Any:
     """A trainer of direct preference optimisation (Rafailov et al. 2023) for a model of ``policy.load``.
 
-    The reference is the adapter as it is now. Raises ``UserError`` for an old TRL.
+    The reference is the adapter as it is now. ``gradient_checkpointing`` as ``train.sft`` has it. Raises
+    ``UserError`` for an old TRL.
     """
     require_trl()
     from datasets import Dataset
@@ -53,8 +57,12 @@ def dpo(
     from ft.rewards.trl_trainers import Dpo
 
     args = DPOConfig(
-        **common(model, folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+        **common(
+            *(model, run.folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+            recompute=recomputes(run, gradient_checkpointing),
+        ),
         **saving(save_steps),
+        gradient_accumulation_steps=gradient_accumulation_steps,
         num_train_epochs=num_train_epochs,
         beta=beta,
         max_length=None,
@@ -65,7 +73,8 @@ def dpo(
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=tokenizer,
     )
-    trainer.adopt()
+    both = [[example(pair, name) for name in ("chosen", "rejected")] for pair in pairs]
+    trainer.adopt(both)
     return trainer
 
 
@@ -74,10 +83,12 @@ def kto(
     tokenizer: Any,
     answers: Sequence[Pair],
     *,
-    folder: Path,
+    run: Run,
     learning_rate: float,
     beta: float,
     per_device_train_batch_size: int,
+    gradient_accumulation_steps: int = 1,
+    gradient_checkpointing: bool | None = None,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     num_train_epochs: float = 1.0,
@@ -88,7 +99,8 @@ def kto(
     """A trainer of KTO (Ethayarajh et al. 2024) for a model of ``policy.load``, on single answers with labels.
 
     They are shuffled once by ``seed``; the KL is estimated on the answer before each in its batch. The
-    reference is the adapter as it is now. Raises ``UserError`` for an old TRL and for batches of one.
+    reference is the adapter as it is now, ``gradient_checkpointing`` as ``train.sft`` has it. Raises
+    ``UserError`` for an old TRL and for batches of one.
     """
     require_trl()
     if per_device_train_batch_size < 2 or len(answers) < 2:
@@ -102,8 +114,12 @@ def kto(
     from ft.rewards.trl_trainers import Kto
 
     args = KTOConfig(
-        **common(model, folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+        **common(
+            *(model, run.folder, learning_rate, per_device_train_batch_size, max_steps, seed),
+            recompute=recomputes(run, gradient_checkpointing),
+        ),
         **saving(save_steps),
+        gradient_accumulation_steps=gradient_accumulation_steps,
         num_train_epochs=num_train_epochs,
         beta=beta,
         desirable_weight=desirable_weight,
@@ -117,7 +133,8 @@ def kto(
         train_dataset=Dataset.from_list(mismatched(order, per_device_train_batch_size)),
         processing_class=tokenizer,
     )
-    trainer.adopt()
+    each = [[example(answer, "completion")] for answer in order]
+    trainer.adopt(each)
     return trainer
 
 
@@ -167,7 +184,7 @@ def grpo(
     rows: Sequence[Row],
     reward: Reward,
     *,
-    folder: Path,
+    run: Run,
     method: Literal["grpo", "rloo"] = "grpo",
     learning_rate: float,
     beta: float = 0.0,
@@ -175,14 +192,15 @@ def grpo(
     n: int,
     per_device_train_batch_size: int,
     max_new_tokens: int,
+    gradient_checkpointing: bool | None = None,
     max_steps: int | None = None,
     seed: int = 0,
 ) -> Any:
     """A trainer of GRPO (Shao et al. 2024) or RLOO (Ahmadian et al. 2024) for a model of ``policy.load``.
 
     A step draws ``n`` answers to each of ``prompts`` rows and learns from all of them,
-    ``per_device_train_batch_size`` in one forward. Raises ``UserError`` for an old TRL and numbers
-    that do not fit.
+    ``per_device_train_batch_size`` in one forward; ``gradient_checkpointing`` as ``train.sft`` has it.
+    Raises ``UserError`` for an old TRL and numbers that do not fit.
     """
     require_trl()
     if n < 2 or prompts * n % per_device_train_batch_size:
@@ -201,7 +219,9 @@ def grpo(
     args = configuration(
         **saving(None),
         **common(
-            model, folder, learning_rate, per_device_train_batch_size, max_steps or 10**6, seed
+            *(model, run.folder, learning_rate, per_device_train_batch_size),
+            *(max_steps or 10**6, seed),
+            recompute=recomputes(run, gradient_checkpointing),
         ),
         gradient_accumulation_steps=prompts * n // per_device_train_batch_size,
         num_generations=n,
@@ -223,7 +243,10 @@ def grpo(
         processing_class=tokenizer,
     )
     trainer.template, trainer.known = template, dict(zip(texts, ids, strict=True))
-    trainer.adopt()
+    # as long as answers may be, whatever they say
+    longest = [{"prompt_ids": p, "answer_ids": p[-1:] * max_new_tokens} for p in ids]
+    each = [[example(one, "answer")] for one in longest]
+    trainer.adopt(each)
     return trainer
 
 
@@ -248,7 +271,10 @@ def learn(
     checkpoint = go_on(run, resume, run.made_with)
     trainer.add_callback(Journal(run, watch, watch_steps, seconds))
     model, start = trainer.model, time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with warnings.catch_warnings():
+        # TRL goes by the old name of what computes activations again
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if "ref" in model.peft_config:  # TRL's copy of the start
         model.delete_adapter("ref")
     model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly
@@ -283,9 +309,11 @@ def common(
     per_device_train_batch_size: int,
     max_steps: int | None,
     seed: int,
+    *,
+    recompute: bool = False,
 ) -> dict[str, Any]:
-    """Settings that all of TRL's trainers take."""
-    return of_every_trainer(model) | {
+    """Settings that all of TRL's trainers take; activations are computed again with ``recompute``."""
+    return of_every_trainer(model, recompute) | {
         "output_dir": str(folder),
         "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",

@@ -3,7 +3,7 @@
 import math
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
-from ft.machine import agreed, is_main
+from ft.machine import agreed, is_main, peak_memory, say
 from ft.rewards import policy
 from ft.runs.folder import Run
 from ft.score import likelihood
+from ft.text.batches import Order, largest
+from ft.text.examples import Example
 from ft.text.template import Template
 from ft.train import optim
 from ft.train.staged import Staged
@@ -37,9 +39,20 @@ class _Ours(Staged):
 
     model: Any
     optimizer: Any
+    compute_loss_context_manager: Any
+    largest: list[Example]  # of a batch
+    tried = False
 
-    def adopt(self) -> None:
-        """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities."""
+    def adopt(self, rows: Sequence[Sequence[Example]]) -> None:
+        """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.
+
+        ``rows`` have the examples that each brings into a batch. TRL draws them by itself; the largest batch is
+        that of a draw like it.
+        """
+        tokens = [sum(len(each["input_ids"]) for each in row) for row in rows]
+        size, epochs = self.args.per_device_train_batch_size, math.ceil(self.args.num_train_epochs)
+        chosen = largest(Order(tokens, self.args.seed), size, max(1, epochs))
+        self.largest = [each for i in chosen for each in rows[i]]
         for name, parameter in self.model.named_parameters():
             if ".ref." in name or ".start." in name:
                 parameter.requires_grad_(False)
@@ -63,6 +76,26 @@ class _Ours(Staged):
         inner.forward = types.MethodType(forward, inner)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.tried and self.args.device.type == "cuda":
+            self.try_largest()
+        self.tried = True
+        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def try_largest(self) -> None:
+        """Run the largest batch forward and backward. Nothing of it stays: what a GPU does not hold ends the run here."""
+        device = self.args.device
+        self.model.train()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+            with self.compute_loss_context_manager():
+                values = torch.cat(likelihood.logprobs(self.model, self.largest))
+            values.sum().backward()
+        self.model.zero_grad()
+        say(
+            f"a batch of {sum(len(e['input_ids']) for e in self.largest):,} tokens, as large as they may be, "
+            f"was tried: {peak_memory() / 2**30:.1f} GiB at the peak"
+        )
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import UserError
 from ft.score import logits
+from ft.text import row_inputs
 from ft.text.batches import layout, pack, packed_row, row_length
 from ft.text.examples import IGNORE, Example, lengths_of
 
@@ -165,22 +166,21 @@ def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
 
     Gradients flow to all but the head. The examples run as packed rows without padding, and only
     supervised positions meet the head, whose logits exist a tile at a time. Each row is one call of the model
-    (``ft.kernels.cross_entropy.install``), in which parameters that processes share are gathered.
+    (``ft.kernels.cross_entropy.install``), in which parameters that processes share are gathered. A GPU is waited
+    for before the first row alone.
     """
     import torch
-
-    from ft.kernels import attention
 
     device = model.get_input_embeddings().weight.device
     found: dict[int, Tensor] = {}
     lengths = [len(example["input_ids"]) for example in examples]
-    for row in pack(lengths, row_length(device.type)):
-        chosen = [examples[i] for i in row]
-        piece: dict[str, Any] = {k: v.to(device) for k, v in packed_row(chosen).items()}
-        if attention.installed(model):
-            piece["example_lengths"] = [lengths[i] for i in row]
-        values = -model(**piece, per_token=True)["losses"]
-        counts = [sum(label != IGNORE for label in e["labels"][1:]) for e in chosen]
+    rows = pack(lengths, row_length(device.type))
+    inputs = [row_inputs.of(packed_row([examples[i] for i in row]), len(row)) for row in rows]
+    for given in inputs:
+        given |= {k: v.to(device) for k, v in given.items() if hasattr(v, "to")}
+    for row, given in zip(rows, inputs, strict=True):
+        values = -model(**given, per_token=True)["losses"]
+        counts = [sum(label != IGNORE for label in examples[i]["labels"][1:]) for i in row]
         found |= zip(row, torch.split(values, counts), strict=True)
     return [found[i] for i in range(len(examples))]
 
@@ -192,10 +192,11 @@ def logprobs_of_batch(model: Any, ids: "Tensor", mask: "Tensor", labels: "Tensor
     """
     import torch
 
-    examples: list[Example] = [
-        {"input_ids": row[kept].tolist(), "labels": label[kept].tolist()}
-        for row, kept, label in zip(ids, mask.bool(), labels, strict=True)
-    ]
+    given = torch.stack([ids, mask.to(ids.dtype), labels], -1).tolist()  # all at once, from a GPU
+    examples: list[Example] = []
+    for row in given:
+        kept = [(token, label) for token, there, label in row if there]
+        examples.append({"input_ids": [t for t, _ in kept], "labels": [x for _, x in kept]})
     values = torch.cat(logprobs(model, examples))
     wanted = labels[:, 1:] != IGNORE
     return values.new_zeros(wanted.shape).masked_scatter(wanted, values)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ft.train.row_inputs import HEAD
+from ft.text.row_inputs import HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor

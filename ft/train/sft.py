@@ -147,7 +147,7 @@ def sft(
         dataset_kwargs={"skip_prepare_dataset": True},
         save_strategy="steps",
         accelerator_config={"non_blocking": torch.cuda.is_available()},
-        **of_every_trainer(model, _recomputes(run, gradient_checkpointing), autocast),
+        **of_every_trainer(model, recomputes(run, gradient_checkpointing), autocast),
     )
     if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
         launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
@@ -179,7 +179,7 @@ def sft(
     return ended
 
 
-def _recomputes(run: Run, asked: bool | None) -> bool:
+def recomputes(run: Run, asked: bool | None) -> bool:
     """Whether activations are computed again: as is asked, or as the run's plan has it."""
     planned = run.record.get("plan", {}).get("checkpointing", False)
     return planned if asked is None else asked

@@ -18,9 +18,10 @@ from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
 from ft.machine import launched, say
 from ft.models import parameters
+from ft.text import row_inputs
 from ft.text.batches import Order, WithBlank, blank, is_blank, largest, layout
 from ft.text.examples import IGNORE, Example, lengths_of
-from ft.train import optim, row_inputs
+from ft.train import optim
 from ft.train.graphed import Graphed
 from ft.train.reading import Reading
 from ft.train.staged import Staged

@@ -8,8 +8,7 @@ import torch
 from support import interpreted, tiny
 
 from ft.kernels import attention, cross_entropy, flash, tiled
-from ft.text import batches
-from ft.train import row_inputs
+from ft.text import batches, row_inputs
 
 TILES = flash.tiles
 LAYERS = ["sliding_attention", "full_attention"]

@@ -6,8 +6,8 @@ from support import tiny
 
 from ft.kernels import attention, cross_entropy, flash, fused, tiled
 from ft.kernels import cache as caches
-from ft.text import batches, tokens
-from ft.train import graphs, row_inputs
+from ft.text import batches, row_inputs, tokens
+from ft.train import graphs
 
 KINDS = [k for k in tiny.KINDS if k != "gemma2"]
 

@@ -1,11 +1,9 @@
 """What answers are planned to take against what PyTorch allocates for them, and how that moves with the settings."""
 
-import gc
-from typing import Any
-
 import pytest
 import torch
 from support import tiny
+from support.allocations import allocated
 
 from ft.generate import room
 from ft.generate.decoding import Decoder
@@ -15,24 +13,6 @@ from ft.plan.autograd import Mode
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256}
 PLENTY = 2**60
-
-
-def allocated(act: Any) -> int:
-    """The most bytes that PyTorch's CPU allocator hands out at once while something runs, beyond those before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    gc.collect()  # what an earlier test left would be freed in here, and subtracted
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        act()
-    events = seen.profiler.kineto_results.events()
-    changes = sorted(
-        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
-    )
-    now = most = 0
-    for _, _, size in changes:
-        now += size
-        most = max(most, now)
-    return most
 
 
 READ, MANY_WORDS, GROW = (100, 4, 2048), (4, 3, 30_000), (4, 120, 2048)

@@ -165,7 +165,7 @@ def test_what_fills_up_a_last_batch_is_in_none():
 
 
 def test_a_sample_tells_the_largest_batch_that_is_likely():
-    lengths = [1024] * 5 + [100] * 95
+    lengths = [[1024]] * 5 + [[100]] * 95
     few, many = (settings.likely_largest(GEMMA, lengths, rows) for rows in (8, 10_000))
     assert len(few) == len(many) == 8
     assert 8 * 100 <= sum(few) <= sum(many) < 8 * 1024

@@ -48,7 +48,7 @@ def trainer(base, r, finished, reward=EARLY, method="grpo", **options):
         finished.template,
         ROWS,
         reward,
-        folder=r.folder,
+        run=r,
         method=method,
         **settings,
     )
@@ -107,7 +107,7 @@ def learn(made, r, watch=lambda step: None, **options):
 def dpo(base, r, finished, rows, **options):
     found = drawn.encode_pairs(rows, finished.template, base.tokenizer)
     settings = {"learning_rate": 1e-2, "beta": 0.1, "per_device_train_batch_size": 2} | options
-    return learning.dpo(base.model, base.tokenizer, found, folder=r.folder, **settings)
+    return learning.dpo(base.model, base.tokenizer, found, run=r, **settings)
 
 
 @pytest.mark.parametrize(("method", "beta"), [("grpo", 0.0), ("grpo", 0.02), ("rloo", 0.02)])
@@ -160,6 +160,63 @@ def test_chosen_answers_become_more_likely_than_rejected_ones(base, r, finished)
 
 
 PAIR = [ROWS[0] | {"chosen": "a", "rejected": "b"}] * 4
+PAIRS = [row | {"chosen": f"le chat {i}", "rejected": f"cat {i}"} for i, row in enumerate(ROWS)][:4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True, "per_device_train_batch_size": 4},
+    ],
+)
+def test_what_saves_memory_changes_nothing(options, r, finished):
+    """But for rounding, which AdamW's first steps make larger in what is learnt than in losses and norms."""
+    found = []
+    for more in ({"per_device_train_batch_size": 4}, options):
+        base = policy.load(finished, "fp32")
+        made = dpo(base, r, finished, PAIRS, num_train_epochs=3, **more)
+        assert learn(made, r).steps == 3
+        assert made.model.is_gradient_checkpointing == ("gradient_checkpointing" in more)
+        lines = [line for line in r.metrics() if "grad_norm" in line]
+        found.append([line[name] for line in lines for name in ("loss", "grad_norm")])
+    assert len(found[0]) == 6
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("planned", [True, False])
+def test_activations_are_computed_again_where_the_plan_says_so(planned, asked, base, r, finished):
+    r.note(plan={"checkpointing": planned})
+    made = dpo(base, r, finished, PAIRS, gradient_checkpointing=asked)
+    assert made.args.gradient_checkpointing == (planned if asked is None else asked)
+
+
+def test_the_largest_batch_is_tried_and_leaves_nothing(base, r, finished, capsys):
+    long = ROWS[0] | {"chosen": "le chat " * 9, "rejected": "the cat " * 9}
+    made = dpo(base, r, finished, [*PAIRS, long], per_device_train_batch_size=2)
+    whole = drawn.encode_pairs([long], finished.template, base.tokenizer)[0]
+    assert drawn.example(whole, "chosen") in made.largest
+    assert drawn.example(whole, "rejected") in made.largest
+    assert len(made.largest) == 4
+    before, state = adapter(base.model), torch.get_rng_state()
+    made.try_largest()
+    tokens = sum(len(example["input_ids"]) for example in made.largest)
+    assert f"a batch of {tokens:,} tokens, as large as they may be, was tried: " in (
+        capsys.readouterr().out
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in base.model.parameters())
+    after = adapter(base.model)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_largest_batch_of_drawn_answers_has_all_tokens_that_they_may_have(base, r, finished):
+    made = trainer(base, r, finished, per_device_train_batch_size=4)
+    prompts = {len(ids) for ids in made.known.values()}
+    assert len(made.largest) == 4
+    assert {len(e["input_ids"]) for e in made.largest} <= {n + 8 for n in prompts}
+    assert all(sum(label != -100 for label in e["labels"]) == 8 for e in made.largest)
 
 
 def test_time_is_over(base, r, finished):

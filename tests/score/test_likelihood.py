@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import tiny, toy
 from support.toy import examples
+from support.waits import Waits
 
 from ft import models
 from ft.errors import UserError
@@ -144,6 +145,27 @@ def test_values_and_gradients_are_those_of_the_logits(kind, folder):
     assert gradients[0]
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_no_row_waits_for_a_gpu(model):
+    attention.install(model)
+    forward, found = model.forward, []
+
+    def watched(**inputs):
+        with Waits() as waits:
+            made = forward(**inputs)
+        found.append(waits.found)
+        return made
+
+    model.forward = watched
+    given = toy.examples(40)
+    values = likelihood.logprobs(model, given)
+    torch.cat(values).sum().backward()
+    assert len(found) > 1
+    assert not any(found)
+    assert [len(v) for v in values] == [
+        sum(label != IGNORE for label in example["labels"][1:]) for example in given
+    ]
 
 
 def test_a_padded_batch_gets_each_examples_values_in_its_place():

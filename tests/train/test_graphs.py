@@ -25,9 +25,9 @@ from ft.kernels import (
 from ft.kernels import cross_entropy as loss
 from ft.models import lora
 from ft.runs import folder as run
-from ft.text import batches
+from ft.text import batches, row_inputs
 from ft.text.examples import lengths_of
-from ft.train import graphed, graphs, optim, row_inputs, trainer
+from ft.train import graphed, graphs, optim, trainer
 
 
 @pytest.fixture(autouse=True)

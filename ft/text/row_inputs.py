@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ft.text.examples import IGNORE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,8 +29,6 @@ def of(row: Mapping[str, "Tensor"], examples: int) -> dict[str, Any]:
     last repeated, and ``example_lengths`` their lengths as numbers.
     """
     import torch
-
-    from ft.text.tokens import IGNORE
 
     labels = row["labels"][0, 1:]
     at = (labels != IGNORE).nonzero().squeeze(1)

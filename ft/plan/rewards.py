@@ -1,0 +1,98 @@
+"""What learning on from a run, by rewards or preferences, has that fine-tuning lacks: answers to a row, frozen adapters."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ft.plan.peak import Plan
+from ft.runs import opened
+from ft.runs.folder import ADAPTER
+from ft.text.examples import IGNORE, lengths_of
+
+# By a setting that no other recipe has: answers to a row that one batch learns from, and copies of the adapter as
+# it began, ours to look back at and TRL's reference. All but rejection sampling hold a batch whole until its backward.
+KINDS = {"rounds": (1, 1), "pairs": (2, 2), "desirable_weight": (2, 2), "method": (1, 2)}
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings, with those that a plan depends on and that come from the run which it goes on from.
+
+    What the recipe has no flag for is named as ``implied``. Raises ``UserError`` where there is no such run.
+    """
+    kind = next((name for name in KINDS if name in settings), None)
+    if kind is None:
+        return dict(settings)
+    begun = opened.finished(settings["run"], any_base=settings["any_base"])
+    file = begun.folder / ADAPTER[1]
+    if not file.is_file():
+        return dict(settings)  # it trained all parameters, which is refused
+    adapter = json.loads(file.read_text(encoding="utf-8"))
+    targets = adapter["target_modules"]
+    named = () if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
+    each, copies = KINDS[kind]
+    n, batch = settings.get("n", 1), settings["per_device_train_batch_size"]
+    step = settings["prompts"] * n if kind == "method" else 0
+    implied: dict[str, Any] = {
+        "lora_r": adapter["r"],
+        "lora_dropout": adapter.get("lora_dropout", 0.0),
+        "lora_target_modules": tuple(sorted(named)) or ("auto",),
+        "optim": "adamw",
+        "gradient_accumulation_steps": max(1, step // batch),
+        "copies": copies,
+        "answers_each": each,
+        "together": kind != "rounds",
+        "step_answers": step,
+        "chains": n,
+    }
+    # of drawn answers there are more than there is room for; others are looked at in two places
+    asked = {"eval_limit": None if n > 1 else max(settings["answer_rows"], settings["watch_rows"])}
+    new = {name: value for name, value in implied.items() if name not in settings}
+    return {**new, **settings, **asked, "implied": frozenset(new)}
+
+
+def groups(settings: Mapping[str, Any], encoded: Any) -> list[list[int]]:
+    """The tokens of what each row brings into a batch: its example, or its answers with their prompt.
+
+    Answers that are still to be drawn have all tokens that they may have.
+    """
+    lengths = lengths_of(encoded.examples)
+    if hasattr(encoded, "pairs"):
+        each = 2 if encoded.paired else 1
+        return [list(lengths[at : at + each]) for at in range(0, len(lengths), each)]
+    if "answers_each" not in settings:
+        return [[n] for n in lengths]
+    prompts = (example["labels"].count(IGNORE) for example in encoded.examples)
+    return [[n + settings["max_new_tokens"]] * settings["answers_each"] for n in prompts]
+
+
+def supervised(settings: Mapping[str, Any], encoded: Any, lengths: Sequence[int]) -> float:
+    """The share of the tokens of ``groups`` that a loss is taken of."""
+    if "answers_each" in settings and not hasattr(encoded, "pairs"):
+        return settings["max_new_tokens"] * len(lengths) / sum(lengths)
+    return encoded.supervised / sum(lengths)
+
+
+def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    """The plan of ``completed`` settings with the frozen adapters.
+
+    Its answers are looked at between steps, beside the optimizer's states; its rows are no CUDA graphs, but where it
+    is fine-tuned on the best of its answers.
+    """
+    if "copies" not in settings:
+        return plan
+    held = {"adapter as it began": settings["copies"] * plan.trained * 4}
+    now, states = dict(plan.parts), f"optimizer states, {settings['optim']}"
+    between = {states: dict(plan.most)[states]} if states not in now else {}
+    return dataclasses.replace(
+        plan,
+        parts=(*plan.parts, *held.items(), *between.items()),
+        most=(*plan.most, *held.items()),
+        passing=0 if settings["together"] else plan.passing,
+        staying=plan.staying + sum(held.values()),
+    )
+
+
+def flat(groups: Sequence[Sequence[int]]) -> list[int]:
+    """All tokens of some rows' answers."""
+    return [n for group in groups for n in group]
