@@ -41,6 +41,7 @@ class Case:
     max_length: Count = 256
     packing: bool = True
     gradient_checkpointing: bool = False
+    pairs: bool = False  # DPO, of so many pairs of answers
 
 
 CASES = (
@@ -59,6 +60,8 @@ CASES = (
     Case("small-recurrent_gemma", lora_r=0, optim="sgd"),
     Case("tiny-gemma3_text"),
     Case("tiny-gemma3_text", precision="bf16", lora_r=0, max_length=64),
+    Case(pairs=True),
+    Case(max_length=512, gradient_checkpointing=True, pairs=True),
 )
 
 
@@ -97,7 +100,8 @@ def line(f: dict[str, Any]) -> str:
     """A row of a Markdown table."""
     how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
     rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
-    extra = "".join([", recomputed" * f["gradient_checkpointing"], ", padded" * (not f["packing"])])
+    extra = ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
+    extra += ", pairs" * f["pairs"]
     cells = [f["model"], f["precision"], how, rows + extra]
     cells += [f"{f[key] / peak.MIB:,.0f}" for key in ("measured", "predicted")]
     cells += [f"{f['predicted'] / f['measured'] - 1:+.1%}", f["moment"]]
@@ -126,6 +130,8 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": model_name,
             "gradient_accumulation_steps": 1,
         }
+        if case.pairs:  # and TRL's reference
+            settings |= {"answers_each": 2, "copies": 1, "together": True}
         bf16 = machine.here().bf16
         planned = fit.of(settings, bf16=bf16, supervised=0.5)
         automatic = case.precision == "auto"
@@ -136,19 +142,31 @@ def measure(case: Case) -> dict[str, Any]:
             model = parameters.train_all(base)
         peak = 0
 
-        class Watch(TrainerCallback):
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                nonlocal peak
-                peak = machine.peak_memory()
+        def watch(*_: Any) -> None:
+            nonlocal peak
+            peak = machine.peak_memory()
 
         generator = torch.Generator().manual_seed(0)
-        size = (2 * case.per_device_train_batch_size, case.max_length)
+        size = (2 * case.per_device_train_batch_size * (1 + case.pairs), case.max_length)
         ids = torch.randint(300, 2000, size, generator=generator).tolist()
         half = case.max_length // 2
         examples = [{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids]
         (Path(name) / "run").mkdir()
         record = folder.Run(Path(name) / "run", {}, "")
         record.begun = True
+        if case.pairs:
+            made = [
+                {"prompt_ids": a[:half], "chosen_ids": a[half:], "rejected_ids": b[half:]}
+                for a, b in zip(ids[::2], ids[1::2], strict=True)
+            ]
+            prefer(model, base.tokenizer, made, record, case, watch)
+            said = accelerate_says(base.model.config)
+            return of(peak, planned, said)
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                watch()
+
         train.sft(
             model,
             base.tokenizer,
@@ -166,8 +184,31 @@ def measure(case: Case) -> dict[str, Any]:
             callbacks=[Watch()],
         )
         said = accelerate_says(base.model.config)
+    return of(peak, planned, said)
+
+
+def prefer(model: Any, tokenizer: Any, pairs: list, run: Any, case: Case, watch: Any) -> None:
+    """Two steps of DPO."""
+    from ft.rewards import learning
+
+    trainer = learning.dpo(
+        model,
+        tokenizer,
+        pairs,
+        run=run,
+        learning_rate=1e-5,
+        beta=0.1,
+        per_device_train_batch_size=case.per_device_train_batch_size,
+        gradient_checkpointing=case.gradient_checkpointing,
+        max_steps=2,
+    )
+    learning.learn(trainer, run=run, watch=watch, watch_steps=1)
+
+
+def of(measured: int, planned: peak.Plan, said: int) -> dict[str, Any]:
+    """What was found of a case."""
     return {
-        "measured": peak,
+        "measured": measured,
         "predicted": planned.peak,
         "moment": planned.moment,
         "parts": dict(planned.parts),

@@ -11,7 +11,8 @@ run's own template and tokens, and the run as it was is the reference. Through T
 
 Hardware  two CPU cores and no GPU for Gemma 3 270M
 Time      a step is two passes forward (the reference) and one back over a batch; not measured yet
-Memory    not measured yet; `peak_memory_bytes` in run.json tells it
+Memory    `ft plan` tells it: 3.3 GiB of 2 pairs of 256 tokens in fp32 (benchmarks/README.md); fewer at once with
+          --per-device-train-batch-size 2 --gradient-accumulation-steps 4, or --gradient-checkpointing
 Score     not measured yet: the implicit reward on held-out rows, 50% by definition at the start
 Data      a table (jsonl, json, csv, tsv, parquet) or a dataset of the Hub in TRL's preference formats: texts or
           messages, prompts of their own or whole conversations, with label for KTO; see docs/rewards.md

@@ -24,7 +24,7 @@ KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
 # What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
 # with: measured on a CPU, by the passes of a step, as one's results do not fit another's holes. Assumed of a GPU.
-SCATTERED = {"one": (0.2, 0.4), "several": (0.95, 0.4), "together": (0.1, 0.1)}
+SCATTERED = {"one": (0.2, 0.4), "several": (0.95, 0.4), "together": (0.1, 0.25)}
 SCATTERED_ON_A_GPU = (0.1, 0.02)
 
 

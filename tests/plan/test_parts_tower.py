@@ -1,6 +1,9 @@
 """The image tower in a memory plan: counted as it is built, and by what trains of it."""
 
+import contextlib
+
 import pytest
+import torch
 from support import seeing
 
 from ft import models
@@ -60,6 +63,33 @@ def test_training_the_tower_keeps_its_activations_or_recomputes_them():
     assert trained.peak > frozen.peak + kept
     more = plan(images=8, train_vision=True)
     assert dict(more.parts)["activations of the tower"] == 2 * kept
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_tower_keeps_is_what_was_counted(precision, tmp_path):
+    """Of an adapter on it, within a tenth: what normalisation and low ranks keep is not counted."""
+    place = seeing.folder(tmp_path)
+    base = models.load(str(place), precision=precision, text_only=False)
+    model = lora.attach(base, r=4, alpha=8, vision=True).train()
+    tower = model.get_base_model().model.vision_tower
+    size = tower.config.image_size
+    inputs = torch.randn(3, 3, size, size)
+    half = precision == "bf16"
+    under = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor  # alive: its address stays taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), under:
+        tower(pixel_values=inputs)
+    counted = parts.tower_of(str(place), shapes.of(str(place)))
+    planned = counted.kept(3, 2 if half else 4, checkpointing=False)
+    assert planned == pytest.approx(sum(size for size, _ in kept.values()), rel=0.1)
 
 
 def test_of_other_towers_the_weights_alone():
