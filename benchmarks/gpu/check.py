@@ -168,13 +168,23 @@ def decode() -> None:
 
 
 TOLD = ("CUDA graphs", "attention", "precision", "the largest row", "gradient checkpointing")
-TOLD += ("ok    memory", "WARN  memory")  # lines of a recipe that depend on the GPU
+TOLD += ("ok    memory", "WARN  memory", "a batch of")  # lines of a recipe that depend on the GPU
 
 
 def recipe() -> None:
-    """The recipes from end to end, on small models: train, translate, merge."""
+    """The recipes from end to end, on small models: train, translate, merge, prefer."""
     small()
     runs, model = WORK / "runs", str(WORK / "gemma2")
+    pairs = WORK / "pairs.jsonl"
+    rows = [
+        {"source": f"it is {i}", "chosen": f"il est {i}", "rejected": f"{i}"} for i in range(40)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preference = ["recipes/preference.py", "--run", str(runs / "mtnt"), "--data", str(pairs)]
+    few = {"max-length": 256, "valid-rows": 4, "answer-rows": 2, "watch-rows": 2, "max-steps": 4}
+    few |= {"max-new-tokens": 8, "max-kl": 99, "max-drift": 99, "min-distinct": 0}
+    few |= {"output-dir": runs / "preference"}
+    preference += [word for name, value in few.items() for word in (f"--{name}", str(value))]
     mtnt = ["recipes/mtnt_lora.py", "--model", model, "--eval-limit", "6", "--eval-steps", "4"]
     mtnt += ["--output-dir", str(runs / "mtnt"), "--max-steps", "8"]
     ft = [sys.executable, "-m", "ft"]
@@ -185,6 +195,7 @@ def recipe() -> None:
         + [str(WORK / "gemma4_text"), "--eval-limit", "4", "--max-steps", "6"]
         + ["--output-dir", str(runs / "gemma4"), "--overwrite-output-dir"],
         "ft merge": [*ft, "merge", str(runs / "mtnt"), str(runs / "merged")],
+        "preference": [sys.executable, *preference, "--overwrite-output-dir"],
     }
     for name, command in todo.items():
         if left() < 10:
