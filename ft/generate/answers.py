@@ -60,7 +60,7 @@ def generate(
     groups = begun(
         model, tokenizer, prompts, template, stop, max_new_tokens, seed, n, max_ratio=max_ratio
     )
-    numbers = range(len(groups))[_part() if shared else slice(None)]
+    numbers = range(len(groups))[own_part() if shared else slice(None)]
     groups = [groups[i] for i in numbers]
     with together.evaluating(model):
         if isinstance(sampler, Beam):
@@ -72,7 +72,7 @@ def generate(
                 for _ in together.grow(model, tokenizer, drafts, sampler, use_cache=use_cache):
                     pass
     found = [[draft.answer() for draft in group] for group in groups]
-    return _gathered([*zip(numbers, found, strict=True)]) if shared else found
+    return gathered([*zip(numbers, found, strict=True)]) if shared else found
 
 
 def check(sampler: Sampler, *, max_new_tokens: int, stop: Sequence[str] = (), n: int = 1) -> None:
@@ -150,7 +150,7 @@ def of_rows(
         )
         for prompt in ids
     ]
-    seen, part = progress and state().is_main_process, _part()
+    seen, part = progress and state().is_main_process, own_part()
     with together.evaluating(model):
         if isinstance(sampler, Beam):
             chosen = sorted(range(len(drafts)), key=lambda i: -drafts[i].longest)[part]
@@ -165,7 +165,7 @@ def of_rows(
                     pass
             chosen = [i for batch in shares for i in batch]
             texts = [drafts[i].text for i in chosen]
-    return _gathered([(i, template.trim(text)) for i, text in zip(chosen, texts, strict=True)])
+    return gathered([(i, template.trim(text)) for i, text in zip(chosen, texts, strict=True)])
 
 
 def write(
@@ -177,12 +177,12 @@ def write(
     return generate(model, tokenizer, prompts, **options)
 
 
-def _part() -> slice:
+def own_part() -> slice:
     """Which of several things, or of their batches, this process does."""
     return slice(state().process_index, None, state().num_processes) if apart() else slice(None)
 
 
-def _gathered(found: list[tuple[int, Any]]) -> list[Any]:
+def gathered(found: list[tuple[int, Any]]) -> list[Any]:
     """What all processes found, by its number."""
     from accelerate.utils import gather_object
 

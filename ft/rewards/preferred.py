@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ft.data.rows import Row
+from ft.generate.answers import gathered, own_part
 from ft.models.load import Base
 from ft.rewards import judges, policy
 from ft.rewards.drawn import Preferences
 from ft.score import comparison, likelihood
 from ft.score.comparison import Comparison
 from ft.text.template import Template
-from ft.text.tokens import IGNORE
+from ft.text.tokens import IGNORE, Example
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,18 @@ class Held:
                 for p, a in zip(prompts, answers, strict=True)
             ]
         with likelihood.resting(self.base.model):
-            return {
-                name: [(v.sum().item(), len(v)) for v in likelihood.logprobs(self.base.model, each)]
-                for name, each in examples.items()
-            }
+            return {name: _sums(self.base.model, each) for name, each in examples.items()}
+
+
+def _sums(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
+    """Of each answer its log-probability and tokens. Several processes share the work, and all have the same."""
+    import torch
+
+    numbers = range(len(examples))[own_part()]
+    values = likelihood.logprobs(model, [examples[i] for i in numbers])
+    sums = torch.stack([v.sum() for v in values]).tolist() if values else []
+    found = zip(numbers, sums, values, strict=True)
+    return gathered([(i, (total, len(v))) for i, total, v in found])
 
 
 def _right(gaps: Sequence[float]) -> float:
