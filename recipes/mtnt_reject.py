@@ -171,8 +171,8 @@ def main(c: Config) -> None:
             learning_rate=c.learning_rate,
             lr_scheduler_type="constant",
             per_device_train_batch_size=c.per_device_train_batch_size,
+            gradient_checkpointing=c.gradient_checkpointing,
             eval_steps=10**6,
-            save_steps=10**6,
             accept_loss=True,  # whatever it is: a run began from it
             seed=c.seed + number,
             callbacks=[train.deadline(left)] if left else [],

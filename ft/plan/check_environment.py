@@ -18,7 +18,7 @@ from ft.runs.record import made_with
 
 # package: the oldest version that ft works with, and the one of constraints.txt, which its tests ran with
 TESTED = {
-    "torch": ("2.8", "2.13.0"),
+    "torch": ("2.11", "2.13.0"),
     "transformers": ("5.17", "5.24.0"),
     "trl": ("1.15", "1.16.0"),
     "peft": ("0.19", "0.21.2"),
