@@ -113,7 +113,8 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
     kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
     packed = "packed, " * settings.get("packing", "train_vision" not in settings)
     again = "" if plan.checkpointing else "no "
-    of = "pairs, each answer" if settings.get("answers_each") == 2 else "examples"
+    of = rewards.named(settings)
+    of += ", each answer" * (of == "pairs")
     return (
         f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "
         f"({kind}, {plan.precision})\n"

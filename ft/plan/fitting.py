@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ft.errors import UserError
-from ft.plan import layers, shapes
+from ft.plan import layers, rewards, shapes
 from ft.plan.peak import GIB
 from ft.plan.settings import of
 
@@ -119,7 +119,8 @@ def grid(settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     batch, length = settings["per_device_train_batch_size"], settings["max_length"]
     batches = sorted({1, max(1, batch // 2), batch, 2 * batch})
     lengths = sorted({max(1, length // 2), length, 2 * length})
-    lines = ["  peak in GiB with / without gradient checkpointing, by examples and their tokens"]
+    of_what = rewards.named(settings)
+    lines = [f"  peak in GiB with / without gradient checkpointing, by {of_what} and their tokens"]
     lines.append("  " + f"{'':>6}" + "".join(f"{n:>18,}" for n in lengths))
     for number in batches:
         cells = []
@@ -140,7 +141,7 @@ def largest(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) 
     length = _most(
         shape.max_position_embeddings, lambda n: {**settings, "max_length": n}, room, options
     )
-    many = "1,024 and more examples" if batch == 1024 else f"{batch} examples"
+    many = f"{'1,024 and more' if batch == 1024 else batch} {rewards.named(settings)}"
     whole = ", all that the model has" if length == shape.max_position_embeddings else ""
     return (
         f"largest: batches of {many} at {settings['max_length']} tokens, or {length:,} tokens{whole} "

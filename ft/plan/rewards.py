@@ -93,6 +93,11 @@ def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     )
 
 
+def named(settings: Mapping[str, Any]) -> str:
+    """What a batch is a number of."""
+    return "pairs" if settings.get("answers_each") == 2 else "examples"
+
+
 def flat(groups: Sequence[Sequence[int]]) -> list[int]:
     """All tokens of some rows' answers."""
     return [n for group in groups for n in group]

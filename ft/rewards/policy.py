@@ -26,11 +26,7 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
     """
     import torch
 
-    if run.whole:
-        raise UserError(
-            f"{run.folder} trained all parameters; what learns from rewards here is an adapter, with "
-            "its start beside it: give a run of recipes/mtnt_lora.py"
-        )
+    check_adapter(run)
     check_not_sharded(
         "an adapter that learns beside its start is two models, which answer in turns"
     )
@@ -41,6 +37,15 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
     model = lora.load(base, run.folder, trainable=True)
     _remember(model)
     return Base(**{**vars(base), "model": model})
+
+
+def check_adapter(run: Finished) -> None:
+    """Raise ``UserError`` for a run that trained all parameters."""
+    if run.whole:
+        raise UserError(
+            f"{run.folder} trained all parameters; what learns from rewards here is an adapter, with "
+            "its start beside it: give a run of recipes/mtnt_lora.py"
+        )
 
 
 @contextlib.contextmanager

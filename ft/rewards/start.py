@@ -15,6 +15,7 @@ from ft.errors import UserError
 from ft.files import sha256
 from ft.models.load import Base
 from ft.rewards.judges import Judge, judge_of
+from ft.rewards.policy import check_adapter
 from ft.runs import opened
 from ft.runs.folder import ADAPTER, Run
 from ft.runs.opened import Finished
@@ -27,10 +28,11 @@ from ft.text.tokens import Encoded, encode_rows
 def run_of(name: str, *, any_base: bool = False) -> Finished:
     """The run to start from, on weights of another base with ``any_base``.
 
-    Raises ``UserError`` for none, and for one that answers about images or answers nothing.
+    Raises ``UserError`` for none, and for one that trained all parameters, answers about images or answers nothing.
     """
     found = opened.finished(name, any_base=any_base)
     found.check_own("to learn on from")
+    check_adapter(found)
     if found.task == "images":
         raise UserError(f"{name} answers about images; what learns here has text alone")
     if found.task in ("pretraining", "text"):

@@ -1,6 +1,7 @@
 """The recipes that learn from chrF, on a tiny model: what they write, how they go on, and what stops them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -163,14 +164,21 @@ def test_pairs_that_prefer_nothing(start, tmp_path):
         go("mtnt_dpo", start, tmp_path / "out", "--pairs", str(file))
 
 
-def test_a_run_of_all_parameters_is_no_start(start, tmp_path):
-    (tmp_path / "whole").mkdir()
-    for name in ("run.json", "config.yaml"):
-        (tmp_path / "whole" / name).write_text((start / name).read_text())
-    (tmp_path / "whole" / "model.safetensors").write_bytes(b"")
+def test_a_run_of_all_parameters_is_no_start(start, tmp_path, capsys):
+    shutil.copytree(start.parent / "base", tmp_path / "whole")
+    record = {key: value for key, value in read(start).items() if key != "lora"}
+    write_json(tmp_path / "whole" / "run.json", record)
+    (tmp_path / "whole" / "config.yaml").write_text((start / "config.yaml").read_text())
     whole = opened.Finished(tmp_path / "whole", {}, {}, opened.finished(start).template)
     with pytest.raises(UserError, match="trained all parameters"):
         policy.load(whole)
+    with pytest.raises(UserError, match="trained all parameters"):  # before anything is loaded
+        go("mtnt_dpo", tmp_path / "whole", tmp_path / "out")
+    for verb in ("check", "plan"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([verb, str(BY_NAME["mtnt_dpo"]), "--run", str(tmp_path / "whole")])
+        assert stopped.value.code == 2
+        assert "trained all parameters" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
