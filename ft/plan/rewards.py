@@ -29,14 +29,14 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)  # it trained all parameters, which is refused
     adapter = json.loads(file.read_text(encoding="utf-8"))
     targets = adapter["target_modules"]
-    named = () if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
+    ends = () if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
     each, copies = KINDS[kind]
     n, batch = settings.get("n", 1), settings["per_device_train_batch_size"]
     step = settings["prompts"] * n if kind == "method" else 0
     implied: dict[str, Any] = {
         "lora_r": adapter["r"],
         "lora_dropout": adapter.get("lora_dropout", 0.0),
-        "lora_target_modules": tuple(sorted(named)) or ("auto",),
+        "lora_target_modules": tuple(sorted(ends)) or ("auto",),
         "optim": "adamw",
         "gradient_accumulation_steps": max(1, step // batch),
         "copies": copies,
