@@ -197,8 +197,8 @@ def memory(case: Case) -> Seen:
     """The peak that ``ft plan`` tells, against the memory there is, and the time on a known device."""
     given = rewards.completed(case.settings)
     assert case.shape
-    if any(name not in given for name in settings.NEEDED):
-        return Seen("--", "memory", "not looked at: the run has no adapter to go on with")
+    if missing := [name for name in settings.NEEDED if name not in given]:
+        return Seen("--", "memory", f"not looked at: the recipe has no setting {missing[0]}")
     if given["lora_r"] == 0 and given["precision"] == "nf4":
         return Seen("--", "memory", "not looked at: such a run is refused")
     folder = case.folder if case.on_hub else None

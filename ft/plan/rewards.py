@@ -18,16 +18,14 @@ KINDS = {"rounds": (1, 1), "pairs": (2, 2), "desirable_weight": (2, 2), "method"
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's settings, with those that a plan depends on and that come from the run which it goes on from.
 
-    What the recipe has no flag for is named as ``implied``. Raises ``UserError`` where there is no such run.
+    That has an adapter, which the recipe has made sure of. What the recipe has no flag for is named as
+    ``implied``. Raises ``UserError`` where there is no such run.
     """
     kind = next((name for name in KINDS if name in settings), None)
     if kind is None:
         return dict(settings)
     begun = opened.finished(settings["run"], any_base=settings["any_base"])
-    file = begun.folder / ADAPTER[1]
-    if not file.is_file():
-        return dict(settings)  # it trained all parameters, which is refused
-    adapter = json.loads(file.read_text(encoding="utf-8"))
+    adapter = json.loads((begun.folder / ADAPTER[1]).read_text(encoding="utf-8"))
     targets = adapter["target_modules"]
     ends = () if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
     each, copies = KINDS[kind]

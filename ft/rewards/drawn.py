@@ -181,7 +181,8 @@ class Preferences:
 
     def example(self, index: int, answer: str) -> Example:
         """Prompt and one of the answers."""
-        return example(self.pairs[index], answer)
+        pair = self.pairs[index]
+        return example(pair["prompt_ids"], pair[f"{answer}_ids"])
 
     @property
     def supervised(self) -> int:
@@ -197,10 +198,9 @@ class Preferences:
         return text + f"; {self.skipped:,} bad rows skipped" * bool(self.skipped)
 
 
-def example(pair: Pair, answer: str) -> Example:
-    """The prompt of a pair with one of its answers, which is supervised."""
-    prompt, ids = pair["prompt_ids"], pair[f"{answer}_ids"]
-    return {"input_ids": prompt + ids, "labels": [IGNORE] * len(prompt) + ids}
+def example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
+    """Prompt and answer as ids, the answer's supervised."""
+    return {"input_ids": [*prompt, *answer], "labels": [*[IGNORE] * len(prompt), *answer]}
 
 
 def encode_preferences(

@@ -14,12 +14,13 @@ from ft.generate.samplers import Sample
 from ft.machine import say
 from ft.models.load import Base
 from ft.rewards import policy
+from ft.rewards.drawn import example
 from ft.rewards.judges import Judge
 from ft.runs.folder import Run
 from ft.score import likelihood
 from ft.score.comparison import Comparison
 from ft.text.template import Template
-from ft.text.tokens import IGNORE, Example, prompt_ids
+from ft.text.tokens import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def vitals(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answe
     """
     import torch
 
-    examples = [example(p, a) for p, a in zip(prompts, answers, strict=True)]
+    examples = [example(p, a.ids) for p, a in zip(prompts, answers, strict=True)]
     with torch.no_grad(), policy.as_it_began(model):
         start = torch.cat(likelihood.logprobs(model, examples))
     now = torch.tensor([value for a in answers for value in a.logprobs], device=start.device)
@@ -124,14 +125,6 @@ def distinct(texts: Sequence[str]) -> float:
     """distinct-2 (Li et al. 2016): different pairs of neighbouring words over all; 1 without any."""
     pairs = [pair for text in texts for pair in itertools.pairwise(text.split())]
     return len(set(pairs)) / len(pairs) if pairs else 1.0
-
-
-def example(prompt: Sequence[int], answer: Answer) -> Example:
-    """Prompt and answer as ids, the answer's supervised."""
-    return {
-        "input_ids": [*prompt, *answer.ids],
-        "labels": [*[IGNORE] * len(prompt), *answer.ids],
-    }
 
 
 class Watch:

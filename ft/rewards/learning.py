@@ -73,7 +73,8 @@ def dpo(
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=tokenizer,
     )
-    both = [[example(pair, name) for name in ("chosen", "rejected")] for pair in pairs]
+    names = ("chosen_ids", "rejected_ids")
+    both = [[example(pair["prompt_ids"], pair[name]) for name in names] for pair in pairs]
     trainer.adopt(both)
     return trainer
 
@@ -133,7 +134,7 @@ def kto(
         train_dataset=Dataset.from_list(mismatched(order, per_device_train_batch_size)),
         processing_class=tokenizer,
     )
-    each = [[example(answer, "completion")] for answer in order]
+    each = [[example(answer["prompt_ids"], answer["completion_ids"])] for answer in order]
     trainer.adopt(each)
     return trainer
 
@@ -244,8 +245,7 @@ def grpo(
     )
     trainer.template, trainer.known = template, dict(zip(texts, ids, strict=True))
     # as long as answers may be, whatever they say
-    longest = [{"prompt_ids": p, "answer_ids": p[-1:] * max_new_tokens} for p in ids]
-    each = [[example(one, "answer")] for one in longest]
+    each = [[example(prompt, prompt[-1:] * max_new_tokens)] for prompt in ids]
     trainer.adopt(each)
     return trainer
 

@@ -9,11 +9,11 @@ from ft.data.rows import Row
 from ft.generate.answers import gathered, own_part
 from ft.models.load import Base
 from ft.rewards import judges, policy
-from ft.rewards.drawn import Preferences
+from ft.rewards.drawn import Preferences, example
 from ft.score import comparison, likelihood
 from ft.score.comparison import Comparison
 from ft.text.template import Template
-from ft.text.tokens import IGNORE, Example
+from ft.text.tokens import Example
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,7 @@ class Held:
         if not self.held.paired:
             prompts = [pair["prompt_ids"] for pair in self.held.pairs]
             answers = [self.held.pairs[i - 1]["completion_ids"] for i in range(count)]
-            examples["mismatched"] = [
-                {"input_ids": p + a, "labels": [IGNORE] * len(p) + a}
-                for p, a in zip(prompts, answers, strict=True)
-            ]
+            examples["mismatched"] = [*map(example, prompts, answers)]
         with likelihood.resting(self.base.model):
             return {name: _sums(self.base.model, each) for name, each in examples.items()}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny
+from support import allocations, tiny
 
 from ft.kernels import attention, fused_layers
 from ft.models import lora
@@ -28,25 +28,18 @@ EAGER = {"gemma2"}
 def bytes_kept(model: Any, autocast: bool, positions: torch.Tensor) -> int:
     """Bytes of the storages that a forward keeps for its backward, parameters and buffers left out."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tensors = [*model.parameters(), *model.buffers()]
-    own = {t.untyped_storage().data_ptr() for t in tensors}
-    seen: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes(), tensor  # alive: its address stays taken
-        return tensor
-
     options = {}
     if attention.installed(inner):
         options["example_lengths"] = attention.examples_of(positions)
     under = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), under:
-        ids = torch.randint(3, 300, positions.shape)
-        result = inner.model(input_ids=ids, position_ids=positions, use_cache=False, **options)
-    assert result.last_hidden_state.requires_grad
-    return sum(size for size, _ in seen.values())
+    ids = torch.randint(3, 300, positions.shape)
+
+    def forward() -> None:
+        with under:
+            result = inner.model(input_ids=ids, position_ids=positions, use_cache=False, **options)
+        assert result.last_hidden_state.requires_grad
+
+    return allocations.kept(model, forward)
 
 
 def build(kind: str, mode: Mode, by_example: bool = True) -> Any:

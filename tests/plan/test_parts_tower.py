@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from support import seeing
+from support import allocations, seeing
 
 from ft import models
 from ft.models import lora, parameters, tiny_vision
@@ -76,20 +76,14 @@ def test_what_a_tower_keeps_is_what_was_counted(precision, tmp_path):
     inputs = torch.randn(3, 3, size, size)
     half = precision == "bf16"
     under = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes(), tensor  # alive: its address stays taken
-        return tensor
+    def forward() -> None:
+        with under:
+            tower(pixel_values=inputs)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), under:
-        tower(pixel_values=inputs)
     counted = parts.tower_of(str(place), shapes.of(str(place)))
     planned = counted.kept(3, 2 if half else 4, checkpointing=False)
-    assert planned == pytest.approx(sum(size for size, _ in kept.values()), rel=0.1)
+    assert planned == pytest.approx(allocations.kept(model, forward), rel=0.1)
 
 
 def test_of_other_towers_the_weights_alone():

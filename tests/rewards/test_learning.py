@@ -196,8 +196,8 @@ def test_the_largest_batch_is_tried_and_leaves_nothing(base, r, finished, capsys
     long = ROWS[0] | {"chosen": "le chat " * 9, "rejected": "the cat " * 9}
     made = dpo(base, r, finished, [*PAIRS, long], per_device_train_batch_size=2)
     whole = drawn.encode_pairs([long], finished.template, base.tokenizer)[0]
-    assert drawn.example(whole, "chosen") in made.largest
-    assert drawn.example(whole, "rejected") in made.largest
+    for name in ("chosen_ids", "rejected_ids"):
+        assert drawn.example(whole["prompt_ids"], whole[name]) in made.largest
     assert len(made.largest) == 4
     before, state = adapter(base.model), torch.get_rng_state()
     made.try_largest()
