@@ -50,6 +50,25 @@ def build(shape: Shape, device: str) -> "PreTrainedModel":
         return hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
+def save_zeros(shape: Shape, folder: Path) -> None:
+    """The folder of a model of zeros in bfloat16, whose weights are a hole in a file, and of its tokenizer."""
+    import json
+
+    model = build(shape, "meta")
+    model.config.save_pretrained(folder)
+    tied, at, named = set(model.all_tied_weights_keys), 0, {"__metadata__": {"format": "pt"}}
+    for name, weight in model.state_dict().items():
+        if name not in tied:
+            end = at + weight.numel() * weight.element_size()
+            where: Any = {"dtype": "BF16", "shape": [*weight.shape], "data_offsets": [at, end]}
+            named[name], at = where, end
+    header = json.dumps(named).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + at)
+    save_tokenizer(shape, folder)
+
+
 def save_tokenizer(shape: Shape, folder: Path) -> None:
     """As many entries as the model has rows, since that is checked; the rows are ids already."""
     from tokenizers import Tokenizer, models

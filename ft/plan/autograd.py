@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Attention = Literal["by_example", "sdpa", "masked", "eager", "tiled"]
+Attention = Literal["by_example", "sdpa", "masked", "eager", "tiled", "flash", "varlen"]
+FLASH = 256  # numbers of a head, above which a GPU has neither kernel
 
 
 @dataclass(eq=False)
@@ -36,6 +37,7 @@ class Mode:
     quantized: bool = False  # linear layers in 4 bits
     dropout: bool = False  # of the adapter's input
     lean: bool = False  # norms keep their input alone, as ``few_operations`` has them
+    fused: bool = False  # a GPU's kernels: norms and gated MLPs keep their inputs, casts of an adapter are made once
     attention: Attention = "by_example"
     targets: tuple[str, ...] | None = None  # ends of names of layers with an adapter; none: all
 
@@ -134,10 +136,11 @@ class Tape:
 
     def norm(self, x: Value, width: int, kind: Literal["1+w", "w", ""] = "1+w") -> Value:
         """RMS norm in float32 over the last ``width`` numbers, as transformers writes it, or ``lean``."""
-        if self.mode.lean:
+        if self.mode.lean or self.mode.fused:
             if kind:
                 self.parameter(width)
-            return self.record(x, (x,), (x, Value(x.numbers // width, 4, False)))
+            roots = (Value(x.numbers // width, 4, False),) * self.mode.lean
+            return self.record(x, (x,), (x, *roots))
         exact = self.cast(x, 4)
         mean = self.record(Value(x.numbers // width, 4, False), (exact,), (exact,))
         # Gemma 3n and 4 raise to -0.5, which keeps the mean; the others keep rsqrt's result
@@ -178,7 +181,7 @@ class Tape:
         small = self.cast(dropped, mode.product)
         low = Value(self.tokens * mode.rank, mode.product, False)
         kept = (small, low)
-        if mode.product != 4:  # the adapter's float32 weights, brought to the base's precision
+        if mode.product != 4 and not mode.fused:  # the adapter's weights, in the base's precision
             kept += (Value(mode.rank * (inputs + outputs), mode.product, False),)
         # written into the base's result, whose memory it shares
         adapted = Value(result.numbers, result.width, True, result.storage)
@@ -193,10 +196,13 @@ class Tape:
         ``window``: how far back a token sees; 0: to the beginning.
         """
         mode, kind = self.mode, self.mode.attention
+        if kind in ("flash", "varlen") and q.numbers > FLASH * heads * self.tokens:
+            kind = "tiled"
         q, k, v = (self.cast(x, mode.product) for x in (q, k, v))
         # one key for all heads is expanded without a copy, except by repeat_interleave
-        masked = kind == "masked" or (kind not in ("eager", "tiled") and 0 < window < self.longest)
-        copied = kind == "by_example" or (kv_heads > 1 and (masked or kind == "eager"))
+        one_by_one = kind in ("by_example", "sdpa")
+        masked = kind == "masked" or (one_by_one and 0 < window < self.longest)
+        copied = kind in ("by_example", "varlen") or (kv_heads > 1 and (masked or kind == "eager"))
         if heads > kv_heads and copied:
             k, v = (self._repeat(x, heads // kv_heads) for x in (k, v))
         pairs = heads * self.squares

@@ -37,6 +37,10 @@ def mlp(t: Tape, x: Value, inner: int, *, bias: bool = False, sparse: bool = Fal
     """Gate, up and down; a sparse one cuts the gate's output off at a quantile first."""
     d = x.numbers // t.tokens
     gate = t.linear(x, inner, "mlp.gate_proj", bias=bias)
+    if t.mode.fused and not sparse:
+        up = t.linear(x, inner, "mlp.up_proj", bias=bias)
+        made = t.record(gate, (gate, up), (gate, up))
+        return t.linear(made, d, "mlp.down_proj", bias=bias)
     if sparse:
         # the standard deviation keeps its input and itself, relu its result
         spread = t.record(Value(t.tokens, gate.width, False), (gate,), (gate,))

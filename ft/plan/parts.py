@@ -14,6 +14,15 @@ from ft.plan.shapes import Shape
 from ft.text.batches import PIECE, QUERIES, ROW, gpu_tiles, tiles
 from ft.train.optim import STATE_BYTES
 
+# What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
+# with: measured by benchmarks/memory.py, by the passes of a step, as one's results do not fit another's holes; a
+# GPU's by benchmarks/gpu_memory.py
+SCATTERED = {
+    "one": (0.2, 0.4),
+    "several": (0.95, 0.4),
+    "together": (0.1, 0.25),
+    "gpu": (0.1, 0.02),
+}
 BASE = (  # parts of the base model
     "base, linear layers",
     "base, embeddings and head",
@@ -22,8 +31,10 @@ BASE = (  # parts of the base model
 )
 
 
-def attention(shape: Shape, device: str, *, packing: bool) -> Attention:
-    """How scores of a batch are formed, as ``Mode.attention`` has it."""
+def attention(shape: Shape, device: str, *, packing: bool, half: bool = False) -> Attention:
+    """How scores of a batch are formed, as ``Mode.attention`` has it; ``half``: in bf16, for which a GPU has kernels."""
+    if packing and half and device == "cuda":
+        return "flash" if shape.family == "gemma2" else "varlen"
     if shape.family == "gemma2" and (device == "cpu" or not packing):
         return "eager"
     if shape.family == "gemma2":

@@ -22,10 +22,6 @@ TOKENIZER = 1120
 # each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
 KERNELS = 130 * MIB
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
-# What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
-# with: measured on a CPU, by the passes of a step, as one's results do not fit another's holes. Assumed of a GPU.
-SCATTERED = {"one": (0.2, 0.4), "several": (0.95, 0.4), "together": (0.1, 0.25)}
-SCATTERED_ON_A_GPU = (0.1, 0.02)
 
 
 @dataclass(frozen=True)
@@ -124,15 +120,17 @@ def plan_of(
     passes = [[longest[i] for i in part] for part in batches.pack(longest, row)]
     several = packing and len(passes) > 1 or accumulation > 1
     rows = passes if together else [max(passes, key=sum)] if packing else [[longest[0]] * batch]
+    product = 2 if autocast else width
     mode = Mode(
         full=lora_r == 0,
         rank=lora_r,
         width=width,
-        product=2 if autocast else width,
+        product=product,
         quantized=precision == "nf4",
         dropout=lora_dropout > 0,
         lean=device == "cpu" and lora_r > 0 and width == 4 and not autocast,
-        attention=parts.attention(shape, device, packing=packing),
+        fused=device == "cuda",
+        attention=parts.attention(shape, device, packing=packing, half=bf16 and product == 2),
         targets=None if tuple(targets) in (("auto",), ("all-linear",)) else tuple(targets),
     )
     across = mode.attention in ("masked", "eager") and packing  # examples of a row
@@ -165,7 +163,7 @@ class _Step:
     optim: str
     device: str
     checkpointing: bool
-    passes: str  # before the optimizer steps: one of SCATTERED
+    passes: str  # before the optimizer steps: a key of SCATTERED
     varied: bool  # rows of ever new lengths
     supervised: int  # tokens
     processes: int
@@ -250,6 +248,8 @@ def _always(step: _Step) -> dict[str, int]:
         found[parts.BASE[0]] = (packed - whole) // step.share + whole
     trained = parts.trained(shape, mode)
     found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
+    if mode.fused and mode.product == 2 and not mode.full and not step.sharded:
+        found["LoRA weights, cast"] = trained * 2
     found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share
     if step.processes > 1 and not step.sharded and not step.graphs:
         found["DDP buckets"] = step.gradients
@@ -267,7 +267,7 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
     layers, passing, whole = parts.activations(
         shape, mode, step.seen, step.rows, checkpointing=step.checkpointing
     )
-    scattered = SCATTERED[step.passes] if step.device == "cpu" else SCATTERED_ON_A_GPU
+    scattered = parts.SCATTERED["gpu" if step.device == "cuda" else step.passes]
     kept = always | {
         "activations": layers,
         "attention masks": parts.masks(shape, mode, step.seen),
@@ -275,8 +275,8 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
         "dequantised layer in flight": parts.largest(shape, mode, joined=step.device == "cuda"),
         "fragmentation": int(scattered[step.checkpointing] * whole),
     }
-    # all parameters' gradients arrive as the activations go, unless those of an earlier row are there
-    if step.passes == "several" or not mode.full:
+    # all parameters' gradients arrive as the activations go, unless they are there, as graphs need them
+    if step.passes == "several" or not mode.full or step.graphs:
         kept["gradients"] = step.gradients
     # of the head and of the embedding, which are one
     tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0
@@ -285,6 +285,7 @@ def _moments(step: _Step) -> dict[str, dict[str, int]]:
         | {
             "loss of the head": parts.head(shape, mode, step.supervised, step.device),
             "gradient of the head": tied,
+            "backward of one layer": passing * step.graphs,  # whose memory is its graph's
         },
         "in the backward": kept
         | {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import AutocastKwargs, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -101,6 +101,8 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
         super().create_accelerator_and_postprocess()
+        # a row uses each weight once: kept copies of all would take half of it again, and of a graph's memory
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         state: AcceleratorState = self.accelerator.state
         asked = launched()["sharded"]
         if asked and state.distributed_type == DistributedType.MULTI_CPU:

@@ -111,8 +111,8 @@ GEMMA = {
     ("gib", "usual", "again"),
     [
         (80, 1.0, False),
-        (48, 0.15, False),  # the longest rows fit once, and usual ones twice, as graphs need it
-        (48, 1.0, True),
+        (40, 0.15, False),  # the longest rows fit once, and usual ones twice, as graphs need it
+        (40, 1.0, True),
         (24, 0.15, True),
         (4, 0.15, True),  # what does not fit at all is told of the least that it takes
     ],

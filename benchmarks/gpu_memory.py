@@ -1,0 +1,226 @@
+"""What training takes of a GPU's memory beside what `ft plan` said, each combination in its own process.
+
+Command   python benchmarks/gpu_memory.py --out gpu_memory.json
+Hardware  an NVIDIA GPU of 80 GB; or none, with PyTorch for CUDA, g++ and 4 GiB of memory (`harness/stand_in.py`)
+Time      8 minutes without a GPU, on two cores
+
+Models are of zeros in published shapes, whose files are holes, and examples are all as long. Measured is the
+most that PyTorch's allocator held in three steps, without what loading takes; and the same with what CUDA graphs
+keep for their next replay, which it calls free: this is what a card must have, beside CUDA's own, and what is planned. Where there is
+no GPU, the stand-in's kernels compute nothing, and the allocator is PyTorch's own: what it counts is what it counts on a
+GPU. Exit status 1 if a plan is off by more than 10%, or a goal is missed.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness import stand_in
+from harness.random_model import save_zeros, shape_of
+from memory import TOLERANCE
+
+from ft import config
+from ft.config import Count
+from ft.files import write_json
+from ft.plan import settings as fit
+from ft.plan.peak import CONTEXT, GIB, Plan
+
+ROOM = 80 * GIB
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run; the names are the recipes'."""
+
+    model: str = "gemma-2-2b"
+    precision: str = "nf4"
+    lora_r: int = 16
+    optim: str = "adamw"
+    per_device_train_batch_size: Count = 2
+    max_length: Count = 512
+    packing: bool = True
+    gradient_checkpointing: bool = False
+    lora_dropout: float = 0.0
+    goal: float = 0.0  # GB at most
+
+
+CASES = (
+    Case(goal=6.0),
+    Case(gradient_checkpointing=True, goal=6.0),
+    Case(precision="bf16"),
+    Case(per_device_train_batch_size=8, max_length=256),
+    Case(per_device_train_batch_size=8, max_length=1024, gradient_checkpointing=True),
+    Case(per_device_train_batch_size=4, max_length=256, packing=False),
+    Case(lora_dropout=0.05),
+    Case("gemma-2b", per_device_train_batch_size=4),
+    Case("gemma-2b", "bf16", lora_r=0, optim="adamw", gradient_checkpointing=True),
+    Case("gemma-2b", "auto", lora_r=0, per_device_train_batch_size=1, gradient_checkpointing=True),
+    Case(
+        "gemma-7b",
+        per_device_train_batch_size=1,
+        max_length=1024,
+        gradient_checkpointing=True,
+        goal=10.0,
+    ),
+    Case("gemma-7b", "bf16", per_device_train_batch_size=1),
+    Case(
+        "gemma-2-9b",
+        per_device_train_batch_size=8,
+        max_length=1024,
+        gradient_checkpointing=True,
+        goal=24.0,
+    ),
+    Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256),
+    Case("gemma-3-270m", "auto", lora_r=0, per_device_train_batch_size=8),
+    Case("gemma-3-1b", per_device_train_batch_size=4),
+    Case("gemma-3-4b", gradient_checkpointing=True),
+)
+
+
+class Measured(Exception):
+    """The last step was taken, and what comes after it is not looked at."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which combinations, and where to."""
+
+    only: tuple[int, ...] = ()  # numbers of combinations; none: all
+    out: Path | None = None  # JSON file for the result
+    case: int | None = None  # measure this one in this process and print its bytes as JSON
+
+
+def main(c: Config) -> None:
+    """Measure, compare, print the table."""
+    if c.case is not None:
+        print(json.dumps(measure(CASES[c.case])))
+        return
+    surroundings, found = stand_in.environment(), []
+    for number in c.only or range(len(CASES)):
+        case = CASES[number]
+        command = [sys.executable, __file__, "--case", str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, env=surroundings)
+        if done.returncode:
+            raise SystemExit(f"case {number} failed:\n{done.stderr[-3000:]}")
+        found.append(asdict(case) | json.loads(done.stdout.splitlines()[-1]))
+        print(line(found[-1]), flush=True)
+        if c.out:
+            write_json(c.out, found)
+    worst = max(abs(f["planned"] / f["held"] - 1) for f in found)
+    missed = [f["model"] for f in found if f["goal"] and f["held"] / 1e9 > f["goal"]]
+    print(f"\n{found[0]['device']}: the worst of {len(found)} is off by {worst:.1%}")
+    if worst > TOLERANCE or missed:
+        raise SystemExit(1)
+
+
+def line(f: dict[str, Any]) -> str:
+    """A row of a Markdown table."""
+    how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
+    rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
+    extra = ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
+    extra += ", dropout" * bool(f["lora_dropout"])
+    cells = [f["model"], f["precision"], how, rows + extra]
+    cells += [f"{f[key] / 1e9:.2f}" for key in ("allocated", "held", "planned")]
+    cells += [f"{f['planned'] / f['held'] - 1:+.1%}", f["moment"]]
+    return "| " + " | ".join([*cells, f"under {f['goal']:.0f}" if f["goal"] else ""]) + " |"
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Load and take some steps in this process: the most bytes that were allocated, and what the plan said."""
+    import torch
+    from transformers import TrainerCallback
+
+    from ft import machine, models, train
+    from ft.kernels import flash
+    from ft.models import lora, parameters
+    from ft.runs import folder
+    from ft.train import graphs
+
+    warnings.filterwarnings("ignore")
+    if stand_in.here():  # nobody computed the numbers by which these are told to be right
+        graphs.EXPECTED = dict.fromkeys(graphs.EXPECTED, float("inf"))
+        flash.agrees = lambda *_, **__: True
+    with TemporaryDirectory() as name:
+        place = Path(name) / "model"
+        save_zeros(shape_of(case.model), place)
+        settings = asdict(case) | {
+            "model_name_or_path": str(place),
+            "gradient_accumulation_steps": 1,
+        }
+        planned = fit.of(settings, device="cuda", bf16=True, supervised=0.5, room=ROOM)
+        automatic = case.precision == "auto"
+        base = models.load(str(place), precision="fp32" if automatic else case.precision)
+        if case.lora_r:
+            model: Any = lora.attach(base, r=case.lora_r, alpha=16, dropout=case.lora_dropout)
+        else:
+            model = parameters.train_all(base)
+        size = (STEPS * case.per_device_train_batch_size, case.max_length)
+        ids = torch.randint(300, 2000, size, generator=torch.Generator().manual_seed(0)).tolist()
+        half = case.max_length // 2
+        (Path(name) / "run").mkdir()
+        run = folder.Run(Path(name) / "run", {}, "")
+        run.begun = True
+        found: list[tuple[int, int]] = []
+        torch.cuda.reset_peak_memory_stats()
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+                # the first step captures its graphs, and before them runs its row without
+                most = torch.cuda.max_memory_allocated()
+                found.append((most, most + (idle_in_graphs() if found else 0)))
+                torch.cuda.reset_peak_memory_stats()
+                if state.global_step == STEPS:
+                    raise Measured
+
+        with contextlib.suppress(Measured):
+            train.sft(
+                model,
+                base.tokenizer,
+                [{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids],
+                run=run,
+                validate=lambda: 0.0,
+                learning_rate=1e-5,
+                optim=case.optim,  # pyright: ignore[reportArgumentType]
+                max_steps=STEPS,
+                per_device_train_batch_size=case.per_device_train_batch_size,
+                packing=case.packing,
+                gradient_checkpointing=case.gradient_checkpointing,
+                autocast=automatic and machine.here().bf16,
+                save_steps=1000,
+                accept_loss=True,
+                callbacks=[Watch()],
+            )
+        return of(planned, *map(max, zip(*found, strict=True)))
+
+
+def idle_in_graphs() -> int:
+    """Bytes that CUDA graphs keep for their next replay, and the allocator calls free."""
+    import torch
+
+    graphs = (each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0))
+    return sum(each["total_size"] - each["allocated_size"] for each in graphs)
+
+
+def of(planned: Plan, allocated: int, held: int) -> dict[str, Any]:
+    """What was found of a case."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name(),
+        "allocated": allocated,
+        "held": held,
+        "planned": planned.peak - CONTEXT,
+        "moment": planned.moment,
+        "parts": dict(planned.parts),
+    }
+
+
+if __name__ == "__main__":
+    config.run(main, Config, __doc__)
