@@ -77,11 +77,17 @@ void count(const std::string& what) {
   state().counts[what]++;
 }
 
+// what a GPU is to do, now or in a graph
+void work(const std::string& what) {
+  Guard guard(state().lock);
+  count(state().capturing ? "captured " + what : what);
+  state().captured += state().capturing;
+}
+
 void launched(const void* kernel) {
   Guard guard(state().lock);
   auto found = state().names.find(kernel);
-  count("kernel " + (found == state().names.end() ? "?" : found->second));
-  state().captured += state().capturing;
+  work("kernel " + (found == state().names.end() ? "?" : found->second));
 }
 
 // whether a call spoils the capture under way
@@ -297,7 +303,7 @@ API cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyK
   return cudaSuccess;
 }
 API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-  count(kind == cudaMemcpyHostToDevice ? "copy to the card" : kind == cudaMemcpyDeviceToHost ? "copy to the host" : "copy");
+  work(kind == cudaMemcpyHostToDevice ? "copy to the card" : kind == cudaMemcpyDeviceToHost ? "copy to the host" : "copy");
   copy(to, from, bytes);
   return cudaSuccess;
 }
@@ -306,7 +312,7 @@ API cudaError_t cudaMemset(void* place, int value, size_t bytes) {
   return cudaSuccess;
 }
 API cudaError_t cudaMemsetAsync(void* place, int value, size_t bytes, cudaStream_t) {
-  count("memset");
+  work("memset");
   return cudaMemset(place, value, bytes);
 }
 API cudaError_t cudaGetSymbolAddress(void** found, const void*) { *found = room(4096); return cudaSuccess; }
@@ -378,7 +384,7 @@ API cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMod
 }
 API cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* found) {
   state().capturing = false;
-  count("graph captured");
+  count("graph of " + std::to_string(state().captured) + " captured");
   make(found);
   return state().spoiled ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
 }
@@ -474,7 +480,7 @@ FINE(cuMemSetAccess, CUdeviceptr, size_t, const CUmemAccessDesc*, size_t)
 
 // ---- cuBLAS, whose workspaces PyTorch takes by itself
 
-#define PRODUCT(name) API int name(...) { count("product " #name); state().captured += state().capturing; return 0; }
+#define PRODUCT(name) API int name(...) { work("product " #name); return 0; }
 PRODUCT(cublasGemmEx)
 PRODUCT(cublasGemmStridedBatchedEx)
 PRODUCT(cublasSgemm_v2)

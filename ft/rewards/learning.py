@@ -16,7 +16,7 @@ from ft.runs.folder import Run, go_on
 from ft.score.rewards import Reward
 from ft.text.template import Template
 from ft.text.tokens import prompt_ids
-from ft.train.sft import of_every_trainer, recomputes
+from ft.train.sft import of_every_trainer, on_one_gpu, recomputes
 
 LEAST = (1, 16)  # TRL's version; older losses need Triton, and have no head to put ours in place of
 
@@ -69,7 +69,7 @@ def dpo(
     )
     trainer = Dpo(
         model=model,
-        args=args,
+        args=on_one_gpu(args),
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=tokenizer,
     )
@@ -130,7 +130,7 @@ def kto(
     order = random.Random(seed).sample(list(answers), len(answers))
     trainer = Kto(
         model=model,
-        args=args,
+        args=on_one_gpu(args),
         train_dataset=Dataset.from_list(mismatched(order, per_device_train_batch_size)),
         processing_class=tokenizer,
     )
@@ -239,7 +239,7 @@ def grpo(
     trainer = kind(
         model=model,
         reward_funcs=[reward.for_trl(template.trim, rows)],
-        args=args,
+        args=on_one_gpu(args),
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
     )

@@ -15,6 +15,7 @@ from ft.score import own
 from ft.score.own import RECORD
 from ft.score.rewards import Reward
 from ft.text.template import Template, from_record, to_record
+from ft.train.sft import on_one_gpu
 
 
 def train(
@@ -61,13 +62,14 @@ def train(
         settings: Any = learning.common(
             adapted, place, learning_rate, per_device_train_batch_size, None, seed
         )
+        args = RewardConfig(
+            **(settings | learning.saving(None) | {"disable_tqdm": False}),
+            num_train_epochs=num_train_epochs,
+            max_length=None,
+        )
         trainer = RewardTrainer(
             model=adapted,
-            args=RewardConfig(
-                **(settings | learning.saving(None) | {"disable_tqdm": False}),
-                num_train_epochs=num_train_epochs,
-                max_length=None,
-            ),
+            args=on_one_gpu(args),
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,
         )

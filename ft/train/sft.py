@@ -127,7 +127,7 @@ def sft(
     fingerprint = (run.made_with if fingerprint is None else fingerprint) | launched()
     row_length = row_length or batches.row_length("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = go_on(run, resume_from_checkpoint, fingerprint)
-    args = SFTConfig(
+    made = SFTConfig(
         output_dir=str(run.folder),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -149,10 +149,7 @@ def sft(
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         **of_every_trainer(model, recomputes(run, gradient_checkpointing), autocast),
     )
-    if args.n_gpu > 1:  # of a process that no launcher started: it would cut batches in pieces
-        launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
-        say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
-        args._n_gpu = 1
+    args = on_one_gpu(made)
     best, patience = keep == "best", early_stopping_patience
     eval_steps = eval_steps or checkpoints.interval(_steps(args, len(examples)))
     args.save_steps = save_steps or eval_steps
@@ -228,6 +225,18 @@ def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) 
         trainer.model.forward = held.pop("_original_forward", trainer.model.forward)
     summary = journal.summary() | {"peak_memory_bytes": peak_memory(), "kept_step": kept}
     return Trained(steps, wall, **summary)
+
+
+def on_one_gpu(args: Any) -> Any:
+    """Arguments of a trainer, by which a process that no launcher started leaves other GPUs than its own alone.
+
+    transformers would cut its batches in pieces for them, which TRL refuses.
+    """
+    if args.n_gpu > 1:
+        launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
+        say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
+        args._n_gpu = 1
+    return args
 
 
 def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False) -> dict[str, Any]:

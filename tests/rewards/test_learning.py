@@ -219,6 +219,27 @@ def test_the_largest_batch_of_drawn_answers_has_all_tokens_that_they_may_have(ba
     assert all(sum(label != -100 for label in e["labels"]) == 8 for e in made.largest)
 
 
+@pytest.mark.parametrize("method", ["dpo", "grpo", "rloo"])
+def test_a_process_takes_one_gpu_of_several(method, base, r, finished, monkeypatch, capsys):
+    from transformers import TrainingArguments
+
+    made = TrainingArguments.__post_init__
+
+    def beside_another(self) -> None:
+        made(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", beside_another)
+    if method == "dpo":
+        rows = [{"prompt_ids": [2, 5], "chosen_ids": [6, 1], "rejected_ids": [7, 1]}] * 2
+        options = {"learning_rate": 1e-2, "beta": 0.1, "per_device_train_batch_size": 2}
+        found = learning.dpo(base.model, base.tokenizer, rows, run=r, **options)
+    else:
+        found = trainer(base, r, finished, method=method)
+    assert found.args.n_gpu == 1
+    assert "one of 2 GPUs is used; all of them: accelerate launch" in capsys.readouterr().out
+
+
 def test_time_is_over(base, r, finished):
     looked = []
     made = dpo(base, r, finished, PAIR, per_device_train_batch_size=1)
