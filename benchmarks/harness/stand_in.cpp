@@ -38,7 +38,7 @@ struct State {
   std::recursive_mutex lock;
   std::unordered_map<const void*, std::string> names;  // of kernels
   std::map<std::string, long> counts;
-  std::map<char*, size_t> blocks;  // of the card's memory
+  std::map<char*, size_t> blocks, pinned;  // of the card's memory, of the host's
   size_t used = 0, total = size_t(setting("STAND_IN_GIB", 80)) << 30;
   int capability = setting("STAND_IN_CAPABILITY", 90);
   bool copies = setting("STAND_IN_COPIES", 1);
@@ -106,13 +106,15 @@ void* room(size_t bytes) {
   return found == MAP_FAILED ? nullptr : found;
 }
 
-bool on_card(const void* place) {
+bool inside(const std::map<char*, size_t>& blocks, const void* place) {
   Guard guard(state().lock);
-  auto next = state().blocks.upper_bound((char*)place);
-  if (next == state().blocks.begin()) return false;
+  auto next = blocks.upper_bound((char*)place);
+  if (next == blocks.begin()) return false;
   --next;
   return (char*)place < next->first + next->second;
 }
+
+bool on_card(const void* place) { return inside(state().blocks, place); }
 
 void copy(void* to, const void* from, size_t bytes) {
   if (bytes <= MOST || state().copies) memmove(to, from, bytes);
@@ -286,9 +288,11 @@ API cudaError_t cudaFree(void* place) {
 API cudaError_t cudaMallocManaged(void** found, size_t bytes, unsigned) { return cudaMalloc(found, bytes); }
 API cudaError_t cudaHostAlloc(void** found, size_t bytes, unsigned) {
   *found = room(bytes);
+  Guard guard(state().lock);
+  if (*found) state().pinned[(char*)*found] = bytes;
   return *found ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-OK(cudaFreeHost, void*)
+OK(cudaFreeHost, void*)  // PyTorch keeps what it pinned
 OK(cudaHostRegister, void*, size_t, unsigned)
 OK(cudaHostUnregister, void*)
 API cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -318,7 +322,9 @@ API cudaError_t cudaMemsetAsync(void* place, int value, size_t bytes, cudaStream
 API cudaError_t cudaGetSymbolAddress(void** found, const void*) { *found = room(4096); return cudaSuccess; }
 API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* place) {
   memset(found, 0, sizeof *found);
-  found->type = on_card(place) ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  const bool pinned = inside(state().pinned, place);
+  found->type = on_card(place) ? cudaMemoryTypeDevice : pinned ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+  if (pinned) found->hostPointer = (void*)place;
   if (found->type == cudaMemoryTypeDevice) found->devicePointer = (void*)place;
   return cudaSuccess;
 }
