@@ -132,6 +132,8 @@ class Computed(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         kwargs, name = kwargs or {}, function.overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if any(hasattr(x, "full_tensor") for x in tensors):
+            return NotImplemented  # FSDP's, which are made of others
         here = [x for x in tensors if _on_gpu(x)]
         device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if not here and (device is None or device.type != "cuda"):
