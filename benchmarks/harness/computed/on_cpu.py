@@ -176,6 +176,8 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("cpu")
     call: Any = _SPECIAL.get(function.name().partition(".")[0], function)
+    if function.namespace == "_c10d_functional":
+        call = functools.partial(_arrived, call)
     back = {id(host): gpu for gpu, host in given.values()}
     rooms: list[torch.Tensor] = []
 
@@ -214,6 +216,12 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
     return result
 
 
+def _arrived(call: Any, *args: Any, **kwargs: Any) -> Any:
+    """What processes make together, once it is there."""
+    wait: Any = torch.ops._c10d_functional.wait_tensor
+    return tree_map(lambda x: wait(x) if isinstance(x, torch.Tensor) else x, call(*args, **kwargs))
+
+
 def _copy(x: torch.Tensor) -> torch.Tensor:
     """Of the same strides, those of 0 too."""
     span = 1 + sum((n - 1) * step for n, step in zip(x.size(), x.stride(), strict=True))
@@ -234,15 +242,11 @@ def _made_of_others(function: Any) -> bool:
     return has(function.name(), "CompositeImplicitAutograd") and not has(function.name(), "CUDA")
 
 
-_generators: dict[int, tuple[int, torch.Generator]] = {}
-
-
 def _generator(of_gpu: torch.Generator) -> torch.Generator:
-    """The CPU's that draws for one of the GPU's, from the same seed on."""
-    seed = of_gpu.initial_seed()
-    if _generators.get(id(of_gpu), (None,))[0] != seed:
-        _generators[id(of_gpu)] = (seed, torch.Generator().manual_seed(seed))
-    return _generators[id(of_gpu)][1]
+    """The CPU's that draws once for one of the GPU's, whose numbers follow from its seed and how far it is."""
+    seed, drawn = of_gpu.initial_seed(), of_gpu.get_offset()
+    of_gpu.set_offset(drawn + 4)
+    return torch.Generator().manual_seed((seed + drawn * 0x9E3779B97F4A7C15) % 2**63)
 
 
 def _norm_backward(gradient, x, shape, rstd, weight, wanted):  # noqa: ANN001, ANN202
