@@ -13,21 +13,18 @@ GPU. Exit status 1 if a plan is off by more than 10%, or a goal is missed.
 
 import contextlib
 import json
-import subprocess
-import sys
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness import stand_in
+from harness import cases, stand_in
 from harness.random_model import save_zeros, shape_of
 from memory import TOLERANCE
 
 from ft import config
 from ft.config import Count
-from ft.files import write_json
 from ft.plan import settings as fit
 from ft.plan.peak import CONTEXT, GIB, Plan
 
@@ -102,17 +99,7 @@ def main(c: Config) -> None:
     if c.case is not None:
         print(json.dumps(measure(CASES[c.case])))
         return
-    surroundings, found = stand_in.environment(), []
-    for number in c.only or range(len(CASES)):
-        case = CASES[number]
-        command = [sys.executable, __file__, "--case", str(number)]
-        done = subprocess.run(command, capture_output=True, text=True, env=surroundings)
-        if done.returncode:
-            raise SystemExit(f"case {number} failed:\n{done.stderr[-3000:]}")
-        found.append(asdict(case) | json.loads(done.stdout.splitlines()[-1]))
-        print(line(found[-1]), flush=True)
-        if c.out:
-            write_json(c.out, found)
+    found = cases.each(__file__, CASES, c.only, line, c.out, stand_in.environment())
     worst = max(abs(f["planned"] / f["held"] - 1) for f in found)
     missed = [f["model"] for f in found if f["goal"] and f["held"] / 1e9 > f["goal"]]
     print(f"\n{found[0]['device']}: the worst of {len(found)} is off by {worst:.1%}")
@@ -122,11 +109,7 @@ def main(c: Config) -> None:
 
 def line(f: dict[str, Any]) -> str:
     """A row of a Markdown table."""
-    how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
-    rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
-    extra = ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
-    extra += ", dropout" * bool(f["lora_dropout"])
-    cells = [f["model"], f["precision"], how, rows + extra]
+    cells = cases.words(f)
     cells += [f"{f[key] / 1e9:.2f}" for key in ("allocated", "held", "planned")]
     cells += [f"{f['planned'] / f['held'] - 1:+.1%}", f["moment"]]
     return "| " + " | ".join([*cells, f"under {f['goal']:.0f}" if f["goal"] else ""]) + " |"
@@ -140,7 +123,6 @@ def measure(case: Case) -> dict[str, Any]:
     from ft import machine, models, train
     from ft.kernels import flash
     from ft.models import lora, parameters
-    from ft.runs import folder
     from ft.train import graphs
 
     warnings.filterwarnings("ignore")
@@ -161,12 +143,7 @@ def measure(case: Case) -> dict[str, Any]:
             model: Any = lora.attach(base, r=case.lora_r, alpha=16, dropout=case.lora_dropout)
         else:
             model = parameters.train_all(base)
-        size = (STEPS * case.per_device_train_batch_size, case.max_length)
-        ids = torch.randint(300, 2000, size, generator=torch.Generator().manual_seed(0)).tolist()
-        half = case.max_length // 2
-        (Path(name) / "run").mkdir()
-        run = folder.Run(Path(name) / "run", {}, "")
-        run.begun = True
+        ids = cases.drawn_ids(STEPS * case.per_device_train_batch_size, case.max_length)
         found: list[tuple[int, int]] = []
         torch.cuda.reset_peak_memory_stats()
 
@@ -183,8 +160,8 @@ def measure(case: Case) -> dict[str, Any]:
             train.sft(
                 model,
                 base.tokenizer,
-                [{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids],
-                run=run,
+                cases.half_supervised(ids),
+                run=cases.bare_run(Path(name) / "run"),
                 validate=lambda: 0.0,
                 learning_rate=1e-5,
                 optim=case.optim,  # pyright: ignore[reportArgumentType]

@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from harness import cases
+
 from ft import config, machine
 from ft.config import Count
-from ft.files import write_json
 from ft.plan import peak
 from ft.plan import settings as fit
 
@@ -79,17 +80,7 @@ def main(c: Config) -> None:
     if c.case is not None:
         print(json.dumps(measure(CASES[c.case])))
         return
-    found = []
-    for number in c.only or range(len(CASES)):
-        case = CASES[number]
-        command = [sys.executable, __file__, "--case", str(number)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"case {number} failed:\n{done.stderr[-2000:]}")
-        found.append(asdict(case) | json.loads(done.stdout.splitlines()[-1]))
-        print(line(found[-1]), flush=True)
-        if c.out:
-            write_json(c.out, found)
+    found = cases.each(__file__, CASES, c.only, line, c.out)
     worst = max(abs(f["predicted"] / f["measured"] - 1) for f in found)
     print(f"\nthe worst of {len(found)} is off by {worst:.1%}; the goal is {TOLERANCE:.0%}")
     if worst > TOLERANCE:
@@ -98,11 +89,7 @@ def main(c: Config) -> None:
 
 def line(f: dict[str, Any]) -> str:
     """A row of a Markdown table."""
-    how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
-    rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
-    extra = ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
-    extra += ", pairs" * f["pairs"]
-    cells = [f["model"], f["precision"], how, rows + extra]
+    cells = cases.words(f)
     cells += [f"{f[key] / peak.MIB:,.0f}" for key in ("measured", "predicted")]
     cells += [f"{f['predicted'] / f['measured'] - 1:+.1%}", f["moment"]]
     return "| " + " | ".join([*cells, f"{f['accelerate'] / peak.MIB:,.0f}"]) + " |"
@@ -110,12 +97,10 @@ def line(f: dict[str, Any]) -> str:
 
 def measure(case: Case) -> dict[str, Any]:
     """Load and take two steps in this process: the most bytes that it took, and what the plan said."""
-    import torch
     from transformers import TrainerCallback
 
     from ft import models, train
     from ft.models import lora, parameters
-    from ft.runs import folder
 
     warnings.filterwarnings("ignore")
     machine.use_all_cores()
@@ -146,14 +131,9 @@ def measure(case: Case) -> dict[str, Any]:
             nonlocal peak
             peak = machine.peak_memory()
 
-        generator = torch.Generator().manual_seed(0)
-        size = (2 * case.per_device_train_batch_size * (1 + case.pairs), case.max_length)
-        ids = torch.randint(300, 2000, size, generator=generator).tolist()
-        half = case.max_length // 2
-        examples = [{"input_ids": row, "labels": [-100] * half + row[half:]} for row in ids]
-        (Path(name) / "run").mkdir()
-        record = folder.Run(Path(name) / "run", {}, "")
-        record.begun = True
+        many = 2 * case.per_device_train_batch_size * (1 + case.pairs)
+        ids, half = cases.drawn_ids(many, case.max_length), case.max_length // 2
+        record = cases.bare_run(Path(name) / "run")
         if case.pairs:
             made = [
                 {"prompt_ids": a[:half], "chosen_ids": a[half:], "rejected_ids": b[half:]}
@@ -170,7 +150,7 @@ def measure(case: Case) -> dict[str, Any]:
         train.sft(
             model,
             base.tokenizer,
-            examples,
+            cases.half_supervised(ids),
             run=record,
             validate=lambda: 0.0,
             learning_rate=1e-5,

@@ -1,6 +1,7 @@
 """A Gemma of random weights in the sizes of a published one, and a tokenizer as large as its vocabulary."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,6 @@ def build(shape: Shape, device: str) -> "PreTrainedModel":
 
 def save_zeros(shape: Shape, folder: Path) -> None:
     """The folder of a model of zeros in bfloat16, whose weights are a hole in a file, and of its tokenizer."""
-    import json
-
     model = build(shape, "meta")
     model.config.save_pretrained(folder)
     tied, at, named = set(model.all_tied_weights_keys), 0, {"__metadata__": {"format": "pt"}}

@@ -7,7 +7,8 @@ Needs     PyTorch for CUDA, and g++
 Memory is the host's, and none is taken before it is written: PyTorch's allocator counts as it does on a GPU, however
 large the model. A capture of a CUDA graph refuses what a GPU's refuses. What a kernel would have computed is
 whatever lies there, so that no number of a model means anything. With ``--compute`` the CPU computes what PyTorch asks a GPU for
-(`computed/on_cpu.py`), and with TRITON_INTERPRET=1 Triton's kernels too, hundreds of times slower.
+(`computed/on_cpu.py`), and Triton is hidden. With TRITON_INTERPRET=1 its interpreter is to run the kernels, which is slow:
+no whole step was waited for.
 """
 
 import os

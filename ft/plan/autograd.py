@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Attention = Literal["by_example", "sdpa", "masked", "eager", "tiled", "flash", "varlen"]
-FLASH = 256  # numbers of a head, above which a GPU has neither kernel
 
 
 @dataclass(eq=False)
@@ -135,7 +134,7 @@ class Tape:
         return Value(numbers, self.mode.width, self.mode.full)
 
     def norm(self, x: Value, width: int, kind: Literal["1+w", "w", ""] = "1+w") -> Value:
-        """RMS norm in float32 over the last ``width`` numbers, as transformers writes it, or ``lean``."""
+        """RMS norm in float32 over the last ``width`` numbers, as transformers writes it, ``lean`` or ``fused``."""
         if self.mode.lean or self.mode.fused:
             if kind:
                 self.parameter(width)
@@ -195,9 +194,11 @@ class Tape:
 
         ``window``: how far back a token sees; 0: to the beginning.
         """
+        from ft.kernels import flash
+
         mode, kind = self.mode, self.mode.attention
-        if kind in ("flash", "varlen") and q.numbers > FLASH * heads * self.tokens:
-            kind = "tiled"
+        if kind in ("flash", "varlen") and q.numbers > max(flash.SIZES) * heads * self.tokens:
+            kind = "tiled"  # of wider heads there is neither kernel
         q, k, v = (self.cast(x, mode.product) for x in (q, k, v))
         # one key for all heads is expanded without a copy, except by repeat_interleave
         one_by_one = kind in ("by_example", "sdpa")

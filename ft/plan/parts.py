@@ -15,8 +15,8 @@ from ft.text.batches import PIECE, QUERIES, ROW, gpu_tiles, tiles
 from ft.train.optim import STATE_BYTES
 
 # What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
-# with: measured by benchmarks/memory.py, by the passes of a step, as one's results do not fit another's holes; a
-# GPU's by benchmarks/gpu_memory.py
+# with: measured by benchmarks/memory.py, by the passes of a step, as one's results do not fit another's holes. A
+# GPU's were assumed, and bring plans to within 8% of benchmarks/gpu_memory.py
 SCATTERED = {
     "one": (0.2, 0.4),
     "several": (0.95, 0.4),

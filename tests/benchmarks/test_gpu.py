@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support import learner, tiny
 
+from ft.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -100,3 +102,29 @@ def test_the_check_takes_a_step_in_every_way(tmp_path: Path) -> None:
         assert f"({part}: " in done.stdout
     for way in ("nf4 plain, graphs mtnt", "bf16 recomputed, graphs", "tiled, capped", "dolly ft"):
         assert way in done.stdout
+
+
+def test_a_model_of_zeros_is_one_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch
+    from harness import random_model
+
+    from ft import models
+
+    random_model.save_zeros(random_model.shape_of("tiny"), tmp_path / "zeros")
+    model = models.load(str(tmp_path / "zeros"), precision="fp32").model
+    assert all(not p.any() for p in model.parameters())
+    assert model.get_input_embeddings().weight.shape == torch.Size([1024, 64])
+
+
+def test_without_pytorch_for_cuda_nothing_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torch
+    from harness import stand_in
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="is not for CUDA, and there is no GPU"):
+        stand_in.environment()

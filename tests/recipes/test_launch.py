@@ -102,7 +102,8 @@ def runs(tmp_path_factory):
 def launch(file: str, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command += ["--config_file", str(ROOT / file), *words]
-    paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT)))
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    paths = os.pathsep.join([*given, str(ROOT / "tests"), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": paths}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 

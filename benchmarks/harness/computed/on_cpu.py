@@ -161,7 +161,6 @@ def _check(name: str, here: list, there: list, device: torch.device | None) -> N
 
 def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
     """The operation's results, on the GPU where it ``stays`` there; noted where a graph is captured."""
-    global _noted
     given: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the GPU's: it, and the CPU's
 
     def to_host(x: Any) -> Any:
@@ -197,7 +196,7 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
         return tree_map(place, call(*args, **kwargs))
     # sizes of results, of copies: a capture writes nothing
     copies = {id(host): _copy(host) for _, host in given.values()}
-    back = {id(copy): gpu for (gpu, host) in given.values() for copy in [copies[id(host)]]}
+    back = {id(copies[id(host)]): gpu for gpu, host in given.values()}
     drawn = torch.get_rng_state()
     shapes = call(
         *tree_map(lambda x: copies.get(id(x), x), args),

@@ -1,0 +1,66 @@
+"""Combinations of settings, each measured in a process of its own: the same script with ``--case N``."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ft.files import write_json
+from ft.runs import folder
+
+
+def each(
+    script: str,
+    cases: Sequence[Any],
+    only: Sequence[int],
+    line: Callable[[dict[str, Any]], str],
+    out: Path | None,
+    env: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """What ``script`` found of each case, or of those that ``only`` numbers; printed, and in ``out``, as it comes."""
+    found = []
+    for number in only or range(len(cases)):
+        command = [sys.executable, script, "--case", str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+        if done.returncode:
+            raise SystemExit(f"case {number} failed:\n{done.stderr[-3000:]}")
+        found.append(asdict(cases[number]) | json.loads(done.stdout.splitlines()[-1]))
+        print(line(found[-1]), flush=True)
+        if out:
+            write_json(out, found)
+    return found
+
+
+def words(f: Mapping[str, Any]) -> list[str]:
+    """The first cells of a case's row: model, precision, what trains, its examples."""
+    how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
+    rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
+    rows += ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
+    rows += ", pairs" * f.get("pairs", False) + ", dropout" * bool(f.get("lora_dropout"))
+    return [f["model"], f["precision"], how, rows]
+
+
+def drawn_ids(examples: int, length: int) -> list[list[int]]:
+    """Ids of examples that are all as long."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(300, 2000, (examples, length), generator=generator).tolist()
+
+
+def half_supervised(ids: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    """Examples whose first half is the prompt."""
+    return [
+        {"input_ids": row, "labels": [-100] * (len(row) // 2) + row[len(row) // 2 :]} for row in ids
+    ]
+
+
+def bare_run(place: Path) -> folder.Run:
+    """A run without a record, in a new folder of this name."""
+    place.mkdir()
+    run = folder.Run(place, {}, "")
+    run.begun = True
+    return run
