@@ -61,7 +61,7 @@ class Step:
         import torch
         from support.replayed import Replayed
 
-        from ft.train import graphs, optim
+        from ft.train import graphed, graphs, optim
 
         self.model, self.total = model, torch.zeros((), device=DEV)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -71,7 +71,7 @@ class Step:
         if as_graphs:
             report = lambda text: say("  ", text)  # noqa: E731
             autocast = functools.partial(torch.autocast, DEV, torch.bfloat16)
-            both = graphs.halves(model, autocast, self.back)
+            both = graphed.halves(model, autocast, self.back)
             self.run = graphs.Graphs(*both, self.parameters, report, make=make)
 
     def row(self, inputs: Mapping[str, Any]) -> None:

@@ -179,7 +179,7 @@ class _Step:
 
     @property
     def graphs(self) -> bool:
-        """Whether rows can be CUDA graphs: the rule of ``train.graphs.refusal``."""
+        """Whether rows can be CUDA graphs: the rule of ``train.graphed.refusal``."""
         joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
         dropped = self.checkpointing and self.mode.dropout
         able = self.packed and not self.shape.top_k_experts and not dropped

@@ -1,12 +1,70 @@
 """What of the trainer has to do with rows that are CUDA graphs, and with an adapter that is one tensor to the optimizer."""
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ft.machine import say
-from ft.train.graphs import Graphs, drops, halves, refusal
+from ft.text.row_inputs import HEAD
+from ft.train.graphs import Graphs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def drops(model: Any) -> bool:
+    """Whether a model draws what it leaves out."""
+    import torch
+
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+
+
+def halves(
+    model: Any, context: Callable[[], Any], back: Callable[["Tensor"], None]
+) -> "tuple[Callable[[Mapping[str, Any]], Tensor], Callable[[Tensor, Mapping[str, Any]], None]]":
+    """``body`` and ``head`` of ``Graphs`` for a model with our loss, whose forward runs in ``context()``.
+
+    ``back`` goes backward from a row's part of the loss, and counts it.
+    """
+    from ft.kernels import cross_entropy
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def body(inputs: Mapping[str, Any]) -> "Tensor":
+        with context():
+            return model(**inputs, hidden_only=True)["hidden"]
+
+    def head(hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
+        at, targets, share = (inputs[name] for name in HEAD)
+        with context():
+            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
+        back(part)
+
+    return body, head
+
+
+def refusal(
+    model: Any, *, packing: bool, processes: int, checkpointing: bool, joint: bool = True
+) -> str:
+    """Why rows of this training cannot be graphs; nothing where they can, as far as can be known.
+
+    ``joint``: the optimizer sees an adapter as one tensor, whose gradient processes average themselves.
+    """
+    from ft.kernels import attention
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if processes > 1 and not joint:
+        return "several processes meet in each backward, but where AdamW or SGD trains an adapter"
+    if not packing:
+        return "its batches are not packed rows"
+    if getattr(inner.config.get_text_config(), "enable_moe_block", False):
+        return "which expert a token goes to depends on the data"
+    if not attention.installed(inner):
+        return "its attention waits for the lengths of examples"
+    if attention.asked(inner) == "sdpa":
+        return "sdpa takes the examples one by one"
+    if checkpointing and drops(model):
+        return "recomputed dropout needs the generator's state, which a graph does not show"
+    return ""
 
 
 class Graphed:

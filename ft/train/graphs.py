@@ -15,64 +15,11 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 MOST = 32  # sizes; each keeps some MB for its launches, all share the memory of activations
+# Memory of a row's graphs over what the row takes launched, as graphs keep the holes too: by PyTorch's allocator 0.8 to
+# 1.4 where the row takes over a GB
+POOL = 1.4
 # by which the first row's graphs may differ from the same kernels one by one: rounding in bf16 moves gradients
 EXPECTED = {"hidden states": 0.1, "gradients": 0.5}  # what is broken is off by all of it
-
-
-def drops(model: Any) -> bool:
-    """Whether a model draws what it leaves out."""
-    import torch
-
-    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-
-
-def halves(
-    model: Any, context: Callable[[], Any], back: Callable[["Tensor"], None]
-) -> "tuple[Callable[[Mapping[str, Any]], Tensor], Callable[[Tensor, Mapping[str, Any]], None]]":
-    """``body`` and ``head`` of ``Graphs`` for a model with our loss, whose forward runs in ``context()``.
-
-    ``back`` goes backward from a row's part of the loss, and counts it.
-    """
-    from ft.kernels import cross_entropy
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-
-    def body(inputs: Mapping[str, Any]) -> "Tensor":
-        with context():
-            return model(**inputs, hidden_only=True)["hidden"]
-
-    def head(hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
-        at, targets, share = (inputs[name] for name in HEAD)
-        with context():
-            part = cross_entropy.loss_at(inner, hidden, at, targets) * share
-        back(part)
-
-    return body, head
-
-
-def refusal(
-    model: Any, *, packing: bool, processes: int, checkpointing: bool, joint: bool = True
-) -> str:
-    """Why rows of this training cannot be graphs; nothing where they can, as far as can be known.
-
-    ``joint``: the optimizer sees an adapter as one tensor, whose gradient processes average themselves.
-    """
-    from ft.kernels import attention
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if processes > 1 and not joint:
-        return "several processes meet in each backward, but where AdamW or SGD trains an adapter"
-    if not packing:
-        return "its batches are not packed rows"
-    if getattr(inner.config.get_text_config(), "enable_moe_block", False):
-        return "which expert a token goes to depends on the data"
-    if not attention.installed(inner):
-        return "its attention waits for the lengths of examples"
-    if attention.asked(inner) == "sdpa":
-        return "sdpa takes the examples one by one"
-    if checkpointing and drops(model):
-        return "recomputed dropout needs the generator's state, which a graph does not show"
-    return ""
 
 
 def accumulate(out: "Tensor", slope: "Tensor", parameters: "Sequence[Parameter]") -> None:
@@ -97,7 +44,7 @@ def largest_share(free: int, most: int) -> float:
 
     All graphs lie in the same memory, beside that of rows without one, whose largest takes ``most`` bytes.
     """
-    return min(1.0, free / max(most, 1) - 1)
+    return min(1.0, (free / max(most, 1) - 1) / POOL)
 
 
 class CudaGraph:
@@ -126,7 +73,8 @@ class CudaGraph:
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
         if share <= largest_share(free, most):
             return ""
-        taken = f"the largest row takes {most / 2**30:.1f}, and these {share * most / 2**30:.1f} as graphs"
+        pool = share * POOL * most / 2**30
+        taken = f"the largest row takes {most / 2**30:.1f}, and these {pool:.1f} as graphs"
         return f"{free / 2**30:.1f} GiB are free, {taken}"
 
 
@@ -149,7 +97,7 @@ class Graphs:
     ``parameters`` stay in the same tensors from step to step, as a graph knows them by their place;
     ``together``: they are added all at once. A row larger than all before it, rehearsed or run, runs without a
     graph, which shows what it takes and compiles what it needs; so does the first one of a size where that did not do.
-    The first graphs are compared with the same row launched, but where it draws (``drops``). Where they
+    The first graphs are compared with the same row launched before, but where it draws (``drops``). Where they
     differ, or a size's capture fails twice, all rows run as without graphs.
     """
 
@@ -171,6 +119,7 @@ class Graphs:
         self.gradients: dict[Parameter, Tensor] = {}
         self.rows: dict[tuple[int, ...], Row] = {}
         self.seen: set[tuple[int, ...]] = set()
+        self.failed: set[tuple[int, ...]] = set()  # to be captured
         self.largest = self.captured = 0  # tokens of a row that ran, and of one that is a graph
         self.limit = math.inf  # tokens of rows that have no room as graphs
         self.off = self.full = self.wary = self.proven = False
@@ -181,13 +130,16 @@ class Graphs:
         given = {name: x for name, x in inputs.items() if name not in HEAD}
         tensors = {name: x for name, x in given.items() if hasattr(x, "shape")}
         key = tuple(n for x in tensors.values() for n in x.shape)
-        if key not in self.rows and not self._capture(key, tensors):
-            return self._eagerly(given, inputs)
+        if key not in self.rows:
+            if not self._wanted(key, tensors["input_ids"].numel()):
+                return self._eagerly(given, inputs)
+            if not self.proven and not self.drops:
+                return self._prove(key, tensors, given, inputs)
+            if not self._capture(key, tensors):
+                return self._eagerly(given, inputs)
         row = self.rows[key]
         for name, x in tensors.items():
             row.inputs[name].copy_(x, non_blocking=True)
-        if not self.proven and not self.drops:
-            return self._prove(row, inputs)
         row.forward.replay()
         row.slope.copy_(self._slope(row.hidden, inputs))
         return row.backward.replay()
@@ -225,20 +177,24 @@ class Graphs:
         if not self.gradients:  # those that a row gives; others have none, as without graphs
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
 
-    def _prove(self, row: Row, inputs: Mapping[str, Any]) -> None:
+    def _prove(self, key: tuple[int, ...], tensors: Any, given: Any, inputs: Any) -> None:
         """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
 
-        Of all parameters' gradients, which would not fit three times, none are compared.
+        It runs before there are graphs, as there may be no room for both. Of all parameters' gradients, which would
+        not fit three times, none are compared.
         """
         import torch
 
         gradients = [*self.gradients.values()] if self.together else []
-        before, out = [g.clone() for g in gradients], self.body(row.inputs)
+        before, out = [g.clone() for g in gradients], self.body(given)
         slope = self._slope(out, inputs)
         self._back(out, slope)
-        after = [g.clone() for g in gradients]
+        out, after = out.detach(), [g.clone() for g in gradients]
+        if not self._capture(key, tensors):
+            return
+        row = self.rows[key]
         row.forward.replay()
-        off = {"hidden states": _off([row.hidden], [out.detach()])}
+        off = {"hidden states": _off([row.hidden], [out])}
         if gradients:
             copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
             copy_all(gradients, before)
@@ -276,8 +232,8 @@ class Graphs:
         self.largest = max(self.largest, tokens)
         return not known or not self.gradients
 
-    def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        again, tokens = key in self.seen, tensors["input_ids"].numel()
+    def _wanted(self, key: tuple[int, ...], tokens: int) -> bool:
+        """Whether rows of a size are to be graphs from now on, and there is room."""
         if self.off or self._first(key, tokens) or self.full or tokens >= self.limit:
             return False
         if len(self.rows) == self.most:
@@ -288,19 +244,23 @@ class Graphs:
             self.limit = tokens
             self.say(f"CUDA graphs: rows of {tokens:,} tokens and more run without, as {why}")
             return False
-        row = Row(tensors, self.make)
+        return True
+
+    def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
+        row, again = Row(tensors, self.make), key in self.failed
         beside = next((other.forward for other in self.rows.values()), None)
         try:
             row.forward.capture(lambda: self._forward(row), beside)
             row.backward.capture(lambda: self._backward(row), beside or row.forward)
         except Exception as error:  # whatever it is: the same row can run without a graph
             self.wary = True
+            self.failed.add(key)
             if again:
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 self._leave(f"a row could not be captured ({why})")
             return False
         self.rows[key] = row
-        self.captured = max(self.captured, tokens)
+        self.captured = max(self.captured, tensors["input_ids"].numel())
         return True
 
     def _forward(self, row: Row) -> None:

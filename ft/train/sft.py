@@ -22,7 +22,7 @@ from ft.runs.folder import Run, adopted, go_on, signals
 from ft.runs.launch import own_precision, prepare_sharding
 from ft.text import batches
 from ft.text.tokens import Example
-from ft.train import first_batch, graphs
+from ft.train import first_batch, graphed, graphs
 from ft.train.optim import Name, choose
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False
     return {
         name: recompute,
         # to ask a GPU for its generator's state takes time, and is forbidden in a graph
-        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": graphs.drops(model)},
+        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": graphed.drops(model)},
         "bf16": half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
         "remove_unused_columns": False,
         "logging_strategy": "steps",

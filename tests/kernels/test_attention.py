@@ -7,7 +7,7 @@ from support import tiny
 from ft.kernels import attention, cross_entropy, flash, fused, tiled
 from ft.kernels import cache as caches
 from ft.text import batches, row_inputs, tokens
-from ft.train import graphs
+from ft.train import graphed
 
 KINDS = [k for k in tiny.KINDS if k != "gemma2"]
 
@@ -177,6 +177,6 @@ def test_packed_rows_go_through_what_was_asked_for(only, capped, taken, monkeypa
         layer, row, row, row, None, softcap=5.0 if capped else None, example_offsets=offsets
     )
     assert seen == [taken]
-    assert ("sdpa" in graphs.refusal(model, packing=True, processes=1, checkpointing=False)) == (
+    assert ("sdpa" in graphed.refusal(model, packing=True, processes=1, checkpointing=False)) == (
         only == "sdpa"
     )
