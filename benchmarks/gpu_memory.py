@@ -26,7 +26,8 @@ from memory import TOLERANCE
 from ft import config
 from ft.config import Count
 from ft.plan import settings as fit
-from ft.plan.peak import CONTEXT, GIB, Plan
+from ft.plan.moments import CONTEXT, GIB
+from ft.plan.peak import Plan
 
 ROOM = 80 * GIB
 STEPS = 3
@@ -44,6 +45,7 @@ class Case:
     max_length: Count = 512
     packing: bool = True
     gradient_checkpointing: bool = False
+    activation_offloading: bool = False
     lora_dropout: float = 0.0
     goal: float = 0.0  # GB at most
 
@@ -54,6 +56,12 @@ CASES = (
     Case(precision="bf16"),
     Case(per_device_train_batch_size=8, max_length=256),
     Case(per_device_train_batch_size=8, max_length=1024, gradient_checkpointing=True),
+    Case(
+        per_device_train_batch_size=8,
+        max_length=1024,
+        gradient_checkpointing=True,
+        activation_offloading=True,
+    ),
     Case(per_device_train_batch_size=4, max_length=256, packing=False),
     Case(lora_dropout=0.05),
     Case("gemma-2b", per_device_train_batch_size=4),
@@ -73,6 +81,13 @@ CASES = (
         max_length=1024,
         gradient_checkpointing=True,
         goal=24.0,
+    ),
+    Case(
+        "gemma-2-9b",
+        per_device_train_batch_size=8,
+        max_length=1024,
+        gradient_checkpointing=True,
+        activation_offloading=True,
     ),
     Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256),
     Case("gemma-3-270m", "auto", lora_r=0, per_device_train_batch_size=8),
@@ -169,6 +184,7 @@ def measure(case: Case) -> dict[str, Any]:
                 per_device_train_batch_size=case.per_device_train_batch_size,
                 packing=case.packing,
                 gradient_checkpointing=case.gradient_checkpointing,
+                activation_offloading=case.activation_offloading,
                 autocast=automatic and machine.here().bf16,
                 save_steps=1000,
                 accept_loss=True,

@@ -20,7 +20,8 @@ from typing import Any
 from ft import config
 from ft.errors import UserError
 from ft.plan import peak, shapes
-from ft.plan.peak import GIB, Plan
+from ft.plan.moments import GIB
+from ft.plan.peak import Plan
 
 LENGTH = 256  # tokens of an example; two of them
 WAYS = {

@@ -24,6 +24,7 @@ from ft import config, machine
 from ft.config import Count
 from ft.plan import peak
 from ft.plan import settings as fit
+from ft.plan.moments import MIB
 
 TOLERANCE = 0.1
 SMALL = {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 2048, "head_dim": 64}
@@ -90,9 +91,9 @@ def main(c: Config) -> None:
 def line(f: dict[str, Any]) -> str:
     """A row of a Markdown table."""
     cells = cases.words(f)
-    cells += [f"{f[key] / peak.MIB:,.0f}" for key in ("measured", "predicted")]
+    cells += [f"{f[key] / MIB:,.0f}" for key in ("measured", "predicted")]
     cells += [f"{f['predicted'] / f['measured'] - 1:+.1%}", f["moment"]]
-    return "| " + " | ".join([*cells, f"{f['accelerate'] / peak.MIB:,.0f}"]) + " |"
+    return "| " + " | ".join([*cells, f"{f['accelerate'] / MIB:,.0f}"]) + " |"
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Config:
     per_device_train_batch_size: Count = 8  # examples, not rows, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
+    activation_offloading: bool | None = None  # and keep their inputs in RAM; none: if needed
 
     # Run
     output_dir: Path = Path("runs/gsm8k_lora")  # adapter, card, curves and record of the run

@@ -61,6 +61,7 @@ class Config:
     per_device_train_batch_size: Count = 16  # examples, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
     gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
+    activation_offloading: bool | None = None  # and keep their inputs in RAM; none: if needed
 
     # Run
     output_dir: Path = Path("runs/mtnt_full")  # model, card, curves and record of the run

@@ -10,6 +10,7 @@ from ft import files
 from ft.errors import UserError, nearest
 from ft.plan import devices, fitting, rewards, time
 from ft.plan import settings as fit
+from ft.plan.moments import GIB
 from ft.plan.peak import Plan
 
 
@@ -112,12 +113,15 @@ def describe(settings: Mapping[str, Any], plan: Plan) -> str:
     """The settings that the plan depends on, in two lines."""
     kind = f"LoRA r {settings['lora_r']}" if settings["lora_r"] else "all parameters"
     packed = "packed, " * settings.get("packing", "train_vision" not in settings)
-    again = "" if plan.checkpointing else "no "
+    again = "gradient checkpointing" if plan.checkpointing else "no gradient checkpointing"
+    again += (
+        f", offloaded to {plan.aside / GIB:.1f} GiB of the processor's memory" if plan.aside else ""
+    )
     of = rewards.named(settings)
     of += ", each answer" * (of == "pairs")
     return (
         f"{settings['model_name_or_path']}: {plan.parameters:,} parameters, {plan.trained:,} train "
         f"({kind}, {plan.precision})\n"
         f"batches of {settings['per_device_train_batch_size']} {of} of {settings['max_length']} "
-        f"tokens, {packed}{plan.tokens:,} tokens at once, {again}gradient checkpointing"
+        f"tokens, {packed}{plan.tokens:,} tokens at once, {again}"
     )

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ft.kernels import attention, fused, fused_head
@@ -92,7 +93,7 @@ def install(model: Any) -> None:
     Without gradients it also answers ``correct``, as ``supervised_score`` counts. Where the batch brings
     ``supervised_at`` [S], places in the flat batch whose next token is supervised, and these tokens as
     ``targets`` [S], no size depends on values, and nothing waits for a GPU; nor does attention with
-    ``example_lengths`` or ``example_offsets`` of a packed row. With ``hidden_only`` the answer is ``hidden``
+    ``example_lengths`` or ``example_offsets`` of a packed row. With ``hidden_only`` the answer has ``hidden``
     [B, T, D], of which ``loss_at`` makes the loss; with ``per_token`` it is ``losses`` [S] of such places, as
     ``token_losses`` has them.
     The method is set on the innermost model so that wrappers (PEFT, DDP, FSDP) still see one call of
@@ -132,7 +133,9 @@ def install(model: Any) -> None:
             # FSDP waits for it, with the norm and the embedding, and the loss takes its weight alone
             head(hidden[:, :0].to(head.weight.dtype))
         if hidden_only:
-            return {"hidden": hidden}
+            return SimpleNamespace(
+                hidden=hidden
+            )  # of tensors in a dictionary Accelerate makes float32
         weight, softcap = head.weight, softcap_of(self.config)
         if labels is None:
             assert supervised_at is not None

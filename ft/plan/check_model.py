@@ -12,7 +12,8 @@ from ft.models import embedded, parameters
 from ft.models.sources import fetch, read_config, shapes_of
 from ft.plan import fitting, layers, rewards, settings, shapes, time
 from ft.plan.case import Case, Seen
-from ft.plan.peak import GIB, Plan
+from ft.plan.moments import GIB
+from ft.plan.peak import Plan
 from ft.runs import checkpoints
 from ft.runs.gguf_settings import ARCHITECTURES
 from ft.text.tokens import IGNORE

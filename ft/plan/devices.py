@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ft import machine
 from ft.errors import UserError, nearest
-from ft.plan.peak import CONTEXT, GIB, MIB
+from ft.plan.moments import CONTEXT, GIB, MIB
 
 # Memory in GiB as `nvidia-smi` shows it (error correction takes a sixteenth of GDDR6 where it is always on), and
 # dense bf16 TFLOP/s with float32 sums as NVIDIA states it (a rate "with sparsity" halved), of NO_BF16 float16's:
@@ -54,7 +54,9 @@ class Device:
     @property
     def options(self) -> dict[str, Any]:
         """What ``settings.of`` takes of it; here the processes that were launched share it."""
-        found = {"device": self.kind, "bf16": self.bf16, "room": self.room}
+        found: dict[str, Any] = {"device": self.kind, "bf16": self.bf16, "room": self.room}
+        if self.here and self.kind == "cuda":
+            found["ram"] = machine.free_ram()
         return found | (machine.launched() if self.here else {})
 
     def __str__(self) -> str:

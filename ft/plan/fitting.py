@@ -6,7 +6,7 @@ from typing import Any
 
 from ft.errors import UserError
 from ft.plan import layers, rewards, shapes
-from ft.plan.peak import GIB
+from ft.plan.moments import GIB
 from ft.plan.settings import of
 
 SHORTEST = 64  # tokens; shorter examples are not suggested
@@ -127,7 +127,10 @@ def grid(settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         for tokens in lengths:
             tried = {**settings, "per_device_train_batch_size": number, "max_length": tokens}
             both = (
-                of(tried | {"gradient_checkpointing": c}, **options).peak for c in (True, False)
+                of(
+                    tried | {"gradient_checkpointing": c, "activation_offloading": False}, **options
+                ).peak
+                for c in (True, False)
             )
             cells.append(f"{' / '.join(f'{peak / GIB:.1f}' for peak in both):>18}")
         lines.append(f"  {number:>6}{''.join(cells)}")

@@ -1,12 +1,7 @@
-"""Bytes of each thing that training keeps in memory: weights, states, activations, the head's loss, the image tower."""
+"""Bytes of each thing that training keeps in memory: weights, states, activations, the head's loss."""
 
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from ft.models import tiny_vision
 from ft.models.parameters import NF4_BYTES
 from ft.plan import layers as blocks
 from ft.plan.autograd import Attention, Matrix, Mode, kept
@@ -81,20 +76,34 @@ def states(shape: Shape, mode: Mode, optim: str) -> int:
 
 
 def activations(
-    shape: Shape, mode: Mode, seen: Sequence[int], rows: int, *, checkpointing: bool
+    shape: Shape,
+    mode: Mode,
+    seen: Sequence[int],
+    rows: int,
+    *,
+    checkpointing: bool,
+    offloading: bool = False,
 ) -> tuple[int, int, int]:
     """What the layers keep for the backward, what the backward of one takes on top, and all their results.
 
-    With checkpointing they keep their inputs, and one at a time is run again; else the first is the third.
+    With checkpointing they keep their inputs, and one at a time is run again; else the first is the third. With
+    ``offloading`` there are the input of this layer and of the next.
     """
     layers, around = blocks.trunk(shape, mode, seen, rows)
     whole = kept([*layers, around])
     if not checkpointing:
         return whole, max(tape.backward() for tape in layers), whole
-    streams = max(1, shape.altup_num_inputs)
-    inputs = len(layers) * sum(seen) * shape.hidden_size * streams * mode.width
+    kept_inputs = inputs(shape, mode, seen)
+    if offloading:
+        kept_inputs = min(kept_inputs, 2 * kept_inputs // len(layers))
     passing = max(kept([tape]) + tape.backward() for tape in layers)
-    return inputs + kept([around]), passing, whole
+    return kept_inputs + kept([around]), passing, whole
+
+
+def inputs(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
+    """What all layers begin with."""
+    each = sum(seen) * shape.hidden_size * max(1, shape.altup_num_inputs) * mode.width
+    return shape.num_hidden_layers * each
 
 
 def masks(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
@@ -168,60 +177,3 @@ def flops(shape: Shape, mode: Mode) -> tuple[float, float]:
     trunk += expert * shape.top_k_experts * shape.num_hidden_layers
     extra = 0 if mode.full else 6 * adapter(shape, mode)
     return float(each * trunk + extra), float(each * shape.vocab_size * shape.hidden_size)
-
-
-@dataclass(frozen=True)
-class Tower:
-    """The sizes of a SigLIP tower without a pooling head, and of Gemma 3's projector behind it."""
-
-    layers: int
-    hidden: int
-    inner: int
-    patches: int  # of an image
-    patch: int  # pixels of a patch's side
-    text: int  # width of the language model
-
-    @property
-    def parameters(self) -> int:
-        """Of tower and projector."""
-        h = self.hidden
-        layer = 4 * (h * h + h) + 2 * h * self.inner + self.inner + h + 4 * h
-        around = 3 * self.patch**2 * h + h + self.patches * h + 2 * h
-        return self.layers * layer + around + self.projector
-
-    @property
-    def projector(self) -> int:
-        """Parameters of the projector."""
-        return self.hidden * (self.text + 1)
-
-    def adapter(self, r: int) -> int:
-        """Parameters of an adapter on the tower's linear layers."""
-        h = self.hidden
-        return self.layers * r * (4 * 2 * h + 2 * (h + self.inner))
-
-    def kept(self, images: int, width: int, *, checkpointing: bool) -> int:
-        """Bytes that its layers keep of a batch's images for the backward."""
-        layer = images * self.patches * (8 * self.hidden + 2 * self.inner) * width
-        if not checkpointing:
-            return self.layers * layer
-        return self.layers * images * self.patches * self.hidden * width + layer
-
-    def passing(self, images: int, width: int) -> int:
-        """Bytes that a layer takes where nothing is kept: input, and attention or MLP, whichever is more."""
-        most = max(4 * self.hidden, 2 * self.inner)
-        return images * self.patches * (2 * self.hidden + most) * width
-
-
-def tower_of(name: str, shape: Shape) -> Tower | None:
-    """The tower of a Gemma 3 by Hub id or local folder; none where its sizes are not known (Gemma 3n and 4)."""
-    if re.fullmatch(r"google/gemma-3-(4b|12b|27b)-(it|pt)(@.*)?", name):
-        return Tower(27, 1152, 4304, 64 * 64, 14, shape.hidden_size)
-    file = Path(name).expanduser() / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    config = tiny_vision.CONFIG if name == "tiny-vision" else config
-    if config.get("model_type") != "gemma3":
-        return None
-    v = config["vision_config"]
-    patches = (v["image_size"] // v["patch_size"]) ** 2
-    sizes = (v["num_hidden_layers"], v["hidden_size"], v["intermediate_size"])
-    return Tower(*sizes, patches, v["patch_size"], shape.hidden_size)

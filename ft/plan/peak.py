@@ -5,23 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ft.plan import answers, parts
+from ft.plan import answers, moments, parts
 from ft.plan import layers as blocks
 from ft.plan.autograd import Mode
+from ft.plan.moments import CONTEXT, GIB
 from ft.plan.shapes import Shape
 from ft.text import batches
 from ft.train import graphs
-
-GIB, MIB = 2**30, 2**20
-# Measured by benchmarks/memory.py with constraints.txt's CPU builds: resident bytes of a process that has
-# imported torch, transformers and PEFT, of TRL and a trainer on top, of Gemma's tokenizer for each entry.
-LIBRARIES = 400 * MIB
-TRAINER = 100 * MIB
-TOKENIZER = 1120
-# oneDNN's and ideep's kernels of bf16 products, one for each shape: 64 stay in either cache, of about 1 MiB
-# each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
-KERNELS = 130 * MIB
-CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class Plan:
     flops: tuple[float, float]  # a training step's, per token and per supervised token
     layers: int  # of the language model
     checkpointing: bool = False  # activations are computed again
+    aside: int = 0  # bytes that they are computed from in the processor's memory, where they are not on the GPU
     passing: int = 0  # bytes that a row's CUDA graph holds once more; none where rows are no graphs
     staying: int = 0  # the others of a step
 
@@ -96,6 +87,7 @@ def plan_of(
     row_length: int | None = None,
     together: bool = False,
     checkpointing: bool = False,
+    offloading: bool = False,
     accumulation: int = 1,
     autocast: bool = False,
     supervised: float = 1.0,
@@ -109,7 +101,8 @@ def plan_of(
 
     ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
-    rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``supervised`` the
+    rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``offloading`` keeps what
+    ``checkpointing`` starts from in the processor's memory; ``supervised`` is the
     largest share of a row that a loss is taken of; ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or,
     ``sharded``, everything (FSDP). Answers take no more than a third of what is left of a GPU's ``room`` (none: there is
     enough). What DoRA and Unsloth keep besides is not counted.
@@ -135,11 +128,12 @@ def plan_of(
     )
     across = mode.attention in ("masked", "eager") and packing  # examples of a row
     seen = [sum(row) for row in rows] if across else [n for row in rows for n in row]
-    step = _Step(
+    step = moments.Step(
         *(shape, mode, seen, 1 if packing else batch),
         optim=optim,
         device=device,
         checkpointing=checkpointing,
+        offloading=offloading,
         passes="together" if together else "several" if several else "one",
         varied=len(set(lengths or ())) > 1,
         supervised=math.ceil(sum(seen) * supervised),
@@ -152,65 +146,14 @@ def plan_of(
     return _plan(step, precision=precision)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A training step, by what its bytes depend on."""
-
-    shape: Shape
-    mode: Mode
-    seen: Sequence[int]  # the lengths that attention sees at once
-    rows: int
-    optim: str
-    device: str
-    checkpointing: bool
-    passes: str  # before the optimizer steps: a key of SCATTERED
-    varied: bool  # rows of ever new lengths
-    supervised: int  # tokens
-    processes: int
-    sharded: bool
-    packed: bool
-    evaluation: answers.Evaluation | None
-    room: int | None
-
-    @property
-    def share(self) -> int:
-        """How many processes hold the parameters together."""
-        return self.processes if self.sharded else 1
-
-    @property
-    def graphs(self) -> bool:
-        """Whether rows can be CUDA graphs: the rule of ``train.graphed.refusal``."""
-        joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
-        dropped = self.checkpointing and self.mode.dropout
-        able = self.packed and not self.shape.top_k_experts and not dropped
-        return self.device == "cuda" and able and (self.processes == 1 or joint)
-
-    @property
-    def gradients(self) -> int:
-        width = self.mode.width if self.mode.full else 4
-        return parts.trained(self.shape, self.mode) * width // self.share
-
-    @property
-    def start(self) -> dict[str, int]:
-        """What is there before the model."""
-        if self.device == "cuda":
-            return {"CUDA context": CONTEXT}
-        return {"libraries": LIBRARIES + TRAINER, "tokenizer": self.shape.vocab_size * TOKENIZER}
-
-    @property
-    def base(self) -> dict[str, int]:
-        """The model as it is loaded, whole in each process."""
-        return parts.weights(self.shape, self.mode, towers=self.mode.full)
-
-
-def _plan(step: _Step, *, precision: str) -> Plan:
-    training = _moments(step)
+def _plan(step: moments.Step, *, precision: str) -> Plan:
+    training = moments.training(step)
     fullest = max(training.values(), key=lambda named: sum(named.values()))
-    passing = _passing(step, fullest)
-    moments = training | _answering(step, training["in the loss"]["fragmentation"])
-    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    passing = moments.passing_of(step, fullest)
+    at = training | moments.answering(step, training["in the loss"]["fragmentation"])
+    moment = max(at, key=lambda name: sum(at[name].values()))
     most: dict[str, int] = {}
-    for named in moments.values():
+    for named in at.values():
         most |= {name: max(size, most.get(name, 0)) for name, size in named.items()}
     shape, mode = step.shape, step.mode
     return Plan(
@@ -218,7 +161,7 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         precision=precision,
         product=mode.product,
         moment=moment,
-        parts=tuple((name, size) for name, size in moments[moment].items() if size),
+        parts=tuple((name, size) for name, size in at[moment].items() if size),
         most=tuple((name, size) for name, size in most.items() if size),
         parameters=sum(blocks.count(shape)) + shape.towers * mode.full,
         trained=parts.trained(shape, mode),
@@ -226,105 +169,7 @@ def _plan(step: _Step, *, precision: str) -> Plan:
         flops=parts.flops(shape, mode),
         layers=shape.num_hidden_layers,
         checkpointing=step.checkpointing,
+        aside=parts.inputs(shape, mode, step.seen) if step.offloading else 0,
         passing=passing,
         staying=_allocated(fullest) - passing,
     )
-
-
-def _passing(step: _Step, named: Mapping[str, int]) -> int:
-    """What of a moment's bytes a CUDA graph of a row has of its own; none where rows are no graphs."""
-    if not step.graphs:
-        return 0
-    stays = {*_always(step), "gradients", "fragmentation"}
-    return sum(size for name, size in named.items() if name not in stays)
-
-
-def _always(step: _Step) -> dict[str, int]:
-    """What a step has from its beginning to its end."""
-    shape, mode = step.shape, step.mode
-    found = step.start | {name: size // step.share for name, size in step.base.items()}
-    if step.sharded and (whole := parts.constants(shape, mode)):
-        packed = step.base[parts.BASE[0]]
-        found[parts.BASE[0]] = (packed - whole) // step.share + whole
-    trained = parts.trained(shape, mode)
-    found["LoRA weights, fp32"] = 0 if mode.full else trained * 4 // step.share
-    if mode.fused and mode.product == 2 and not mode.full and not step.sharded:
-        found["LoRA weights, cast"] = trained * 2
-    found[f"optimizer states, {step.optim}"] = parts.states(shape, mode, step.optim) // step.share
-    if step.processes > 1 and not step.sharded and not step.graphs:
-        found["DDP buckets"] = step.gradients
-    if step.device == "cpu" and step.varied and mode.product == 2:
-        found["kernels, by shape"] = KERNELS
-    if step.sharded:
-        root = sum(size for name, size in step.base.items() if "layers" not in name)
-        found["FSDP, gathered layers"] = root + 2 * parts.layer_weights(shape, mode)
-    return found
-
-
-def _moments(step: _Step) -> dict[str, dict[str, int]]:
-    """Named bytes at each moment that may be the peak."""
-    shape, mode, always = step.shape, step.mode, _always(step)
-    layers, passing, whole = parts.activations(
-        shape, mode, step.seen, step.rows, checkpointing=step.checkpointing
-    )
-    scattered = parts.SCATTERED["gpu" if step.device == "cuda" else step.passes]
-    kept = always | {
-        "activations": layers,
-        "attention masks": parts.masks(shape, mode, step.seen),
-        "attention scores in flight": parts.scores(shape, mode, step.seen),
-        "dequantised layer in flight": parts.largest(shape, mode, joined=step.device == "cuda"),
-        "fragmentation": int(scattered[step.checkpointing] * whole),
-    }
-    # all parameters' gradients arrive as the activations go, unless they are there, as graphs need them
-    if step.passes == "several" or not mode.full or step.graphs:
-        kept["gradients"] = step.gradients
-    # of the head and of the embedding, which are one
-    tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0
-    moments = {
-        "in the loss": kept
-        | {
-            "loss of the head": parts.head(shape, mode, step.supervised, step.device),
-            "gradient of the head": tied,
-            "backward of one layer": passing * step.graphs,  # whose memory is its graph's
-        },
-        "in the backward": kept
-        | {
-            "backward of one layer": passing,
-            "gradient of the head": 2 * tied,  # and scaled
-        },
-        "at the end of the backward": always
-        | {
-            # an adapter's are added to those of earlier rows when all are there
-            "gradients": step.gradients * (2 if step.graphs and not mode.full else 1),
-            "gradient of the embedding": tied * (2 if step.passes == "several" else 1),
-        },
-    }
-    if step.device == "cpu":
-        moments["while it loads"] = _loading(step)
-    return moments
-
-
-def _answering(step: _Step, fragmentation: int) -> dict[str, dict[str, int]]:
-    """The moments of an evaluation, when optimizer, gradients and activations are gone."""
-    if not step.evaluation:
-        return {}
-    held = _always(step) | {f"optimizer states, {step.optim}": 0, "DDP buckets": 0}
-    if step.device == "cpu":  # the holes that training left stay, and every length has kernels
-        held["fragmentation"] = fragmentation
-        held["kernels, by shape"] = KERNELS * (step.mode.width == 2)
-    free = (step.room or 2**60) - sum(held.values())
-    attention = parts.attention(step.shape, step.device, packing=False)
-    found = answers.moments(step.shape, step.mode, step.evaluation, step.device, attention, free)
-    return {name: held | named for name, named in found.items()}
-
-
-def _loading(step: _Step) -> dict[str, int]:
-    """A file of another dtype is mapped while it is converted; of the same one it is the model."""
-    shape, mode = step.shape, step.mode
-    number = sum(blocks.count(shape)) + shape.towers
-    converted = mode.quantized or mode.width != shape.stored
-    extra = {"checkpoint, mapped": number * shape.stored} if converted else {}
-    if mode.quantized:  # freed one by one, between what stays
-        matrices = blocks.matrices(shape)
-        extra["linear layers before quantisation"] = sum(m.numbers for m in matrices) * mode.width
-    return step.start | {"libraries": LIBRARIES} | step.base | extra

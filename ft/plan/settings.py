@@ -1,22 +1,22 @@
 """What a recipe's settings need in memory."""
 
-import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ft import machine
 from ft.errors import UserError, nearest
 from ft.models import precision as hardware
 from ft.models import sources
-from ft.plan import answers, devices, layers, parts, peak, rewards, shapes
-from ft.plan.peak import GIB, Plan
-from ft.plan.shapes import Shape
+from ft.plan import answers, devices, layers, moments, parts, peak, rewards, shapes, tower
+from ft.plan.moments import GIB
+from ft.plan.peak import Plan
 from ft.text import batches
-from ft.train.optim import STATE_BYTES, choose
+from ft.train.optim import choose
 
+SPARED = 0.7  # of the processor's free memory may be pinned
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
 NEEDED += ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
@@ -58,6 +58,7 @@ def of(
     room: int | None = None,
     largest: Sequence[int] | None = None,
     usual_share: float = 1.0,
+    ram: int | None = None,
 ) -> Plan:
     """The plan of a recipe's settings, as ``config.to_dict`` gives them, on ``cpu`` or ``cuda``.
 
@@ -67,24 +68,19 @@ def of(
     shows some (none: one with each example); ``room``: bytes of the device, by which precision ``auto`` is
     what loading would choose on a GPU (none: the least), and activations are computed again, where nobody asked
     for or against it, if they do not fit, or if the CUDA graphs of usual rows do not; ``largest``: lengths of the
-    batch of most tokens, where it is known (none: the longest together), of which a usual one is ``usual_share``.
+    batch of most tokens, where it is known (none: the longest together), of which a usual one is ``usual_share``;
+    ``ram``: bytes of the processor's memory (none: enough), where what is computed again may begin. Raises ``UserError``
+    for what cannot be had.
     """
     full = not settings["lora_r"]
-    precision = settings["precision"]
-    automatic = precision == "auto"
     shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
-    if automatic:
-        numbers, share = sum(layers.count(shape)) + shape.towers, processes if sharded else 1
-        wide = bf16 and room and hardware.roomy(numbers, room - peak.CONTEXT, share)
-        on_gpu = "bf16" if wide else "nf4"
-        precision = "fp32" if full else on_gpu if device == "cuda" else "bf16" if bf16 else "fp32"
-    if full and precision == "nf4":
-        raise UserError(
-            "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
-        )
+    wide = bf16 and bool(room) and _roomy(shape, room - moments.CONTEXT, processes, sharded)
+    precision = _precision(settings["precision"], full=full, device=device, bf16=bf16, wide=wide)
     optim, asked = choose(settings["optim"]), settings["gradient_checkpointing"]
+    if aside := settings.get("activation_offloading"):
+        _refuse_offloading(asked, device, sharded)
 
-    def planned(again: bool) -> Plan:
+    def planned(again: bool, offloading: bool = False) -> Plan:
         plan = peak.plan_of(
             shape,
             precision=precision,
@@ -100,8 +96,9 @@ def of(
             packing=settings.get("packing", not sees),
             together=settings.get("together", False),
             checkpointing=again,
+            offloading=offloading,
             accumulation=settings["gradient_accumulation_steps"],
-            autocast=full and automatic and bf16,
+            autocast=full and settings["precision"] == "auto" and bf16,
             bf16=bf16,
             processes=processes,
             sharded=sharded,
@@ -110,7 +107,7 @@ def of(
         )
         if not sees:
             return rewards.with_copies(plan, settings)
-        return _with_tower(
+        return tower.with_tower(
             plan,
             shape,
             {**settings, "optim": optim, "gradient_checkpointing": again},
@@ -118,48 +115,64 @@ def of(
             images=settings["per_device_train_batch_size"] if images is None else images,
         )
 
-    plan = planned(bool(asked))
-    if asked is not None or room is None:
-        return plan
-    less = planned(True)
-    slow = less.graphed(room) >= usual_share * plan.tokens > plan.graphed(room)
-    return less if plan.peak > room or slow else plan
+    if aside:
+        return planned(True, True)
+    if asked is False or room is None:
+        return planned(bool(asked))
+    able = device == "cuda" and not sharded and aside is None and not settings.get("together")
+    spare = 0.0 if not able else math.inf if ram is None else SPARED * ram
+    return _chosen(planned, room, again=bool(asked), usual_share=usual_share, spare=spare)
 
 
-def _with_tower(
-    plan: Plan, shape: Shape, settings: Mapping[str, Any], *, width: int, images: int
-) -> Plan:
-    """The plan of a recipe's settings for the language model, and the tower that sees ``images`` at once.
+def _roomy(shape: shapes.Shape, room: int, processes: int, sharded: bool) -> bool:
+    numbers = sum(layers.count(shape)) + shape.towers
+    return hardware.roomy(numbers, room, processes if sharded else 1)
 
-    ``width`` is the bytes of a weight of the tower, which is never in 4 bits. What passes through a
-    frozen tower is gone before the language model's peak.
-    """
-    tower = parts.tower_of(settings["model_name_or_path"], shape)
-    rank, optim = settings["lora_r"], settings["optim"]
-    counted = (
-        not rank and shape.towers
-    )  # a table's towers are in the plan of a model that trains whole
-    size = 0 if counted else tower.parameters if tower else shape.towers
-    always = {"image tower and projector": size * width} if size else {}
-    most: dict[str, int] = {}
-    trained = 0
-    if tower and settings["train_vision"]:
-        trained = tower.adapter(rank) + tower.projector if rank else tower.parameters
-        each = 4 if rank else width
-        states = STATE_BYTES[optim] * (each / 4 if optim == "adamw" else 1)
-        always["training of the tower"] = int(trained * (each + states + (4 if rank else 0)))
-        always["activations of the tower"] = tower.kept(
-            images, width, checkpointing=settings["gradient_checkpointing"]
+
+def _precision(asked: str, *, full: bool, device: str, bf16: bool, wide: bool) -> str:
+    """The precision that loading would choose; ``wide``: a GPU holds the weights in bf16."""
+    if full and asked == "nf4":
+        raise UserError(
+            "precision nf4 cannot train all parameters: give --lora-r 16, or fp32 or bf16"
         )
-    elif tower:
-        most["images, passing the tower"] = tower.passing(images, width)
-    return dataclasses.replace(
-        plan,
-        parts=(*plan.parts, *always.items()),
-        most=(*plan.most, *always.items(), *most.items()),
-        parameters=plan.parameters + size,
-        trained=plan.trained + trained,
-    )
+    if asked != "auto":
+        return asked
+    if full:
+        return "fp32"
+    if device == "cuda":
+        return "bf16" if wide else "nf4"
+    return "bf16" if bf16 else "fp32"
+
+
+def _chosen(
+    planned: Callable[[bool, bool], Plan],
+    room: int,
+    *,
+    again: bool,
+    usual_share: float,
+    spare: float,
+) -> Plan:
+    """The plan that computes least twice of those that fit into ``room`` bytes, and ``spare`` ones beside the device's."""
+    plan, less = planned(False, False), planned(True, False)
+    slow = less.graphed(room) >= usual_share * plan.tokens > plan.graphed(room)
+    if not again and plan.peak <= room and not slow:
+        return plan
+    least = planned(True, True)
+    offloads = less.peak > room and least.peak < less.peak and least.aside <= spare
+    return least if offloads else less
+
+
+def _refuse_offloading(checkpointing: bool | None, device: str, sharded: bool) -> None:
+    """Raise ``UserError`` where nothing could be offloaded."""
+    why = ""
+    if checkpointing is False:
+        why = "keeps what gradient checkpointing begins with: leave --no-gradient-checkpointing out"
+    elif device == "cpu":
+        why = "spares a GPU's memory, and this is for a processor: leave it out, or plan with --gpu"
+    elif sharded:
+        why = "does not go with FSDP, whose gradient checkpointing is its own: leave one out"
+    if why:
+        raise UserError(f"--activation-offloading {why}")
 
 
 def check_memory(settings: Mapping[str, Any]) -> str:
@@ -270,14 +283,22 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
         "images": sum(shown[-settings["per_device_train_batch_size"] :]),
     }
     plan = of(known, **options)
-    if settings["gradient_checkpointing"] is not None or not machine.agreed(plan.checkpointing):
-        return plan
-    plain, again = (
-        of({**known, "gradient_checkpointing": asked}, **options) for asked in (False, True)
-    )
-    graphs = ", the rows' CUDA graphs left out" * (plain.peak <= on.room)
-    machine.say(
-        f"gradient checkpointing: on, as the run takes {plain.peak / GIB:.1f} GiB without it{graphs}, and "
-        f"{again.peak / GIB:.1f} with it, of {on}"
-    )
-    return again
+    asked, aside = settings["gradient_checkpointing"], settings.get("activation_offloading")
+    again = {**known, "gradient_checkpointing": True}
+    alone = of({**again, "activation_offloading": False}, **options)
+    if asked is None and not aside and machine.agreed(plan.checkpointing):
+        plan, plain = (
+            of(again, **options),
+            of({**known, "gradient_checkpointing": False}, **options),
+        )
+        graphs = ", the rows' CUDA graphs left out" * (plain.peak <= on.room)
+        machine.say(
+            f"gradient checkpointing: on, as the run takes {plain.peak / GIB:.1f} GiB without it{graphs}, and "
+            f"{alone.peak / GIB:.1f} with it, of {on}"
+        )
+    if plan.aside and aside is None:
+        machine.say(
+            f"activation offloading: on, as it takes {alone.peak / GIB:.1f} GiB without it, and "
+            f"{plan.peak / GIB:.1f} with {plan.aside / GIB:.1f} of the processor's memory, of {on}"
+        )
+    return plan

@@ -6,7 +6,8 @@ from typing import Any
 
 from ft.machine import matrix_peak
 from ft.plan.devices import CARDS
-from ft.plan.peak import GIB, Plan
+from ft.plan.moments import GIB
+from ft.plan.peak import Plan
 from ft.text.batches import row_length
 
 UTILISATION = 0.4  # share of a device's rate that training's products are assumed to reach
@@ -14,6 +15,7 @@ UTILISATION = 0.4  # share of a device's rate that training's products are assum
 # them: Gemma 2 2B took 27 to 35 ms on an H100 as one CUDA graph, and 273 to 410 launched one by one, which goes on
 # beside the products (benchmarks/README.md). That host is a slow one.
 GRAPHED, LAUNCHED = 0.0012, 0.0135
+PCIE = 12e9  # bytes a second between a GPU and the processor's memory: half of 16 lanes of PCIe 4, as is assumed
 # Of a token, rows without their template: Gemma 3's tokenizer has 4.4 on Dolly, 3.9 on MTNT. With the dolly
 # template's words rows have 5% more tokens than this says, with the translation's (they are short) 19%.
 CHARACTERS = 4.0
@@ -83,6 +85,7 @@ def on_card(plan: Plan, device: str, tokens: float, *, supervised: float = 0.5) 
     trunk, head = (rate * UTILISATION for rate in rates(plan, device))
     again = 1.5 if plan.checkpointing else 1
     work = tokens * (token * again / trunk + labelled * supervised / head)
+    work += 2 * plan.aside * tokens / plan.tokens / PCIE
     rows = max(1, math.ceil(tokens / row_length("cuda")))
     kernels = rows * plan.layers * again
     if tokens / rows <= plan.graphed(int(CARDS[device][0] * GIB)):

@@ -31,7 +31,7 @@ def halves(
 
     def body(inputs: Mapping[str, Any]) -> "Tensor":
         with context():
-            return model(**inputs, hidden_only=True)["hidden"]
+            return model(**inputs, hidden_only=True).hidden
 
     def head(hidden: "Tensor", inputs: Mapping[str, Any]) -> None:
         at, targets, share = (inputs[name] for name in HEAD)

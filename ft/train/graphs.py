@@ -186,10 +186,10 @@ class Graphs:
         import torch
 
         gradients = [*self.gradients.values()] if self.together else []
-        before, out = [g.clone() for g in gradients], self.body(given)
+        before, out = [g.to("cpu", copy=True) for g in gradients], self.body(given)
         slope = self._slope(out, inputs)
         self._back(out, slope)
-        out, after = out.detach(), [g.clone() for g in gradients]
+        out, after = out.detach(), [g.to("cpu", copy=True) for g in gradients]
         if not self._capture(key, tensors):
             return
         row = self.rows[key]
@@ -200,6 +200,7 @@ class Graphs:
             copy_all(gradients, before)
             row.slope.copy_(slope)
             row.backward.replay()
+            after = [a.to(g.device) for a, g in zip(after, gradients, strict=True)]
             off["gradients"] = _off(gradients, after)
             copy_all(gradients, after)
         self.proven = True

@@ -74,6 +74,7 @@ def sft(
     packing: bool | None = None,
     row_length: int | None = None,
     gradient_checkpointing: bool | None = None,
+    activation_offloading: bool | None = None,
     autocast: bool = False,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -98,7 +99,8 @@ def sft(
     accumulation and the number of processes.
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
-    ``gradient_checkpointing`` computes activations again (none: as the run's plan has it, if it has one).
+    ``gradient_checkpointing`` computes activations again, whose beginnings ``activation_offloading`` keeps in the
+    processor's memory (none: as the run's plan has it, if it has one).
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
     default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
@@ -167,6 +169,7 @@ def sft(
         callbacks=[journal, *callbacks],
         batch=batch,
         make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
+        offloading=offloads(run, activation_offloading),
     )
     journal.attach(trainer)
     ended = _trained(trainer, journal, run, checkpoint)
@@ -179,6 +182,12 @@ def sft(
 def recomputes(run: Run, asked: bool | None) -> bool:
     """Whether activations are computed again: as is asked, or as the run's plan has it."""
     planned = run.record.get("plan", {}).get("checkpointing", False)
+    return planned if asked is None else asked
+
+
+def offloads(run: Run, asked: bool | None) -> bool:
+    """Whether what is computed again starts from the processor's memory: as is asked, or as the run's plan has it."""
+    planned = run.record.get("plan", {}).get("aside", 0) > 0
     return planned if asked is None else asked
 
 

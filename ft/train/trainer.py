@@ -23,6 +23,7 @@ from ft.text.batches import Order, WithBlank, blank, is_blank, largest, layout
 from ft.text.examples import IGNORE, Example, lengths_of
 from ft.train import optim
 from ft.train.graphed import Graphed
+from ft.train.offloading import Offloading
 from ft.train.reading import Reading
 from ft.train.staged import Staged
 
@@ -49,8 +50,11 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         callbacks: list[Any],
         batch: Callable[[Sequence[Example]], dict[str, torch.Tensor]] | None = None,
         make_graph: Any = None,
+        offloading: bool = False,
     ) -> None:
         self.batch = batch
+        gpu = args.device.type == "cuda"
+        self.offloading = Offloading(pinned=gpu) if offloading else None
         self.graphs, self.tried = None, False
         self.pad = tokenizer.pad_token_id
         self.packing, self.row_length = packing, row_length
@@ -153,7 +157,11 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
             self.control.should_training_stop = True
             return
         model.train()
-        with contextlib.nullcontext() if self.is_fsdp_enabled else parameters.listed(model):
+        with contextlib.ExitStack() as meanwhile:
+            if not self.is_fsdp_enabled:
+                meanwhile.enter_context(parameters.listed(model))
+            if self.offloading:
+                meanwhile.enter_context(self.offloading.of(model))
             self._try_largest()
             super()._run_epoch(model, *args, **kwargs)
 
@@ -235,8 +243,13 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
                 model.zero_grad()
         if gpu:
             taken = torch.cuda.max_memory_allocated() / 2**30
+            aside = (
+                f", and {self.offloading.taken / 2**30:.1f} of the processor's memory"
+                if self.offloading
+                else ""
+            )
             say(
-                f"the largest row, {row['tokens']:,} tokens, was tried: {taken:.1f} GiB at the peak"
+                f"the largest row, {row['tokens']:,} tokens, was tried: {taken:.1f} GiB at the peak{aside}"
             )
 
     def floating_point_ops(self, inputs: Any) -> int:

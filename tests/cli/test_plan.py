@@ -16,7 +16,7 @@ from ft.config import to_dict
 from ft.errors import UserError
 from ft.plan import devices, fitting, time
 from ft.plan import settings as fit
-from ft.plan.peak import GIB
+from ft.plan.moments import GIB
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "mtnt_lora.py")

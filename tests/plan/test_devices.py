@@ -12,7 +12,7 @@ from ft import machine
 from ft.errors import UserError
 from ft.plan import check_model, devices, shapes
 from ft.plan.case import Case
-from ft.plan.peak import CONTEXT, GIB
+from ft.plan.moments import CONTEXT, GIB
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "mtnt_lora.py")
 NAME = "NVIDIA GeForce RTX 4090"

@@ -7,7 +7,7 @@ import torch
 from support import tiny
 
 from ft.models import lora, parameters
-from ft.plan import parts, peak, shapes
+from ft.plan import moments, parts, peak, shapes
 from ft.plan.autograd import Mode
 from ft.train import graphs, optim
 
@@ -162,7 +162,7 @@ def test_known_lengths_take_the_place_of_the_longest():
 
 def test_rows_of_many_lengths_keep_kernels_on_a_cpu_in_bf16():
     alike, varied = [100, 100, 100], [100, 50, 100]
-    for precision, more in (("bf16", peak.KERNELS), ("fp32", 0)):
+    for precision, more in (("bf16", moments.KERNELS), ("fp32", 0)):
         one, many = (
             dict(laptop(precision=precision, batch=1, lengths=each).most)
             for each in (alike, varied)

@@ -13,7 +13,7 @@ from ft import config
 from ft.models import lora
 from ft.plan import devices, fitting, parts, peak, rewards, settings, shapes
 from ft.plan.autograd import Mode
-from ft.plan.peak import GIB
+from ft.plan.moments import GIB
 from ft.rewards.drawn import Preferences
 from ft.score import likelihood
 from ft.text.tokens import IGNORE

@@ -9,7 +9,7 @@ from ft import machine
 from ft.errors import UserError
 from ft.models import parameters, precision
 from ft.plan import fitting, settings
-from ft.plan.peak import CONTEXT, GIB
+from ft.plan.moments import CONTEXT, GIB
 from ft.text import batches
 from ft.train import optim
 
@@ -136,6 +136,52 @@ def test_who_says_yes_or_no_is_heard():
         plan = settings.of(GEMMA | {"gradient_checkpointing": asked}, device="cuda", room=GIB)
         assert plan.checkpointing == asked
     assert not settings.of(GEMMA, device="cuda").checkpointing  # of no known memory
+
+
+def test_what_is_computed_again_begins_in_the_processors_memory_where_the_gpus_is_full():
+    again = GEMMA | {"gradient_checkpointing": True}
+    alone = settings.of(again | {"activation_offloading": False}, device="cuda", room=GIB)
+    assert settings.of(again, device="cuda", room=alone.peak) == alone
+    less = settings.of(GEMMA, device="cuda", room=alone.peak - 1)
+    assert less == settings.of(again, device="cuda", room=alone.peak - 1)
+    assert less == settings.of(GEMMA | {"activation_offloading": True}, device="cuda")
+    layers, tokens, width = 26, 8 * 1024, 2304
+    assert alone.aside == 0
+    assert less.aside == layers * tokens * width * 2  # bf16
+    assert (
+        alone.peak - less.peak == less.aside * (layers - 2) // layers
+    )  # this layer's and the next's
+
+
+@pytest.mark.parametrize(
+    ("also", "options"),
+    [
+        ({}, {"ram": GIB // 2}),
+        ({}, {"sharded": True, "processes": 2}),
+        ({"together": True}, {}),
+        ({"activation_offloading": False}, {}),
+        ({"gradient_checkpointing": False}, {}),
+    ],
+)
+def test_nothing_is_offloaded_where_that_cannot_be_or_is_not_wanted(also, options):
+    assert settings.of(GEMMA | also, device="cuda", room=GIB, **options).aside == 0
+
+
+@pytest.mark.parametrize(
+    ("also", "options", "said"),
+    [
+        (
+            {"gradient_checkpointing": False},
+            {"device": "cuda"},
+            "leave --no-gradient-checkpointing out",
+        ),
+        ({}, {"device": "cpu"}, "this is for a processor"),
+        ({}, {"device": "cuda", "sharded": True}, "does not go with FSDP"),
+    ],
+)
+def test_offloading_that_cannot_be_is_refused(also, options, said):
+    with pytest.raises(UserError, match=said):
+        settings.of(GEMMA | {"activation_offloading": True} | also, **options)
 
 
 def test_a_plan_is_of_the_largest_batch_that_there_is():

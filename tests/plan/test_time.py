@@ -5,7 +5,7 @@ import pytest
 from ft.data.rows import Rows
 from ft.plan import check_model, devices, settings, time
 from ft.plan.case import Case
-from ft.plan.peak import GIB
+from ft.plan.moments import GIB
 from ft.text.tokens import IGNORE, Encoded
 
 GIVEN = {

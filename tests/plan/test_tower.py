@@ -8,7 +8,7 @@ from support import allocations, seeing
 
 from ft import models
 from ft.models import lora, parameters, tiny_vision
-from ft.plan import parts, settings, shapes
+from ft.plan import settings, shapes, tower
 from ft.plan.shapes import TABLE
 
 SETTINGS = {
@@ -30,11 +30,11 @@ def plan(images=None, **changed):
 
 def test_parameters_are_those_of_the_published_model_and_of_a_built_one(tmp_path):
     shape = shapes.of("google/gemma-3-4b-it")
-    found = parts.tower_of("google/gemma-3-4b-it", shape)
+    found = tower.tower_of("google/gemma-3-4b-it", shape)
     assert found.parameters == TABLE["gemma-3-4b"].towers
     base = models.load(str(seeing.folder(tmp_path)), precision="fp32", text_only=False)
-    built = parts.tower_of(str(tmp_path), shapes.of(str(tmp_path)))
-    assert built == parts.tower_of("tiny-vision", shapes.of("tiny-vision"))
+    built = tower.tower_of(str(tmp_path), shapes.of(str(tmp_path)))
+    assert built == tower.tower_of("tiny-vision", shapes.of("tiny-vision"))
     of_images = [p.numel() for n, p in base.model.named_parameters() if parameters.sees(n)]
     assert built.parameters == sum(of_images)
     model = lora.attach(base, r=4, alpha=8, vision=True)
@@ -71,17 +71,17 @@ def test_what_a_tower_keeps_is_what_was_counted(precision, tmp_path):
     place = seeing.folder(tmp_path)
     base = models.load(str(place), precision=precision, text_only=False)
     model = lora.attach(base, r=4, alpha=8, vision=True).train()
-    tower = model.get_base_model().model.vision_tower
-    size = tower.config.image_size
+    seer = model.get_base_model().model.vision_tower
+    size = seer.config.image_size
     inputs = torch.randn(3, 3, size, size)
     half = precision == "bf16"
     under = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
 
     def forward() -> None:
         with under:
-            tower(pixel_values=inputs)
+            seer(pixel_values=inputs)
 
-    counted = parts.tower_of(str(place), shapes.of(str(place)))
+    counted = tower.tower_of(str(place), shapes.of(str(place)))
     planned = counted.kept(3, 2 if half else 4, checkpointing=False)
     assert planned == pytest.approx(allocations.kept(model, forward), rel=0.1)
 

@@ -1,0 +1,99 @@
+"""Inputs of recomputed layers, which wait in the processor's memory until the backward pass needs them.
+
+So does Unsloth by default, and TRL with ``activation_offloading`` for all that a forward keeps. Here a copy is part of
+the stream of kernels, so that none comes too late, and of a row's CUDA graph.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PIECE = 1 << 22  # bytes; PyTorch rounds pinned memory up to a power of two
+
+
+class Offloading:
+    """Pinned memory that the rows of a training use one after the other.
+
+    A piece is free again once its layer's backward began. The largest row is to come first: a CUDA graph cannot
+    pin memory.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self.pinned = pinned
+        self.free: list[Tensor] = []  # pieces
+        self.taken = 0  # bytes
+
+    @contextlib.contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        """Recomputed layers of ``model`` keep their input here meanwhile."""
+        name = "_gradient_checkpointing_func"  # transformers gives it to all modules that have layers, or are one
+        found = [module for module in model.modules() if name in vars(module)]
+        plain = [vars(module)[name] for module in found]
+        for module, checkpoint in zip(found, plain, strict=True):
+            setattr(module, name, self._around(checkpoint))
+        try:
+            yield
+        finally:
+            for module, checkpoint in zip(found, plain, strict=True):
+                setattr(module, name, checkpoint)
+
+    def _around(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        from torch.autograd.graph import saved_tensors_hooks
+
+        def run(layer: Callable[..., Any], hidden: "Tensor", *rest: Any, **options: Any) -> Any:
+            given = (
+                hidden.data_ptr(),
+                hidden.shape,
+            )  # the hooks live as long as what they keep: not hidden itself
+
+            def put(x: "Tensor") -> Any:
+                return _Kept(self, x) if (x.data_ptr(), x.shape) == given else x
+
+            # what is saved within the layer is the checkpoint's, whose hooks are the inner ones
+            with saved_tensors_hooks(put, _fetch):
+                return checkpoint(layer, hidden, *rest, **options)
+
+        return run
+
+    def take(self) -> "Tensor":
+        """A free piece, or a new one."""
+        import torch
+
+        if self.free:
+            return self.free.pop()
+        self.taken += PIECE
+        return torch.empty(PIECE, dtype=torch.uint8, device="cpu", pin_memory=self.pinned)
+
+
+class _Kept:
+    """A layer's input, in pieces that are free again when autograd lets go of it."""
+
+    def __init__(self, owner: Offloading, x: "Tensor") -> None:
+        import torch
+
+        self.owner, self.like = owner, (x.shape, x.dtype, x.device)
+        parts = x.detach().reshape(-1).view(torch.uint8).split(PIECE)
+        self.pieces = [owner.take() for _ in parts]
+        for piece, part in zip(self.pieces, parts, strict=True):
+            piece[: len(part)].copy_(part, non_blocking=True)
+
+    def fetch(self) -> "Tensor":
+        """The same numbers, in new memory of the same device."""
+        import torch
+
+        shape, dtype, device = self.like
+        found = torch.empty(shape, dtype=dtype, device=device)
+        parts = found.view(-1).view(torch.uint8).split(PIECE)
+        for piece, part in zip(self.pieces, parts, strict=True):
+            part.copy_(piece[: len(part)], non_blocking=True)
+        return found
+
+    def __del__(self) -> None:
+        self.owner.free += self.pieces
+
+
+def _fetch(kept: Any) -> "Tensor":
+    return kept.fetch() if isinstance(kept, _Kept) else kept
