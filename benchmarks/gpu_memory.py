@@ -136,14 +136,11 @@ def measure(case: Case) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from ft import machine, models, train
-    from ft.kernels import flash
     from ft.models import lora, parameters
-    from ft.train import graphs
 
     warnings.filterwarnings("ignore")
-    if stand_in.here():  # nobody computed the numbers by which these are told to be right
-        graphs.EXPECTED = dict.fromkeys(graphs.EXPECTED, float("inf"))
-        flash.agrees = lambda *_, **__: True
+    if stand_in.here():
+        stand_in.trust()
     with TemporaryDirectory() as name:
         place = Path(name) / "model"
         save_zeros(shape_of(case.model), place)

@@ -32,6 +32,6 @@ check() {  # parts, in as few processes as there are faults: importing everythin
 }
 # most valuable first; "steps" makes the model, and what follows finds it
 check ${PARTS:-steps step attention kernels parity decode recipe}
-if test -n "$MEM7B"; then export SHAPE=gemma-7b FULL=1024 PEERS=ft-checkpointing; check steps; fi  # with recomputed layers
+if test -n "$MEM7B"; then export SHAPE=gemma-7b FULL=1x1024 PEERS=ft-checkpointing; check steps; fi  # with recomputed layers
 echo "## $((SECONDS - begin)) s in all" | tee -a "$OUT/result.txt"
 test -n "$KEEP" || rm -rf "$WORK"

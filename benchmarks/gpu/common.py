@@ -157,16 +157,20 @@ def typical_rows(name: str, n: int, vocabulary: int) -> list[dict[str, list[int]
 
 def prepared(shape: str) -> Path:
     """The folder of a model of random weights in a published shape, and of an adapter."""
+    from harness import stand_in
     from harness.gpu_prepare import save_adapter
-    from harness.random_model import build, save_tokenizer, shape_of
+    from harness.random_model import build, save_tokenizer, save_zeros, shape_of
 
     place = WORK / shape
     if (place / "adapter").exists():
         return place
     s, start = shape_of(shape), time.perf_counter()
     model = build(s, DEV)
-    model.save_pretrained(place / "model")
-    save_tokenizer(s, place / "model")
+    if stand_in.here():  # files that are holes
+        save_zeros(s, place / "model")
+    else:
+        model.save_pretrained(place / "model")
+        save_tokenizer(s, place / "model")
     save_adapter(model, place / "adapter.new", 16, 32)
     (place / "adapter.new").rename(place / "adapter")
     del model

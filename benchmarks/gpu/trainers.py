@@ -10,30 +10,35 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, say, typical_rows
+from harness import stand_in
 
 SIZE = 8  # examples of a step
 VARIED = "ft-varied"
-# way: script, precision, checkpointing, steps on each data set, folder of packages that go first
-PEERS: dict[str, tuple[str, str, bool, int, str]] = {
-    "ft": ("peers/ft_recipe.py", "nf4", False, 6, ""),
-    "ft-bf16": ("peers/ft_recipe.py", "bf16", False, 6, ""),
-    "ft-varied": ("peers/ft_recipe.py", "nf4", False, 75, ""),
-    "ft-checkpointing": ("peers/ft_recipe.py", "nf4", True, 6, ""),
-    "unsloth": ("peers/unsloth_sft.py", "nf4", False, 5, "unsloth"),
-    "trl": ("peers/trl_sft.py", "nf4", False, 2, ""),
+# way: script, precision, how much is computed again, steps on each data set, folder of packages that go first
+PEERS: dict[str, tuple[str, str, str, int, str]] = {
+    "ft": ("peers/ft_recipe.py", "nf4", "", 6, ""),
+    "ft-bf16": ("peers/ft_recipe.py", "bf16", "", 6, ""),
+    "ft-varied": ("peers/ft_recipe.py", "nf4", "", 75, ""),
+    "ft-checkpointing": ("peers/ft_recipe.py", "nf4", "checkpointing", 6, ""),
+    "ft-offloading": ("peers/ft_recipe.py", "nf4", "offloading", 6, ""),
+    # these two always compute again; Unsloth offloads
+    "unsloth": ("peers/unsloth_sft.py", "nf4", "", 5, "unsloth"),
+    "trl": ("peers/trl_sft.py", "nf4", "", 2, ""),
 }
 
 
-def rows_for(peer: str, n: int, vocabulary: int, full: int = 0) -> tuple[Any, dict[str, list]]:
+def rows_for(peer: str, n: int, vocabulary: int, full: str = "") -> tuple[Any, dict[str, list]]:
     """A file of rows, the same step again and again, as graphs and compilers like it; and the steps.
 
     ``ft-varied`` takes all rows of Dolly in turn, three times with other neighbours, as a run does.
     """
     sets = {name: typical_rows(name, SIZE, vocabulary) for name in ("dolly", "mtnt")}
     if full:
+        batch, length = map(int, full.split("x"))
         ids = [i for r in rows_of("dolly", 200, vocabulary) for i in r["input_ids"]]
-        ids = (ids * (full * SIZE // len(ids) + 1))[:full]
-        sets = {f"1 x {full}": [{"input_ids": ids, "labels": [-100, *ids[1:]]}]}
+        ids = (ids * (length // len(ids) + 1))[:length]
+        labels = [-100] * (length // 2) + ids[length // 2 :]
+        sets = {full: [{"input_ids": ids, "labels": labels}] * batch}
     rows = [row for given in sets.values() for row in given * n]
     if peer == VARIED:
         draw, all_rows, rows = random.Random(0), rows_of("dolly", 200, vocabulary), []
@@ -48,14 +53,15 @@ def rows_for(peer: str, n: int, vocabulary: int, full: int = 0) -> tuple[Any, di
 
 def job_of(peer: str, place: Any, file: Any, n: int, batch: int, most: int) -> dict[str, Any]:
     """What the peer's script is told."""
-    script, precision, checkpointing, *_ = PEERS[peer]
+    script, precision, again, *_ = PEERS[peer]
     return {
         "model": str(place / "model"),
         "adapter": str(place / "adapter"),
         "rows": str(file),
         "output": str(WORK / f"out-{peer}-{time.time_ns()}"),
         "precision": precision,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": bool(again),
+        "activation_offloading": again == "offloading",
         "batch_size": batch,
         "steps": n,
         "max_length": most,
@@ -74,7 +80,9 @@ def steps() -> None:
     from ft import machine
 
     place, vocabulary = prepared(SHAPE), shape_of(SHAPE).vocab_size
-    full = int(os.environ.get("FULL", "0"))  # tokens of one row a step, in place of the data sets
+    full = os.environ.get(
+        "FULL", ""
+    )  # as "8x1024": examples and their tokens, in place of the data sets
     names = [n for n in os.environ.get("PEERS", ",".join(PEERS)).split(",") if n in PEERS]
     if not (ROOT / ".gpu/unsloth").exists():
         names = [n for n in names if n != "unsloth"]
@@ -86,8 +94,8 @@ def steps() -> None:
         script, _, _, n, folder = PEERS[peer]
         n = n if GPU else 3
         file, sets = rows_for(peer, n, vocabulary, full)
-        batch = 1 if full else SIZE
-        job = job_of(peer, place, file, n * len(sets), batch, full or 1024)
+        batch, length = map(int, full.split("x")) if full else (SIZE, 1024)
+        job = job_of(peer, place, file, n * len(sets), batch, length)
         begin = time.perf_counter()
         first = f"{ROOT / '.gpu' / folder}:" if folder else ""
         os.environ["PYTHONPATH"] = first + path
@@ -137,9 +145,14 @@ def _report(
     best = statistics.median(times[-3:])
     tokens, supervised = _work(examples)
     listed = " ".join(f"{1e3 * t:.0f}" for t in times)
+    rate = (
+        f"{tokens / best:,.0f} tokens/s, "
+        f"{flops(SHAPE, tokens, supervised) / best / peak:.1%} of the bf16 peak"
+    )
+    if stand_in.here():
+        rate = "of the processor alone, as no kernel computes"
     say(
-        f"{SHAPE} {name} {peer}: {listed} ms; {tokens / best:,.0f} tokens/s, "
-        f"{flops(SHAPE, tokens, supervised) / best / peak:.1%} of the bf16 peak, peak "
+        f"{SHAPE} {name} {peer}: {listed} ms; {rate}, peak "
         f"{max(step['peak_mib'] for step in taken) * 2**20 / 1e9:.2f} GB, first step "
         f"{ {k: round(taken[0][k], 4) for k in ('loss', 'grad_norm') if k in taken[0]} } "
         f"(all had started after {ready:.0f} s)"

@@ -54,6 +54,7 @@ def build(shape: Shape, device: str) -> "PreTrainedModel":
 def save_zeros(shape: Shape, folder: Path) -> None:
     """The folder of a model of zeros in bfloat16, whose weights are a hole in a file, and of its tokenizer."""
     model = build(shape, "meta")
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     tied, at, named = set(model.all_tied_weights_keys), 0, {"__metadata__": {"format": "pt"}}
     for name, weight in model.state_dict().items():

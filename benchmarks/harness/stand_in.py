@@ -7,7 +7,7 @@ Needs     PyTorch for CUDA, and g++
 Memory is the host's, and none is taken before it is written: PyTorch's allocator counts as it does on a GPU, however
 large the model. A capture of a CUDA graph refuses what a GPU's refuses. What a kernel would have computed is
 whatever lies there, so that no number of a model means anything. With ``--compute`` the CPU computes what PyTorch asks a GPU for
-(`computed/on_cpu.py`), and Triton is hidden. With TRITON_INTERPRET=1 its interpreter is to run the kernels, which is slow:
+(`stood_in/on_cpu.py`), and Triton is hidden. With TRITON_INTERPRET=1 its interpreter is to run the kernels, which is slow:
 no whole step was waited for.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from ft.errors import UserError
 
 SOURCE = Path(__file__).with_name("stand_in.cpp")
-COMPUTED = Path(__file__).with_name("computed")
+STOOD_IN = Path(__file__).with_name("stood_in")
 
 
 def environment(given: Mapping[str, str] = os.environ, *, compute: bool = False) -> dict[str, str]:
@@ -38,10 +38,9 @@ def environment(given: Mapping[str, str] = os.environ, *, compute: bool = False)
         )
     folder = Path(tempfile.mkdtemp(prefix="stand-in-"))
     build(folder / "libcuda.so.1")
-    first = [str(COMPUTED)] * compute
     return dict(given) | {
         "STAND_IN_COPIES": str(int(compute)),
-        "PYTHONPATH": os.pathsep.join([*first, *filter(None, [given.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(STOOD_IN), given.get("PYTHONPATH")])),
         "LD_PRELOAD": str(folder / "libcuda.so.1"),
         "LD_LIBRARY_PATH": f"{folder}:{given.get('LD_LIBRARY_PATH', '')}",
         "TRITON_LIBCUDA_PATH": str(folder),
@@ -53,6 +52,15 @@ def environment(given: Mapping[str, str] = os.environ, *, compute: bool = False)
 def here() -> bool:
     """Whether this process sees the stand-in."""
     return "stand-in-" in os.environ.get("LD_PRELOAD", "")
+
+
+def trust() -> None:
+    """Use graphs and kernels although nobody computed the numbers by which these are told to be right."""
+    from ft.kernels import flash
+    from ft.train import graphs
+
+    graphs.EXPECTED = dict.fromkeys(graphs.EXPECTED, float("inf"))
+    flash.agrees = lambda *_, **__: True
 
 
 def build(library: Path) -> None:

@@ -31,6 +31,7 @@ class Job:
     # of ft's recipe; the others keep their own
     optim: str = "adamw"
     gradient_checkpointing: bool = False
+    activation_offloading: bool = False
 
     def read_rows(self) -> list[dict[str, list[int]]]:
         """The encoded examples, in training order."""

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import stand_in
 from worker import load_adapter, open_job, step_callback
 
 
@@ -16,6 +17,8 @@ def main() -> None:
     from ft.runs import folder, record
     from ft.train import optim
 
+    if stand_in.here():
+        stand_in.trust()
     machine.use_all_cores()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     base = models.load(job.model, precision=job.precision)
@@ -33,6 +36,7 @@ def main() -> None:
         learning_rate=job.learning_rate,
         optim=optim.choose(job.optim),
         gradient_checkpointing=job.gradient_checkpointing,
+        activation_offloading=job.activation_offloading,
         lr_scheduler_type="constant",
         max_grad_norm=1e9,
         max_steps=job.steps + 1,

@@ -145,6 +145,8 @@ class Computed(TorchDispatchMode):
         if view or name in WITHOUT_KERNEL:
             return function(*args, **kwargs)
         there = [x for x in tensors if x.dim() and x.device.type == "cpu"]
+        if name == "copy_" and (kwargs.get("non_blocking") or args[2:] == (True,)):
+            there = [x for x in there if not x.is_pinned()]  # which a GPU copies in its own time
         _check(name, here, there, device)
         return _run(function, args, kwargs, stays=device is None or device.type == "cuda")
 
@@ -170,6 +172,7 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
             return torch.device("cpu")
         return _generator(x) if isinstance(x, torch.Generator) and x.device.type == "cuda" else x
 
+    of_the_host = {id(x) for x in tree_leaves((args, kwargs)) if not _on_gpu(x)}
     args, kwargs = tree_map(to_host, (args, kwargs))
     kwargs.pop("pin_memory", None)
     if kwargs.get("device") is not None:
@@ -181,7 +184,7 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
     rooms: list[torch.Tensor] = []
 
     def place(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor) or not stays:
+        if not isinstance(x, torch.Tensor) or not stays or id(x) in of_the_host:
             return x
         if id(x) in back:  # written in place
             return back[id(x)]
@@ -204,7 +207,7 @@ def _run(function: Any, args: Any, kwargs: Any, *, stays: bool) -> Any:
     )
     torch.set_rng_state(drawn)
     result = tree_map(place, shapes)
-    own = {id(host) for _, host in given.values()}
+    own = of_the_host | {id(host) for _, host in given.values()}
 
     def again() -> None:
         made = (x for x in tree_leaves(call(*args, **kwargs)) if isinstance(x, torch.Tensor))

@@ -1,5 +1,6 @@
-"""Python reads this first: PyTorch, once it is imported, and Triton's interpreter leave a GPU's work to the CPU."""
+"""Python reads this first where a GPU is stood in for: PyTorch, once it is imported, leaves its work to the CPU or to nobody."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
-HOOKED = ("torch", "triton.runtime.interpreter")
+COMPUTED = os.environ["STAND_IN_COPIES"] == "1"
+HOOKED = {"torch": "install"}  # module: what follows its import
+if COMPUTED:
+    HOOKED["triton.runtime.interpreter"] = "install_triton"
 
 
 class _Hook:
@@ -24,15 +28,14 @@ class _Hook:
 
         def then_hook(module: Any) -> None:
             run(module)
-            import on_cpu
-
-            (on_cpu.install if name == "torch" else on_cpu.install_triton)()
+            instead = importlib.import_module("on_cpu" if COMPUTED else "uncomputed")
+            getattr(instead, HOOKED[name])()
 
         spec.loader.exec_module = then_hook
         return spec
 
 
 sys.meta_path.insert(0, _Hook)
-if os.environ.get("TRITON_INTERPRET") != "1":  # kernels that nobody would run
+if COMPUTED and os.environ.get("TRITON_INTERPRET") != "1":  # kernels that nobody would run
     _find = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "triton" else _find(name, *rest)
