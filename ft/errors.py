@@ -52,10 +52,10 @@ def exit_cleanly() -> Iterator[None]:
             raise SystemExit(2) from None
         if said := _lack_of_memory(error):
             print(
-                f"error: the memory is full: {said}. A training takes less with gradient checkpointing (on a GPU "
-                "with --activation-offloading), with fewer "
+                f"error: the memory is full: {said}. A training takes less with gradient checkpointing, with fewer "
                 "examples at once and more accumulation, or with a smaller --max-length: `ft plan RECIPE --fit "
-                "24GB` finds what fits. What lies on the disk is untouched.",
+                "24GB` finds what fits; on a GPU with --activation-offloading, and with fewer holes where "
+                "PYTORCH_ALLOC_CONF=expandable_segments:True is set. What lies on the disk is untouched.",
                 file=sys.stderr,
             )
             raise SystemExit(2) from None

@@ -65,8 +65,10 @@ def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> 
         "gradient_accumulation_steps": settings["per_device_train_batch_size"]
         * settings["gradient_accumulation_steps"],
     }
+    aside = options.get("device") == "cuda" and settings.get("activation_offloading") is False
     changes: list[dict[str, Any]] = [
         again,
+        {"activation_offloading": True} if aside else {},
         small,
         *(small | {"max_length": n} for n in (512, 256) if n < settings["max_length"]),
     ]

@@ -40,6 +40,7 @@ class Step:
     packed: bool
     evaluation: answers.Evaluation | None
     room: int | None
+    launched: bool = False  # rows are no CUDA graphs, as there is no room for these
 
     @property
     def share(self) -> int:
@@ -52,7 +53,9 @@ class Step:
         joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
         dropped = self.checkpointing and self.mode.dropout
         able = self.packed and not self.shape.top_k_experts and not dropped
-        return self.device == "cuda" and able and (self.processes == 1 or joint)
+        able = able and self.passes != "together"
+        able = able and (self.processes == 1 or joint)
+        return self.device == "cuda" and able and not self.launched
 
     @property
     def gradients(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ft.plan import answers, moments, parts
@@ -104,8 +104,8 @@ def plan_of(
     rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``offloading`` keeps what
     ``checkpointing`` starts from in the processor's memory; ``supervised`` is the
     largest share of a row that a loss is taken of; ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or,
-    ``sharded``, everything (FSDP). Answers take no more than a third of what is left of a GPU's ``room`` (none: there is
-    enough). What DoRA and Unsloth keep besides is not counted.
+    ``sharded``, everything (FSDP). Where a GPU's ``room`` (none: there is enough) does not hold the largest
+    row's CUDA graphs, it is launched; answers take no more than a third of what is left. What DoRA and Unsloth keep besides is not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
     row = row_length or batches.row_length(device)
@@ -143,7 +143,13 @@ def plan_of(
         evaluation=evaluation,
         room=room,
     )
-    return _plan(step, precision=precision)
+    plan = _plan(step, precision=precision)
+    if room is None or not step.graphs or plan.graphed(room) >= plan.tokens and plan.peak <= room:
+        return plan
+    launched = _plan(replace(step, launched=True), precision=precision)
+    return replace(
+        launched, passing=plan.passing, staying=plan.staying
+    )  # shorter rows may be graphs
 
 
 def _plan(step: moments.Step, *, precision: str) -> Plan:

@@ -74,8 +74,7 @@ def supervised(settings: Mapping[str, Any], encoded: Any, lengths: Sequence[int]
 def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     """The plan of ``completed`` settings with the frozen adapters.
 
-    Its answers are looked at between steps, beside the optimizer's states; its rows are no CUDA graphs, but where it
-    is fine-tuned on the best of its answers.
+    Its answers are looked at between steps, beside the optimizer's states.
     """
     if "copies" not in settings:
         return plan
@@ -86,7 +85,6 @@ def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
         plan,
         parts=(*plan.parts, *held.items(), *between.items()),
         most=(*plan.most, *held.items()),
-        passing=0 if settings["together"] else plan.passing,
         staying=plan.staying + sum(held.values()),
     )
 

@@ -131,6 +131,20 @@ def create(
     return make[name](params, lr=learning_rate, betas=betas)
 
 
+def to_come(optimizer: Any, name: Name) -> int:
+    """Bytes of the states that the first step will make on this device; none where they are there."""
+    if optimizer.state:
+        return 0
+    parts = (p for group in optimizer.param_groups for p in group["params"])
+    local = [
+        p.to_local() if hasattr(p, "to_local") else p for p in parts
+    ]  # of what FSDP shares out
+    each = STATE_BYTES[name]
+    return sum(
+        p.numel() * (p.element_size() * each // 4 if name == "adamw" else each) for p in local
+    )
+
+
 def join(parameters: "Sequence[nn.Parameter]") -> "nn.Parameter":
     """One parameter of which ``parameters``, of one dtype and device, become pieces, and so their gradients.
 

@@ -221,9 +221,9 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         return bool(self.graphs) or self.args.device.type == "cuda"
 
     def _try_largest(self) -> None:
-        """Run the largest row of the training, once. Nothing of it stays but what it took.
+        """Run the largest row of the training, once, beside room for the optimizer's states.
 
-        What the memory does not hold ends the run here, and not after an hour.
+        Nothing of it stays but what it took. What the memory does not hold ends the run here, and not after an hour.
         """
         if self.tried or not self._tries:
             return
@@ -235,22 +235,20 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         inputs = row["inputs"] | {"share": torch.ones((), device=self.args.device)}
         model: Any = self.model
         gpu: Any = [self.args.device] if self.args.device.type == "cuda" else []
+        states = optim.to_come(self.optimizer, self.optimizer_name) if gpu else 0
+        room = torch.empty(states, dtype=torch.uint8, device=self.args.device)
         with torch.random.fork_rng(gpu):  # dropout draws
             if self.graphs:
                 self.graphs.rehearse(inputs)
             else:
                 self._run(inputs)
                 model.zero_grad()
+        del room
         if gpu:
-            taken = torch.cuda.max_memory_allocated() / 2**30
-            aside = (
-                f", and {self.offloading.taken / 2**30:.1f} of the processor's memory"
-                if self.offloading
-                else ""
-            )
-            say(
-                f"the largest row, {row['tokens']:,} tokens, was tried: {taken:.1f} GiB at the peak{aside}"
-            )
+            taken = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at the peak"
+            if self.offloading:
+                taken += f", and {self.offloading.taken / 2**30:.1f} of the processor's memory"
+            say(f"the largest row, {row['tokens']:,} tokens, was tried: {taken}")
 
     def floating_point_ops(self, inputs: Any) -> int:
         return (

@@ -214,6 +214,32 @@ def test_a_plan_is_what_a_gpu_held(name, settings, held):
     assert (plan.peak - peak.CONTEXT) / 1e9 == pytest.approx(held, rel=0.1)
 
 
+# GB that it allocated where graphs had no room: the same with STAND_IN_GIB=10 and the like
+LAUNCHED = (
+    ("gemma-2-2b", {"batch": 2}, 5.50),
+    ("gemma-2-2b", {"batch": 2, "precision": "bf16"}, 8.51),
+    ("gemma-2-2b", {"batch": 8, "max_length": 1024, "checkpointing": True}, 4.78),
+    ("gemma-2b", {}, 7.88),
+    ("gemma-2-9b", {"batch": 8, "max_length": 1024, "checkpointing": True}, 11.44),
+    (
+        "gemma-2-9b",
+        {"batch": 8, "max_length": 1024, "checkpointing": True, "offloading": True},
+        9.30,
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "settings", "allocated"), LAUNCHED)
+def test_where_graphs_have_no_room_a_plan_is_of_rows_without(name, settings, allocated):
+    options = settings | {"optim": "adamw", "supervised": 0.5}
+    graphs_too = planned(f"google/{name}", **options)
+    plan = planned(f"google/{name}", **options, room=int(allocated * 1e9))
+    assert plan.peak < graphs_too.peak
+    assert plan.passing == graphs_too.passing  # shorter rows may be graphs
+    holes = part(plan, "fragmentation")
+    assert (plan.peak - peak.CONTEXT - holes) / 1e9 == pytest.approx(allocated, rel=0.03)
+
+
 def test_loading_is_the_peak_where_the_file_has_another_precision():
     plan = laptop(precision="bf16", batch=1, max_length=64)
     assert plan.moment == "while it loads"

@@ -180,6 +180,20 @@ def test_joint_parameters_take_the_steps_of_single_ones(name):
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_states_to_come_are_those_that_the_first_step_makes(name, dtype):
+    model = lora.attach(tiny.build("gemma"), r=4, alpha=8).to(dtype)
+    made = optim.create(model, name, learning_rate=1e-3)
+    expected = optim.to_come(made, name)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    made.step()
+    states = [x for state in made.state.values() for x in state.values() if torch.is_tensor(x)]
+    assert expected == sum(x.nbytes for x in states if x.dim())
+    assert optim.to_come(made, name) == 0 or name == "sgd"
+
+
 def test_a_model_with_nothing_to_train_is_an_error():
     model = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="no trainable parameter"):
