@@ -132,10 +132,8 @@ def install(model: Any) -> None:
         if hasattr(head, "unshard"):
             # FSDP waits for it, with the norm and the embedding, and the loss takes its weight alone
             head(hidden[:, :0].to(head.weight.dtype))
-        if hidden_only:
-            return SimpleNamespace(
-                hidden=hidden
-            )  # of tensors in a dictionary Accelerate makes float32
+        if hidden_only:  # in no dictionary, of whose tensors Accelerate makes float32
+            return SimpleNamespace(hidden=hidden)
         weight, softcap = head.weight, softcap_of(self.config)
         if labels is None:
             assert supervised_at is not None

@@ -240,3 +240,15 @@ def test_rows_that_are_not_supervised_add_nothing_so_that_rows_can_be_padded(sof
     assert not found[0][1][~kept].any()
     torch.testing.assert_close((found[0][0], found[0][1][kept], found[0][2]), found[1])
     assert not cross_entropy.token_losses(hidden, weight, targets, softcap)[~kept].any()
+
+
+def test_hidden_states_stay_in_the_models_dtype_where_accelerate_mixes_precisions():
+    """It makes float32 of a forward's outputs, of twice the bytes between a row's graphs."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model = tiny.build("gemma").bfloat16()
+    cross_entropy.install(model)
+    ids = torch.arange(6)[None]
+    forward = convert_outputs_to_fp32(model.forward)
+    assert forward(input_ids=ids).logits.dtype == torch.float32
+    assert forward(input_ids=ids, hidden_only=True).hidden.dtype == torch.bfloat16

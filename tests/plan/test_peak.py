@@ -219,6 +219,11 @@ LAUNCHED = (
     ("gemma-2-2b", {"batch": 2}, 5.50),
     ("gemma-2-2b", {"batch": 2, "precision": "bf16"}, 8.51),
     ("gemma-2-2b", {"batch": 8, "max_length": 1024, "checkpointing": True}, 4.78),
+    (
+        "gemma-2-2b",
+        {"batch": 8, "max_length": 1024, "checkpointing": True, "offloading": True},
+        3.96,
+    ),
     ("gemma-2b", {}, 7.88),
     ("gemma-2-9b", {"batch": 8, "max_length": 1024, "checkpointing": True}, 11.44),
     (
