@@ -17,7 +17,7 @@ PIECE = 1 << 22  # bytes; PyTorch rounds pinned memory up to a power of two
 class Offloading:
     """Pinned memory that the rows of a training use one after the other.
 
-    A piece is free again once its layer's backward began. The largest row is to come first: a CUDA graph cannot
+    A piece is free again after its layer's backward. The largest row is to come first: a CUDA graph cannot
     pin memory.
     """
 
@@ -44,10 +44,8 @@ class Offloading:
         from torch.autograd.graph import saved_tensors_hooks
 
         def run(layer: Callable[..., Any], hidden: "Tensor", *rest: Any, **options: Any) -> Any:
-            given = (
-                hidden.data_ptr(),
-                hidden.shape,
-            )  # the hooks live as long as what they keep: not hidden itself
+            # not hidden itself: the hooks live as long as what they keep
+            given = hidden.data_ptr(), hidden.shape
 
             def put(x: "Tensor") -> Any:
                 return _Kept(self, x) if (x.data_ptr(), x.shape) == given else x
@@ -76,8 +74,9 @@ class _Kept:
 
         self.owner, self.like = owner, (x.shape, x.dtype, x.device)
         parts = x.detach().reshape(-1).view(torch.uint8).split(PIECE)
-        self.pieces = [owner.take() for _ in parts]
-        for piece, part in zip(self.pieces, parts, strict=True):
+        self.pieces: list[Tensor] = []
+        for part in parts:
+            self.pieces.append(piece := owner.take())
             piece[: len(part)].copy_(part, non_blocking=True)
 
     def fetch(self) -> "Tensor":
