@@ -17,7 +17,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from harness import cases, stand_in
 from harness.random_model import save_zeros, shape_of
@@ -44,8 +44,7 @@ class Case:
     per_device_train_batch_size: Count = 2
     max_length: Count = 512
     packing: bool = True
-    gradient_checkpointing: bool = False
-    activation_offloading: bool = False
+    gradient_checkpointing: bool | Literal["offload"] = False
     lora_dropout: float = 0.0
     goal: float = 0.0  # GB at most
 
@@ -59,8 +58,7 @@ CASES = (
     Case(
         per_device_train_batch_size=8,
         max_length=1024,
-        gradient_checkpointing=True,
-        activation_offloading=True,
+        gradient_checkpointing="offload",
     ),
     Case(per_device_train_batch_size=4, max_length=256, packing=False),
     Case(lora_dropout=0.05),
@@ -86,8 +84,7 @@ CASES = (
         "gemma-2-9b",
         per_device_train_batch_size=8,
         max_length=1024,
-        gradient_checkpointing=True,
-        activation_offloading=True,
+        gradient_checkpointing="offload",
     ),
     Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256),
     Case("gemma-3-270m", "auto", lora_r=0, per_device_train_batch_size=8),
@@ -181,7 +178,6 @@ def measure(case: Case) -> dict[str, Any]:
                 per_device_train_batch_size=case.per_device_train_batch_size,
                 packing=case.packing,
                 gradient_checkpointing=case.gradient_checkpointing,
-                activation_offloading=case.activation_offloading,
                 autocast=automatic and machine.here().bf16,
                 save_steps=1000,
                 accept_loss=True,

@@ -54,7 +54,7 @@ def exit_cleanly() -> Iterator[None]:
             print(
                 f"error: the memory is full: {said}. A training takes less with gradient checkpointing, with fewer "
                 "examples at once and more accumulation, or with a smaller --max-length: `ft plan RECIPE --fit "
-                "24GB` finds what fits; on a GPU with --activation-offloading, and with fewer holes where "
+                "24GB` finds what fits; on a GPU with --gradient-checkpointing offload, and with fewer holes where "
                 "PYTORCH_ALLOC_CONF=expandable_segments:True is set. What lies on the disk is untouched.",
                 file=sys.stderr,
             )

@@ -60,8 +60,8 @@ class Config:
     max_steps: Count = 200  # optimizer steps
     per_device_train_batch_size: Count = 16  # examples, in each process
     gradient_accumulation_steps: Count = 1  # batches in one optimizer step
-    gradient_checkpointing: bool | None = None  # recompute activations (slower); none: if needed
-    activation_offloading: bool | None = None  # and keep their inputs in RAM; none: if needed
+    # recompute activations (slower); offload: from inputs in RAM. None: if needed
+    gradient_checkpointing: bool | Literal["offload"] | None = None
 
     # Run
     output_dir: Path = Path("runs/mtnt_full")  # model, card, curves and record of the run

@@ -15,15 +15,15 @@ from harness import stand_in
 SIZE = 8  # examples of a step
 VARIED = "ft-varied"
 # way: script, precision, how much is computed again, steps on each data set, folder of packages that go first
-PEERS: dict[str, tuple[str, str, str, int, str]] = {
-    "ft": ("peers/ft_recipe.py", "nf4", "", 6, ""),
-    "ft-bf16": ("peers/ft_recipe.py", "bf16", "", 6, ""),
-    "ft-varied": ("peers/ft_recipe.py", "nf4", "", 75, ""),
-    "ft-checkpointing": ("peers/ft_recipe.py", "nf4", "checkpointing", 6, ""),
-    "ft-offloading": ("peers/ft_recipe.py", "nf4", "offloading", 6, ""),
+PEERS: dict[str, tuple[str, str, bool | str, int, str]] = {
+    "ft": ("peers/ft_recipe.py", "nf4", False, 6, ""),
+    "ft-bf16": ("peers/ft_recipe.py", "bf16", False, 6, ""),
+    "ft-varied": ("peers/ft_recipe.py", "nf4", False, 75, ""),
+    "ft-checkpointing": ("peers/ft_recipe.py", "nf4", True, 6, ""),
+    "ft-offloading": ("peers/ft_recipe.py", "nf4", "offload", 6, ""),
     # these two always compute again; Unsloth offloads
-    "unsloth": ("peers/unsloth_sft.py", "nf4", "", 5, "unsloth"),
-    "trl": ("peers/trl_sft.py", "nf4", "", 2, ""),
+    "unsloth": ("peers/unsloth_sft.py", "nf4", False, 5, "unsloth"),
+    "trl": ("peers/trl_sft.py", "nf4", False, 2, ""),
 }
 
 
@@ -60,8 +60,7 @@ def job_of(peer: str, place: Any, file: Any, n: int, batch: int, most: int) -> d
         "rows": str(file),
         "output": str(WORK / f"out-{peer}-{time.time_ns()}"),
         "precision": precision,
-        "gradient_checkpointing": bool(again),
-        "activation_offloading": again == "offloading",
+        "gradient_checkpointing": again,
         "batch_size": batch,
         "steps": n,
         "max_length": most,

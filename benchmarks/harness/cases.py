@@ -38,8 +38,9 @@ def words(f: Mapping[str, Any]) -> list[str]:
     """The first cells of a case's row: model, precision, what trains, its examples."""
     how = f"LoRA r {f['lora_r']}" if f["lora_r"] else f"full, {f['optim']}"
     rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
-    rows += ", recomputed" * f["gradient_checkpointing"] + ", padded" * (not f["packing"])
-    rows += ", offloaded" * bool(f.get("activation_offloading"))
+    again = f["gradient_checkpointing"]
+    rows += ", recomputed" * bool(again) + ", offloaded" * (again == "offload")
+    rows += ", padded" * (not f["packing"])
     rows += ", pairs" * f.get("pairs", False) + ", dropout" * bool(f.get("lora_dropout"))
     return [f["model"], f["precision"], how, rows]
 

@@ -36,7 +36,6 @@ def main() -> None:
         learning_rate=job.learning_rate,
         optim=optim.choose(job.optim),
         gradient_checkpointing=job.gradient_checkpointing,
-        activation_offloading=job.activation_offloading,
         lr_scheduler_type="constant",
         max_grad_norm=1e9,
         max_steps=job.steps + 1,

@@ -65,10 +65,8 @@ def ways(settings: Mapping[str, Any], room: int, options: Mapping[str, Any]) -> 
         "gradient_accumulation_steps": settings["per_device_train_batch_size"]
         * settings["gradient_accumulation_steps"],
     }
-    aside = options.get("device") == "cuda" and settings.get("activation_offloading") is False
     changes: list[dict[str, Any]] = [
         again,
-        {"activation_offloading": True} if aside else {},
         small,
         *(small | {"max_length": n} for n in (512, 256) if n < settings["max_length"]),
     ]
@@ -129,9 +127,7 @@ def grid(settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         for tokens in lengths:
             tried = {**settings, "per_device_train_batch_size": number, "max_length": tokens}
             both = (
-                of(
-                    tried | {"gradient_checkpointing": c, "activation_offloading": False}, **options
-                ).peak
+                of(tried | {"gradient_checkpointing": c}, **{**options, "ram": 0}).peak
                 for c in (True, False)
             )
             cells.append(f"{' / '.join(f'{peak / GIB:.1f}' for peak in both):>18}")

@@ -69,16 +69,16 @@ def of(
     what loading would choose on a GPU (none: the least), and activations are computed again, where nobody asked
     for or against it, if they do not fit, or if the CUDA graphs of usual rows do not; ``largest``: lengths of the
     batch of most tokens, where it is known (none: the longest together), of which a usual one is ``usual_share``;
-    ``ram``: bytes of the processor's memory (none: enough), where what is computed again may begin. Raises ``UserError``
-    for what cannot be had.
+    ``ram``: bytes of the processor's memory (none: enough), where inputs of what is computed again may wait. Raises
+    ``UserError`` for what cannot be had.
     """
     full = not settings["lora_r"]
     shape, sees = shapes.of(settings["model_name_or_path"]), "train_vision" in settings
     wide = bf16 and bool(room) and _roomy(shape, room - moments.CONTEXT, processes, sharded)
     precision = _precision(settings["precision"], full=full, device=device, bf16=bf16, wide=wide)
     optim, asked = choose(settings["optim"]), settings["gradient_checkpointing"]
-    if aside := settings.get("activation_offloading"):
-        _refuse_offloading(asked, device, sharded)
+    if asked == "offload":
+        _refuse_offloading(device, sharded)
 
     def planned(again: bool, offloading: bool = False) -> Plan:
         plan = peak.plan_of(
@@ -115,11 +115,11 @@ def of(
             images=settings["per_device_train_batch_size"] if images is None else images,
         )
 
-    if aside:
+    if asked == "offload":
         return planned(True, True)
     if asked is False or room is None:
         return planned(bool(asked))
-    able = device == "cuda" and not sharded and aside is None and not settings.get("together")
+    able = device == "cuda" and not sharded and not settings.get("together")
     spare = 0.0 if not able else math.inf if ram is None else SPARED * ram
     return _chosen(planned, room, again=bool(asked), usual_share=usual_share, spare=spare)
 
@@ -162,17 +162,15 @@ def _chosen(
     return least if offloads else less
 
 
-def _refuse_offloading(checkpointing: bool | None, device: str, sharded: bool) -> None:
+def _refuse_offloading(device: str, sharded: bool) -> None:
     """Raise ``UserError`` where nothing could be offloaded."""
     why = ""
-    if checkpointing is False:
-        why = "keeps what gradient checkpointing begins with: leave --no-gradient-checkpointing out"
-    elif device == "cpu":
+    if device == "cpu":
         why = "spares a GPU's memory, and this is for a processor: leave it out, or plan with --gpu"
     elif sharded:
         why = "does not go with FSDP, whose gradient checkpointing is its own: leave one out"
     if why:
-        raise UserError(f"--activation-offloading {why}")
+        raise UserError(f"--gradient-checkpointing offload {why}")
 
 
 def check_memory(settings: Mapping[str, Any]) -> str:
@@ -283,10 +281,9 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
         "images": sum(shown[-settings["per_device_train_batch_size"] :]),
     }
     plan = of(known, **options)
-    asked, aside = settings["gradient_checkpointing"], settings.get("activation_offloading")
-    again = {**known, "gradient_checkpointing": True}
-    alone = of({**again, "activation_offloading": False}, **options)
-    if asked is None and not aside and machine.agreed(plan.checkpointing):
+    asked, again = settings["gradient_checkpointing"], {**known, "gradient_checkpointing": True}
+    alone = of(again, **{**options, "ram": 0})
+    if asked is None and machine.agreed(plan.checkpointing):
         plan, plain = (
             of(again, **options),
             of({**known, "gradient_checkpointing": False}, **options),
@@ -296,9 +293,9 @@ def of_run(settings: Mapping[str, Any], base: Any, encoded: Any) -> Plan:
             f"gradient checkpointing: on, as the run takes {plain.peak / GIB:.1f} GiB without it{graphs}, and "
             f"{alone.peak / GIB:.1f} with it, of {on}"
         )
-    if plan.aside and aside is None:
+    if plan.aside and asked != "offload":
         machine.say(
-            f"activation offloading: on, as it takes {alone.peak / GIB:.1f} GiB without it, and "
+            f"gradient checkpointing: offloads, as it takes {alone.peak / GIB:.1f} GiB without it, and "
             f"{plan.peak / GIB:.1f} with {plan.aside / GIB:.1f} of the processor's memory, of {on}"
         )
     return plan

@@ -35,7 +35,6 @@ MAY_CHANGE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "push_to_hub"),
     *("save_steps", "eval_steps", "keep", "early_stopping_patience", "accept_loss"),
     "gradient_checkpointing",
-    "activation_offloading",
     # names of what is known by its hash, however it is written and wherever it lies now
     *("model_name_or_path", "data", "valid_data", "test_data", "run", "any_base"),
 }

@@ -73,8 +73,7 @@ def sft(
     shuffle: bool = True,
     packing: bool | None = None,
     row_length: int | None = None,
-    gradient_checkpointing: bool | None = None,
-    activation_offloading: bool | None = None,
+    gradient_checkpointing: bool | Literal["offload"] | None = None,
     autocast: bool = False,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -99,8 +98,8 @@ def sft(
     accumulation and the number of processes.
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
-    ``gradient_checkpointing`` computes activations again, whose beginnings ``activation_offloading`` keeps in the
-    processor's memory (none: as the run's plan has it, if it has one).
+    ``gradient_checkpointing`` computes activations again, with ``offload`` from inputs that wait in the processor's
+    memory (none: as the run's plan has it, if it has one).
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
     default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
@@ -169,7 +168,7 @@ def sft(
         callbacks=[journal, *callbacks],
         batch=batch,
         make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
-        offloading=offloads(run, activation_offloading),
+        offloading=offloads(run, gradient_checkpointing),
     )
     journal.attach(trainer)
     ended = _trained(trainer, journal, run, checkpoint)
@@ -179,16 +178,16 @@ def sft(
     return ended
 
 
-def recomputes(run: Run, asked: bool | None) -> bool:
+def recomputes(run: Run, asked: bool | str | None) -> bool:
     """Whether activations are computed again: as is asked, or as the run's plan has it."""
     planned = run.record.get("plan", {}).get("checkpointing", False)
-    return planned if asked is None else asked
+    return planned if asked is None else bool(asked)
 
 
-def offloads(run: Run, asked: bool | None) -> bool:
+def offloads(run: Run, asked: bool | str | None) -> bool:
     """Whether what is computed again starts from the processor's memory: as is asked, or as the run's plan has it."""
     planned = run.record.get("plan", {}).get("aside", 0) > 0
-    return planned if asked is None else asked
+    return asked == "offload" or planned and asked is not False
 
 
 def _steps(args: Any, examples: int) -> int:

@@ -140,11 +140,11 @@ def test_who_says_yes_or_no_is_heard():
 
 def test_what_is_computed_again_begins_in_the_processors_memory_where_the_gpus_is_full():
     again = GEMMA | {"gradient_checkpointing": True}
-    alone = settings.of(again | {"activation_offloading": False}, device="cuda", room=GIB)
+    alone = settings.of(again, device="cuda", room=GIB, ram=0)
     assert settings.of(again, device="cuda", room=alone.peak) == alone
     less = settings.of(GEMMA, device="cuda", room=alone.peak - 1)
     assert less == settings.of(again, device="cuda", room=alone.peak - 1)
-    asked = GEMMA | {"activation_offloading": True}
+    asked = GEMMA | {"gradient_checkpointing": "offload"}
     assert less == settings.of(asked, device="cuda", room=alone.peak - 1)
     layers, tokens, width = 26, 8 * 1024, 2304
     assert alone.aside == 0
@@ -160,7 +160,6 @@ def test_what_is_computed_again_begins_in_the_processors_memory_where_the_gpus_i
         ({}, {"ram": GIB // 2}),
         ({}, {"sharded": True, "processes": 2}),
         ({"together": True}, {}),
-        ({"activation_offloading": False}, {}),
         ({"gradient_checkpointing": False}, {}),
     ],
 )
@@ -169,20 +168,15 @@ def test_nothing_is_offloaded_where_that_cannot_be_or_is_not_wanted(also, option
 
 
 @pytest.mark.parametrize(
-    ("also", "options", "said"),
+    ("options", "said"),
     [
-        (
-            {"gradient_checkpointing": False},
-            {"device": "cuda"},
-            "leave --no-gradient-checkpointing out",
-        ),
-        ({}, {"device": "cpu"}, "this is for a processor"),
-        ({}, {"device": "cuda", "sharded": True}, "does not go with FSDP"),
+        ({"device": "cpu"}, "this is for a processor"),
+        ({"device": "cuda", "sharded": True}, "does not go with FSDP"),
     ],
 )
-def test_offloading_that_cannot_be_is_refused(also, options, said):
+def test_offloading_that_cannot_be_is_refused(options, said):
     with pytest.raises(UserError, match=said):
-        settings.of(GEMMA | {"activation_offloading": True} | also, **options)
+        settings.of(GEMMA | {"gradient_checkpointing": "offload"}, **options)
 
 
 def test_a_plan_is_of_the_largest_batch_that_there_is():

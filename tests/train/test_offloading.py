@@ -11,6 +11,8 @@ from ft.models import lora
 from ft.runs import folder as run
 from ft.train import graphed, offloading
 
+WAYS = (True, "offload")
+
 
 @pytest.fixture
 def fetched(monkeypatch) -> list:
@@ -33,7 +35,7 @@ def test_every_generation_learns_the_same_byte_for_byte(kind, tmp_path, fetched)
     learnt = []
     for aside in (False, True):
         place = tmp_path / str(aside)
-        toy.go(place, kind, epochs=1, rows=8, checkpointing=True, activation_offloading=aside)
+        toy.go(place, kind, epochs=1, rows=8, checkpointing=WAYS[aside])
         learnt.append((place / run.ADAPTER[0]).read_bytes())
         assert bool(fetched) == aside
     assert learnt[0] == learnt[1]
@@ -48,7 +50,7 @@ def test_so_do_trainings_of_every_kind(options, tmp_path, fetched):
     learnt = []
     for aside in (False, True):
         place = tmp_path / str(aside)
-        toy.go(place, epochs=1, rows=8, checkpointing=True, activation_offloading=aside, **options)
+        toy.go(place, epochs=1, rows=8, checkpointing=WAYS[aside], **options)
         (file,) = place.glob("*model.safetensors")
         learnt.append(file.read_bytes())
     assert fetched
@@ -60,7 +62,7 @@ def test_rows_that_are_graphs_learn_the_same(tmp_path, monkeypatch, fetched):
     found = []
     for aside in (False, True):
         Replayed.made = []
-        options = {"checkpointing": True, "activation_offloading": aside}
+        options = {"checkpointing": WAYS[aside]}
         toy.go(tmp_path / str(aside), graphs=True, rows=12, **options)
         lines = run.read_lines(tmp_path / str(aside) / run.METRICS)
         found.append([line["loss"] for line in lines if "loss" in line])
