@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.process import Worker, cause, start
+from harness.process import Worker, cause, first_numbers, start
 from harness.random_model import shape_of
 from harness.report import cpu_name
 
@@ -216,9 +216,10 @@ def train(c: Config, shape: str, peers: list[str], folder: Path) -> Iterator[dic
             row = {"shape": shape, "rows": data, "peer": name}
             found.append(row | figures(taken[part], used, size, shape))
         if file == "rows":
-            keys = ("loss", "grad_norm")
-            first.update({key: taken[0][key] for key in keys} if not first else {})
-            found[0]["differs"] = max(abs(taken[0][k] / first[k] - 1) for k in keys)
+            told = first_numbers(taken)
+            first.update({} if first else told)
+            off = (abs(told[k] / first[k] - 1) for k in told)
+            found[0]["differs"] = max(off, default=float("inf"))
         return found
 
     for name in peers:

@@ -55,7 +55,7 @@ GOALS = {
 }
 SMALL = ["--hidden-size", "32", "--num-hidden-layers", "1", "--num-attention-heads", "2"]
 SMALL += ["--intermediate-size", "64", "--max-length", "16", "--per-device-train-batch-size", "2"]
-SMALL += ["--vocab-size", "320", "--prompt", "a", "--valid-tokens", "64", "--workers", "0"]
+SMALL += ["--vocab-size", "512", "--prompt", "a", "--valid-tokens", "64", "--workers", "0"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from common import DEV, GPU, ROOT, SHAPE, WORK, flops, left, prepared, rows_of, say, typical_rows
 from harness import stand_in
+from harness.process import first_numbers
 
 SIZE = 8  # examples of a step
 VARIED = "ft-varied"
@@ -153,7 +154,7 @@ def _report(
     say(
         f"{SHAPE} {name} {peer}: {listed} ms; {rate}, peak "
         f"{max(step['peak_mib'] for step in taken) * 2**20 / 1e9:.2f} GB, first step "
-        f"{ {k: round(taken[0][k], 4) for k in ('loss', 'grad_norm') if k in taken[0]} } "
+        f"{ {k: round(x, 4) for k, x in first_numbers(taken).items()} } "
         f"(all had started after {ready:.0f} s)"
     )
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ class Worker:
         raise UserError(
             f"{self.name} ended with status {status}; its last words:\n  {end}\n{cause(log)}"
         )
+
+
+def first_numbers(taken: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Loss and gradient norm of the first step, which ``ft`` reads on a GPU while the second runs."""
+    told = next((step for step in taken if "loss" in step), {})
+    return {name: told[name] for name in ("loss", "grad_norm") if name in told}
 
 
 def cause(log: str) -> str:
