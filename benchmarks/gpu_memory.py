@@ -145,7 +145,8 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": str(place),
             "gradient_accumulation_steps": 1,
         }
-        planned = fit.of(settings, device="cuda", bf16=True, supervised=0.5, room=ROOM)
+        bf16 = machine.here().bf16
+        planned = fit.of(settings, device="cuda", bf16=bf16, supervised=0.5, room=ROOM)
         automatic = case.precision == "auto"
         base = models.load(str(place), precision="fp32" if automatic else case.precision)
         if case.lora_r:

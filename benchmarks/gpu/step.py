@@ -67,20 +67,19 @@ class Step:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optim.create(model, "adamw", learning_rate=0.0, joint=True)
         make = graphs.CudaGraph if GPU else Replayed
+        half = model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
+        self.context = functools.partial(torch.autocast, DEV, torch.bfloat16, enabled=half)
         self.run: Any = self.row
         if as_graphs:
             report = lambda text: say("  ", text)  # noqa: E731
-            autocast = functools.partial(torch.autocast, DEV, torch.bfloat16)
-            both = graphed.halves(model, autocast, self.back)
+            both = graphed.halves(model, self.context, self.back)
             self.run = graphs.Graphs(*both, self.parameters, report, make=make)
 
     def row(self, inputs: Mapping[str, Any]) -> None:
         """Plain: all of it one pass."""
-        import torch
-
         given = dict(inputs)
         share = given.pop("share")
-        with torch.autocast(DEV, torch.bfloat16):
+        with self.context():
             part = self.model(**given)["loss"] * share
         self.back(part)
 

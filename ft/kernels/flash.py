@@ -16,6 +16,15 @@ AMPERE = 8  # compute capability; before it Triton's products spill kilobytes of
 UNBOUNDED = 2**30  # a window wider than any row, whose sum with a place fits 32 bits
 
 
+def possible(device: Any, dtype: Any) -> bool:
+    """Whether kernels of packed rows can run at all: in half precision on a GPU since ``AMPERE``."""
+    import torch
+
+    half = dtype in (torch.bfloat16, torch.float16)
+    gpu = device.type == "cuda"
+    return half and gpu and torch.cuda.get_device_capability(device)[0] >= AMPERE
+
+
 def agrees(
     run: Callable[..., "Tensor"],
     reference: Callable[..., "Tensor"],
@@ -30,10 +39,7 @@ def agrees(
     """
     import torch
 
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or not half or torch.cuda.is_current_stream_capturing():
-        return False
-    if torch.cuda.get_device_capability(device)[0] < AMPERE:
+    if not possible(device, dtype) or torch.cuda.is_current_stream_capturing():
         return False
     generator = torch.Generator(device).manual_seed(0)
     offsets = torch.tensor([0, 70, 75, 135, 135], dtype=torch.int32, device=device)

@@ -54,7 +54,7 @@ def test_qlora_steps_of_ft_are_those_of_trl(tmp_path: Path) -> None:
 
 def test_head_decoding_and_the_mini_gpt(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.lines"
-    corpus.write_text("The cat sat on the mat. Hello, my name is Morgane.\n" * 200)
+    corpus.write_text((ROOT / "README.md").read_text() * 3)
     flags = ["--corpus", str(corpus), "--steps", "4", "--new-tokens", "3"]
     found, said = run("gpu_parts.py", tmp_path / "parts.json", *flags, "--repeats", "1")
     assert found["head"]["ft"]["differs"] < 0.01
@@ -102,6 +102,17 @@ def test_the_check_takes_a_step_in_every_way(tmp_path: Path) -> None:
         assert f"({part}: " in done.stdout
     for way in ("nf4 plain, graphs mtnt", "bf16 recomputed, graphs", "tiled, capped", "dolly ft"):
         assert way in done.stdout
+
+
+def test_a_first_loss_that_comes_with_the_second_step_is_the_first_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from harness.process import first_numbers
+
+    late = [{"wall_s": 1.0}, {"wall_s": 1.0, "loss": 2.0, "grad_norm": 3.0}, {"loss": 1.0}]
+    assert first_numbers(late) == first_numbers(late[1:]) == {"loss": 2.0, "grad_norm": 3.0}
+    assert first_numbers(late[:1]) == {}
 
 
 def test_a_model_of_zeros_is_one_that_loads(
