@@ -179,7 +179,7 @@ def measure(case: Case) -> dict[str, Any]:
                 per_device_train_batch_size=case.per_device_train_batch_size,
                 packing=case.packing,
                 gradient_checkpointing=case.gradient_checkpointing,
-                autocast=automatic and machine.here().bf16,
+                autocast=automatic and bf16,
                 save_steps=1000,
                 accept_loss=True,
                 callbacks=[Watch()],

@@ -1,5 +1,6 @@
 """What the parts of the check share: sizes, clocks, rows, and models of random weights, made once."""
 
+import functools
 import gc
 import json
 import os
@@ -51,6 +52,14 @@ def failed(what: str, error: BaseException) -> None:
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
     say(f"FAILED {what}: {type(error).__name__}: {' '.join(str(error).split())[:350]} ({where})")
+
+
+def autocast_of(model: Any) -> Callable[[], Any]:
+    """What ``train.sft`` computes a forward in: bf16 over weights in it, and nothing else."""
+    import torch
+
+    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    return functools.partial(torch.autocast, DEV, torch.bfloat16, enabled=half)
 
 
 def sync() -> None:

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from common import DEV, GPU, KINDS, left, rows_of, say, small
+from common import DEV, GPU, KINDS, autocast_of, left, rows_of, say, small
 
 # how far logits of answers may be apart by another order of sums, by whether they are in fp32
 CLOSE = {True: 1e-4, False: 5e-2}
@@ -51,12 +51,11 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
         if p.requires_grad:
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.05)
     model.train()
-    half = base.model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
     row = row_inputs.of(batches.packed_row(rows), 8)
     share = {"share": torch.tensor(1 / len(row["targets"]))}
     total, lines = torch.zeros((), device=device), []
 
-    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=half)
+    autocast = autocast_of(model)
 
     def run(inputs: Any) -> None:
         given = dict(inputs)

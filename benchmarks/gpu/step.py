@@ -12,6 +12,7 @@ from common import (
     DEV,
     GPU,
     SHAPE,
+    autocast_of,
     clean,
     clock,
     failed,
@@ -67,8 +68,7 @@ class Step:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optim.create(model, "adamw", learning_rate=0.0, joint=True)
         make = graphs.CudaGraph if GPU else Replayed
-        half = model.get_input_embeddings().weight.dtype == torch.bfloat16  # as train.sft has it
-        self.context = functools.partial(torch.autocast, DEV, torch.bfloat16, enabled=half)
+        self.context = autocast_of(model)
         self.run: Any = self.row
         if as_graphs:
             report = lambda text: say("  ", text)  # noqa: E731
