@@ -50,7 +50,7 @@ def exit_cleanly() -> Iterator[None]:
             name, why = getattr(error, "filename", None), getattr(error, "strerror", None)
             print(f"error: {f'{name}: {why}' if name else error}"[:500], file=sys.stderr)
             raise SystemExit(2) from None
-        if said := _lack_of_memory(error):
+        if said := lack_of_memory(error):
             print(
                 f"error: the memory is full: {said}. A training takes less with gradient checkpointing, with fewer "
                 "examples at once and more accumulation, or with a smaller --max-length: `ft plan RECIPE --fit "
@@ -91,7 +91,7 @@ _NO_MEMORY = re.compile(
 _UNTIL = re.compile(r"(?<= is free)\..*| when calling .*", re.DOTALL)
 
 
-def _lack_of_memory(error: Exception) -> str:
+def lack_of_memory(error: Exception) -> str:
     """What an allocator says, of a GPU or of this machine; nothing for another error."""
     if isinstance(error, MemoryError):
         return str(error) or "Python could allocate no more"

@@ -1,6 +1,9 @@
 """A CUDA graph: kernels that are launched once while it is captured, and at once whenever it is replayed."""
 
 from collections.abc import Callable
+from typing import Any
+
+from ft.kernels import segments
 
 
 class CudaGraph:
@@ -18,7 +21,8 @@ class CudaGraph:
         pool = beside.graph.pool() if beside else None
         try:
             # only this thread's calls can spoil it, not one that pins memory
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            options: dict[str, Any] = {"pool": pool, "capture_error_mode": "thread_local"}
+            with segments.fixed(), torch.cuda.graph(self.graph, **options):
                 run()
         except BaseException:  # whose generator would go on as in a capture, and refuse to draw
             generator = torch.cuda.default_generators[torch.cuda.current_device()]

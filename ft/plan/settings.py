@@ -14,9 +14,9 @@ from ft.plan import answers, devices, layers, moments, parts, peak, rewards, sha
 from ft.plan.moments import GIB
 from ft.plan.peak import Plan
 from ft.text import batches
+from ft.train.offloading import SPARED
 from ft.train.optim import choose
 
-SPARED = 0.7  # of the processor's free memory may be pinned
 # the settings that a plan depends on, besides some that a recipe may lack
 NEEDED = ("model_name_or_path", "precision", "lora_r", "optim", "max_length")
 NEEDED += ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")

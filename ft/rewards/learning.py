@@ -75,7 +75,7 @@ def dpo(
     )
     names = ("chosen_ids", "rejected_ids")
     both = [[example(pair["prompt_ids"], pair[name]) for name in names] for pair in pairs]
-    trainer.adopt(both)
+    trainer.adopt(both, may_recompute=gradient_checkpointing is None)
     return trainer
 
 
@@ -135,7 +135,7 @@ def kto(
         processing_class=tokenizer,
     )
     each = [[example(answer["prompt_ids"], answer["completion_ids"])] for answer in order]
-    trainer.adopt(each)
+    trainer.adopt(each, may_recompute=gradient_checkpointing is None)
     return trainer
 
 
@@ -246,7 +246,7 @@ def grpo(
     trainer.template, trainer.known = template, dict(zip(texts, ids, strict=True))
     # as long as answers may be, whatever they say
     each = [[example(prompt, prompt[-1:] * max_new_tokens)] for prompt in ids]
-    trainer.adopt(each)
+    trainer.adopt(each, may_recompute=gradient_checkpointing is None)
     return trainer
 
 
@@ -275,6 +275,8 @@ def learn(
         # TRL goes by the old name of what computes activations again
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.made_room:
+        run.note(made_room=[*trainer.made_room])
     if "ref" in model.peft_config:  # TRL's copy of the start
         model.delete_adapter("ref")
     model.config.use_cache = True  # the trainer clears it, and a saved model would generate slowly

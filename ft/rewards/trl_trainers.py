@@ -1,5 +1,6 @@
 """TRL's DPO, KTO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `learning` imports it."""
 
+import contextlib
 import math
 import time
 import types
@@ -29,12 +30,13 @@ from ft.text.examples import Example
 from ft.text.template import Template
 from ft.train import optim
 from ft.train.staged import Staged
+from ft.train.trial import Trial
 
 # what TRL computes of logits that never exist here
 NOT_COMPUTED = {"logits/chosen", "logits/rejected", "mean_token_accuracy"}
 
 
-class _Ours(Staged):
+class _Ours(Trial, Staged):
     """What the trainers share. Only the adapter that learns has gradients; TRL's ``ref`` is its start."""
 
     model: Any
@@ -43,12 +45,13 @@ class _Ours(Staged):
     largest: list[Example]  # of a batch
     tried = False
 
-    def adopt(self, rows: Sequence[Sequence[Example]]) -> None:
+    def adopt(self, rows: Sequence[Sequence[Example]], *, may_recompute: bool) -> None:
         """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.
 
         ``rows`` have the examples that each brings into a batch. TRL draws them by itself; the largest batch is
-        that of a draw like it.
+        that of a draw like it. ``may_recompute``: activations, where it finds no room.
         """
+        self.may_recompute = may_recompute
         tokens = [sum(len(each["input_ids"]) for each in row) for row in rows]
         size, epochs = self.args.per_device_train_batch_size, math.ceil(self.args.num_train_epochs)
         chosen = largest(Order(tokens, self.args.seed), size, max(1, epochs))
@@ -78,24 +81,29 @@ class _Ours(Staged):
             self.remove_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.tried and self.args.device.type == "cuda":
-            self.try_largest()
-        self.tried = True
-        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.ExitStack() as meanwhile:
+            if self.offloading:
+                meanwhile.enter_context(self.offloading.of(self.model))
+            if not self.tried and self.args.device.type == "cuda":
+                self.try_largest(meanwhile)
+            self.tried = True
+            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def try_largest(self) -> None:
+    def try_largest(self, meanwhile: contextlib.ExitStack) -> None:
         """Run the largest batch forward and backward. Nothing of it stays: what a GPU does not hold ends the run here."""
-        device = self.args.device
-        self.model.train()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
-            with self.compute_loss_context_manager():
-                values = torch.cat(likelihood.logprobs(self.model, self.largest))
-            values.sum().backward()
-        self.model.zero_grad()
-        say(
-            f"a batch of {sum(len(e['input_ids']) for e in self.largest):,} tokens, as large as they may be, "
-            f"was tried: {peak_memory() / 2**30:.1f} GiB at the peak"
-        )
+        device, tokens = self.args.device, sum(len(e["input_ids"]) for e in self.largest)
+
+        def run() -> None:
+            self.model.train()
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+                with self.compute_loss_context_manager():
+                    values = torch.cat(likelihood.logprobs(self.model, self.largest))
+                values.sum().backward()
+            self.model.zero_grad()
+
+        name = f"a batch of {tokens:,} tokens, as large as they may be,"
+        self._try(name, tokens, run, meanwhile)
+        say(f"{name} was tried: {peak_memory() / 2**30:.1f} GiB at the peak")
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:

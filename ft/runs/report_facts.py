@@ -145,8 +145,10 @@ def tiles(record: Record, lines: Lines, saved: int | None) -> list[tuple[str, st
         found.append(("tokens a second", f"{speed:,.0f}", note))
     if measured := measured_memory(record):
         planned = record.get("plan", {}).get("peak")
-        note = f"{planned / GIB:.1f} GiB were planned" if planned else ""
-        found.append(("peak memory", f"{measured / GIB:.1f} GiB", note))
+        notes = [f"{planned / GIB:.1f} GiB were planned"] if planned else []
+        if made := record.get("made_room"):
+            notes.append(f"no room was found, and made with {', '.join(made)}")
+        found.append(("peak memory", f"{measured / GIB:.1f} GiB", "; ".join(notes)))
     if lora.get("trainable"):
         share = f"{lora['share']:.1%} of the model" if "share" in lora else ""
         file = f", {size(saved)}" if saved else ""

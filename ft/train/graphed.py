@@ -7,6 +7,8 @@ from ft.machine import say
 from ft.text.row_inputs import HEAD
 from ft.train.graphs import Graphs
 
+DRAWS = "recomputed dropout needs the generator's state, which a graph does not show"
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,6 +18,12 @@ def drops(model: Any) -> bool:
     import torch
 
     return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+
+
+def recomputing(model: Any) -> dict[str, Any]:
+    """How PyTorch computes the layers of ``model`` again."""
+    # to ask a GPU for its generator's state takes time, and is forbidden in a graph
+    return {"use_reentrant": False, "preserve_rng_state": drops(model)}
 
 
 def halves(
@@ -63,7 +71,7 @@ def refusal(
     if attention.asked(inner) == "sdpa":
         return "sdpa takes the examples one by one"
     if checkpointing and drops(model):
-        return "recomputed dropout needs the generator's state, which a graph does not show"
+        return DRAWS
     return ""
 
 

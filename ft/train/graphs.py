@@ -205,9 +205,9 @@ class Graphs:
             copy_all(gradients, after)
         self.proven = True
         if wrong := [f"{n} are {x:.0%} off" for n, x in off.items() if not x <= EXPECTED[n]]:
-            self._leave(f"the first one's {' and its '.join(wrong)}")
+            self.leave(f"the first one's {' and its '.join(wrong)}")
 
-    def _leave(self, why: str) -> None:
+    def leave(self, why: str) -> None:
         """Run all rows that come without a graph."""
         self.off = True
         self.rows.clear()
@@ -258,7 +258,7 @@ class Graphs:
             self.failed.add(key)
             if again:
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                self._leave(f"a row could not be captured ({why})")
+                self.leave(f"a row could not be captured ({why})")
             return False
         self.rows[key] = row
         self.captured = max(self.captured, tensors["input_ids"].numel())

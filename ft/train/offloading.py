@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+SPARED = 0.7  # of the processor's free memory may be pinned
 PIECE = 1 << 22  # bytes; PyTorch rounds pinned memory up to a power of two
 
 

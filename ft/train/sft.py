@@ -99,7 +99,7 @@ def sft(
 
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``gradient_checkpointing`` computes activations again, with ``offload`` from inputs that wait in the processor's
-    memory (none: as the run's plan has it, if it has one).
+    memory (none: as the run's plan has it, if it has one, and where the largest row finds no room without it).
     ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
     default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
@@ -169,6 +169,7 @@ def sft(
         batch=batch,
         make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
         offloading=offloads(run, gradient_checkpointing),
+        may_recompute=gradient_checkpointing is None,
     )
     journal.attach(trainer)
     ended = _trained(trainer, journal, run, checkpoint)
@@ -231,6 +232,8 @@ def _ended(trainer: Any, journal: Any, run: Run, wall: float, *, resumed: bool) 
         # way back takes what was there for a method, which ours, put into a model, is not
         held = vars(trainer.model)
         trainer.model.forward = held.pop("_original_forward", trainer.model.forward)
+    if trainer.made_room:
+        run.note(made_room=[*trainer.made_room])
     summary = journal.summary() | {"peak_memory_bytes": peak_memory(), "kept_step": kept}
     return Trained(steps, wall, **summary)
 
@@ -260,8 +263,7 @@ def of_every_trainer(model: Any, recompute: bool = False, autocast: bool = False
     )
     return {
         name: recompute,
-        # to ask a GPU for its generator's state takes time, and is forbidden in a graph
-        f"{name}_kwargs": {"use_reentrant": False, "preserve_rng_state": graphed.drops(model)},
+        f"{name}_kwargs": graphed.recomputing(model),
         "bf16": half or autocast,  # autocast: the adapters' fp32 weights meet a bf16 base
         "remove_unused_columns": False,
         "logging_strategy": "steps",

@@ -26,9 +26,10 @@ from ft.train.graphed import Graphed
 from ft.train.offloading import Offloading
 from ft.train.reading import Reading
 from ft.train.staged import Staged
+from ft.train.trial import Trial
 
 
-class Trainer(Graphed, Reading, Staged, SFTTrainer):
+class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
     """One micro-batch is a list of examples; it runs through the model as packed rows without padding.
 
     The loss of a step is the sum over supervised tokens divided by their number in the whole
@@ -51,8 +52,9 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         batch: Callable[[Sequence[Example]], dict[str, torch.Tensor]] | None = None,
         make_graph: Any = None,
         offloading: bool = False,
+        may_recompute: bool = False,
     ) -> None:
-        self.batch = batch
+        self.batch, self.may_recompute = batch, may_recompute
         gpu = args.device.type == "cuda"
         self.offloading = Offloading(pinned=gpu) if offloading else None
         self.graphs, self.tried = None, False
@@ -162,7 +164,9 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
                 meanwhile.enter_context(parameters.listed(model))
             if self.offloading:
                 meanwhile.enter_context(self.offloading.of(model))
-            self._try_largest()
+            if not self.tried and self._tries:
+                self._try_largest(meanwhile)
+            self.tried = True
             super()._run_epoch(model, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
@@ -220,14 +224,12 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         """Whether the largest row is run before the first step: on a GPU, which ends a run that it does not hold."""
         return bool(self.graphs) or self.args.device.type == "cuda"
 
-    def _try_largest(self) -> None:
+    def _try_largest(self, meanwhile: contextlib.ExitStack) -> None:
         """Run the largest row of the training, once, beside room for the optimizer's states.
 
         Nothing of it stays but what it took. What the memory does not hold ends the run here, and not after an hour.
         """
-        if self.tried or not self._tries:
-            return
-        self.tried, padded = True, self.batch is not None or not self.packing
+        padded = self.batch is not None or not self.packing
         size, epochs = self.args.per_device_train_batch_size, int(self.state.num_train_epochs)
         chosen = largest(self.order, size, epochs, padded=padded)
         found: Any = self._prepare_inputs(self.collate([self.train_dataset[i] for i in chosen]))
@@ -236,14 +238,18 @@ class Trainer(Graphed, Reading, Staged, SFTTrainer):
         model: Any = self.model
         gpu: Any = [self.args.device] if self.args.device.type == "cuda" else []
         states = optim.to_come(self.optimizer, self.optimizer_name) if gpu else 0
-        room = torch.empty(states, dtype=torch.uint8, device=self.args.device)
-        with torch.random.fork_rng(gpu):  # dropout draws
-            if self.graphs:
-                self.graphs.rehearse(inputs)
-            else:
-                self._run(inputs)
-                model.zero_grad()
-        del room
+
+        def run() -> None:
+            room = torch.empty(states, dtype=torch.uint8, device=self.args.device)
+            with torch.random.fork_rng(gpu):  # dropout draws
+                if self.graphs:
+                    self.graphs.rehearse(inputs)
+                else:
+                    self._run(inputs)
+                    model.zero_grad()
+            del room
+
+        self._try(f"the largest row, {row['tokens']:,} tokens,", row["tokens"], run, meanwhile)
         if gpu:
             taken = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at the peak"
             if self.offloading:

@@ -1,5 +1,7 @@
 """DPO, GRPO and RLOO through TRL on a tiny model: what is drawn, what is learnt, and what must stop them."""
 
+import contextlib
+
 import pytest
 import torch
 from support import learner
@@ -200,7 +202,7 @@ def test_the_largest_batch_is_tried_and_leaves_nothing(base, r, finished, capsys
         assert drawn.example(whole["prompt_ids"], whole[name]) in made.largest
     assert len(made.largest) == 4
     before, state = adapter(base.model), torch.get_rng_state()
-    made.try_largest()
+    made.try_largest(contextlib.ExitStack())
     tokens = sum(len(example["input_ids"]) for example in made.largest)
     assert f"a batch of {tokens:,} tokens, as large as they may be, was tried: " in (
         capsys.readouterr().out

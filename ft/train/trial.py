@@ -1,0 +1,90 @@
+"""The most that a training runs at once, run before its first step: where a GPU has no room for it, room is made."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ft.errors import lack_of_memory
+from ft.machine import free_ram, say
+from ft.train import graphed, graphs
+from ft.train.offloading import SPARED, Offloading
+
+WIDTH = 4  # bytes of a number of what a layer begins with, at most
+
+
+class Trial:
+    """A part of trainers. A plan is right within some per cent, and what it misses need not end a run.
+
+    Each way to make room costs more than the one before, and none changes a loss by more than rounding. Several
+    processes would have to take one together, so they take none.
+    """
+
+    model: Any
+    args: Any
+    accelerator: Any
+    is_fsdp_enabled: bool
+    graphs: "graphs.Graphs | None" = None
+    offloading: Offloading | None = None
+    may_recompute = False  # nobody asked for or against it
+    made_room: tuple[str, ...] = ()  # by what
+
+    def _try(
+        self, what: str, tokens: int, run: Callable[[], None], meanwhile: contextlib.ExitStack
+    ) -> None:
+        """``run`` over that many ``tokens``, until it finds room or there is no way left.
+
+        Nothing of it stays but what a way changes, as long as ``meanwhile`` lasts. The memory's error is raised
+        that remains.
+        """
+        alone = self.accelerator.num_processes == 1 and not self.is_fsdp_enabled
+        ways = self._ways(tokens, meanwhile) if alone else iter(())
+        while not self._has_room(run):
+            way = next(ways, None)
+            if way is None:
+                return run()
+            self.made_room += (way,)
+            say(f"{what} finds no room, and is tried again with {way}")
+
+    def _ways(self, tokens: int, meanwhile: contextlib.ExitStack) -> Iterator[str]:
+        """Each is taken when it is asked for, and stays."""
+        from ft.kernels import segments
+
+        gpu = self.args.device.type == "cuda"
+        if gpu and segments.grow():
+            yield "segments of memory that grow"
+        if not self.may_recompute:
+            return
+        if not self.model.is_gradient_checkpointing:
+            self._recompute()
+            yield "gradient checkpointing"
+        text = self.model.config.get_text_config()
+        size = WIDTH * text.num_hidden_layers * text.hidden_size * tokens
+        if self.offloading is None and size <= SPARED * free_ram():
+            self.offloading = Offloading(pinned=gpu)
+            meanwhile.enter_context(self.offloading.of(self.model))
+            yield "the inputs of recomputed layers in the processor's memory"
+
+    def _recompute(self) -> None:
+        name = "activation_checkpointing_enable"  # transformers 5.22
+        enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
+        enable(graphed.recomputing(self.model))
+        if self.graphs and graphed.drops(self.model):
+            self.graphs.leave(graphed.DRAWS)
+
+    def _has_room(self, run: Callable[[], None]) -> bool:
+        try:
+            run()
+        except Exception as error:
+            if not lack_of_memory(error):
+                raise
+        else:
+            return True
+        self.model.zero_grad()
+        gc.collect()
+        if self.args.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # by which room for graphs is judged
+        return False

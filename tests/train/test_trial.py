@@ -1,0 +1,159 @@
+"""The largest row that finds no room before the first step: room is made, and the same is learnt."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from support import learner, toy
+
+from ft.machine import free_ram
+from ft.rewards import drawn, learning, policy
+from ft.runs import folder as run
+from ft.runs import opened, record, report_facts
+from ft.score import likelihood
+from ft.train import graphs, trainer, trial
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.6 GiB"
+AGAIN = "gradient checkpointing"
+ASIDE = "the inputs of recomputed layers in the processor's memory"
+
+
+def short(monkeypatch, of: type, name: str, needs: str) -> None:
+    """Let ``of.name`` lack memory until its training has made room with ``needs``."""
+    plain = getattr(of, name)
+
+    def lacking(self, *given, **more):
+        if needs not in self.made_room:
+            raise torch.OutOfMemoryError(FULL)
+        return plain(self, *given, **more)
+
+    monkeypatch.setattr(of, name, lacking)
+
+
+def learnt(place, **options) -> bytes:
+    toy.go(place, epochs=1, rows=8, **options)
+    (file,) = place.glob("*model.safetensors")
+    return file.read_bytes()
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "_tries", True)
+
+
+@pytest.mark.parametrize("needs", [AGAIN, ASIDE])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": 0.1}, {"padded": True}, {"full": True}, {"kind": "recurrent_gemma"}],
+    ids=["packed", "dropout", "padded", "full", "recurrent"],
+)
+def test_it_makes_room_and_learns_the_same(needs, options, tmp_path, monkeypatch, capsys, tries):
+    wanted = learnt(tmp_path / "roomy", checkpointing=None, **options)
+    short(monkeypatch, trainer.Trainer, "_run", needs)
+    assert learnt(tmp_path / "short", checkpointing=None, **options) == wanted
+    ways = [AGAIN, ASIDE][: 1 + (needs == ASIDE)]
+    said = capsys.readouterr().out
+    for way in ways:
+        assert f"tokens, finds no room, and is tried again with {way}" in said
+    made = json.loads((tmp_path / "short" / run.RECORD).read_text("utf-8"))
+    assert made["made_room"] == ways
+    facts = {name: note for name, _, note in report_facts.tiles(made, [], None)}
+    assert ", ".join(ways) in facts["peak memory"]
+    assert "made_room" not in json.loads((tmp_path / "roomy" / run.RECORD).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("asked", [False, True, "offload"])
+def test_what_was_asked_for_is_not_changed(asked, tmp_path, monkeypatch, tries):
+    short(monkeypatch, trainer.Trainer, "_run", "more than there is")
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        learnt(tmp_path, checkpointing=asked)
+    assert not (tmp_path / run.ADAPTER[0]).exists()
+
+
+def test_it_ends_where_nothing_helps(tmp_path, monkeypatch, tries):
+    short(monkeypatch, trainer.Trainer, "_run", "more than there is")
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        learnt(tmp_path, checkpointing=None)
+
+
+def test_what_is_no_lack_of_memory_is_no_reason(tmp_path, monkeypatch, tries):
+    def broken(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(trainer.Trainer, "_run", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        learnt(tmp_path, checkpointing=None)
+
+
+def test_a_processor_that_is_full_takes_nothing_more(tmp_path, monkeypatch, tries):
+    monkeypatch.setattr(trial, "free_ram", lambda: 1000)
+    assert free_ram() > 1000
+    short(monkeypatch, trainer.Trainer, "_run", ASIDE)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        learnt(tmp_path, checkpointing=None)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_rows_that_are_graphs_make_room_too(dropout, tmp_path, monkeypatch, capsys):
+    """But for dropout, which a graph cannot compute again."""
+    options = {"graphs": True, "dropout": dropout, "checkpointing": None}
+    learnt(tmp_path / "roomy", **options)
+    plain, failed = graphs.Graphs.rehearse, []
+
+    def lacking(self, inputs):
+        if not failed:
+            failed.append(inputs)
+            raise torch.OutOfMemoryError(FULL)
+        return plain(self, inputs)
+
+    monkeypatch.setattr(graphs.Graphs, "rehearse", lacking)
+    capsys.readouterr()
+    learnt(tmp_path / "short", **options)
+    roomy, short = (
+        [line["loss"] for line in run.read_lines(tmp_path / name / run.METRICS) if "loss" in line]
+        for name in ("roomy", "short")
+    )
+    assert short == pytest.approx(roomy, rel=1e-6)
+    said = capsys.readouterr().out
+    assert f"is tried again with {AGAIN}" in said
+    assert ("CUDA graphs: off" in said) == bool(dropout)
+
+
+@learner.needs_trl
+@pytest.mark.parametrize("needs", [AGAIN, ASIDE])
+def test_learning_from_preferences_makes_room_too(needs, tmp_path, monkeypatch, capsys):
+    begun = opened.finished(learner.finished(tmp_path / "start"))
+    rows = [
+        {"source": f"the cat {i}", "chosen": f"le chat dort {i}", "rejected": f"the {i}"}
+        for i in range(4)
+    ]
+    found = []
+    for name in ("roomy", "short"):
+        base = policy.load(begun, "fp32")
+        to = record.begin(run.Target(tmp_path / name), recipe=__file__, config_yaml="{}\n", seed=0)
+        made = learning.dpo(
+            base.model,
+            base.tokenizer,
+            drawn.encode_pairs(rows, begun.template, base.tokenizer),
+            run=to,
+            learning_rate=1e-2,
+            beta=0.1,
+            per_device_train_batch_size=2,
+        )
+        with contextlib.ExitStack() as meanwhile, monkeypatch.context() as m:
+            if name == "short":
+                plain = likelihood.logprobs
+
+                def lacking(*given, made=made, plain=plain):
+                    if needs not in made.made_room:
+                        raise torch.OutOfMemoryError(FULL)
+                    return plain(*given)
+
+                m.setattr(likelihood, "logprobs", lacking)
+            made.try_largest(meanwhile)
+            learning.learn(made, run=to, watch=lambda _: None, watch_steps=100)
+        found.append([line["loss"] for line in to.metrics() if "loss" in line])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert to.record["made_room"][-1] == needs
+    assert "as large as they may be, finds no room" in capsys.readouterr().out
