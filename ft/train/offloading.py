@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPARED = 0.7  # of the processor's free memory may be pinned
+CHECKPOINT = "_gradient_checkpointing_func"  # transformers gives it to all modules that have layers, or are one
 PIECE = 1 << 22  # bytes; PyTorch rounds pinned memory up to a power of two
 
 
@@ -29,33 +30,29 @@ class Offloading:
 
     @contextlib.contextmanager
     def of(self, model: Any) -> Iterator[None]:
-        """Recomputed layers of ``model`` keep their input here meanwhile."""
-        name = "_gradient_checkpointing_func"  # transformers gives it to all modules that have layers, or are one
-        found = [module for module in model.modules() if name in vars(module)]
-        plain = [vars(module)[name] for module in found]
-        for module, checkpoint in zip(found, plain, strict=True):
-            setattr(module, name, self._around(checkpoint))
+        """Recomputed layers of ``model`` keep their input here meanwhile, also when it is chosen anew that they are."""
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        choose = inner._set_gradient_checkpointing
+
+        def again(*given: Any, **options: Any) -> None:  # TRL does so in each step
+            choose(*given, **options)
+            self._surround(model)
+
+        self._surround(model)
+        inner._set_gradient_checkpointing = again
         try:
             yield
         finally:
-            for module, checkpoint in zip(found, plain, strict=True):
-                setattr(module, name, checkpoint)
+            vars(inner).pop("_set_gradient_checkpointing")
+            for module in model.modules():
+                if isinstance(found := vars(module).get(CHECKPOINT), _Around):
+                    setattr(module, CHECKPOINT, found.checkpoint)
 
-    def _around(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        from torch.autograd.graph import saved_tensors_hooks
-
-        def run(layer: Callable[..., Any], hidden: "Tensor", *rest: Any, **options: Any) -> Any:
-            # not hidden itself: the hooks live as long as what they keep
-            given = hidden.data_ptr(), hidden.shape
-
-            def put(x: "Tensor") -> Any:
-                return _Kept(self, x) if (x.data_ptr(), x.shape) == given else x
-
-            # what is saved within the layer is the checkpoint's, whose hooks are the inner ones
-            with saved_tensors_hooks(put, _fetch):
-                return checkpoint(layer, hidden, *rest, **options)
-
-        return run
+    def _surround(self, model: Any) -> None:
+        for module in model.modules():
+            found = vars(module).get(CHECKPOINT)
+            if found and not isinstance(found, _Around):
+                setattr(module, CHECKPOINT, _Around(self, found))
 
     def take(self) -> "Tensor":
         """A free piece, or a new one."""
@@ -65,6 +62,28 @@ class Offloading:
             return self.free.pop()
         self.taken += PIECE
         return torch.empty(PIECE, dtype=torch.uint8, device="cpu", pin_memory=self.pinned)
+
+
+class _Around:
+    """What computes a layer again, with its input kept by an ``Offloading``."""
+
+    def __init__(self, owner: Offloading, checkpoint: Callable[..., Any]) -> None:
+        self.owner, self.checkpoint = owner, checkpoint
+
+    def __call__(
+        self, layer: Callable[..., Any], hidden: "Tensor", *rest: Any, **options: Any
+    ) -> Any:
+        from torch.autograd.graph import saved_tensors_hooks
+
+        # not hidden itself: the hooks live as long as what they keep
+        given = hidden.data_ptr(), hidden.shape
+
+        def put(x: "Tensor") -> Any:
+            return _Kept(self.owner, x) if (x.data_ptr(), x.shape) == given else x
+
+        # what is saved within the layer is the checkpoint's, whose hooks are the inner ones
+        with saved_tensors_hooks(put, _fetch):
+            return self.checkpoint(layer, hidden, *rest, **options)
 
 
 class _Kept:

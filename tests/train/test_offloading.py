@@ -14,20 +14,6 @@ from ft.train import graphed, offloading
 WAYS = (True, "offload")
 
 
-@pytest.fixture
-def fetched(monkeypatch) -> list:
-    """Sizes of what came back."""
-    found: list = []
-    fetch = offloading._Kept.fetch
-
-    def watched(self):
-        found.append(self.like[0])
-        return fetch(self)
-
-    monkeypatch.setattr(offloading._Kept, "fetch", watched)
-    return found
-
-
 @pytest.mark.parametrize(
     "kind", ["gemma", "gemma2", "gemma3_text", "gemma4_text", "recurrent_gemma"]
 )

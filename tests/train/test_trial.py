@@ -122,7 +122,7 @@ def test_rows_that_are_graphs_make_room_too(dropout, tmp_path, monkeypatch, caps
 
 @learner.needs_trl
 @pytest.mark.parametrize("needs", [AGAIN, ASIDE])
-def test_learning_from_preferences_makes_room_too(needs, tmp_path, monkeypatch, capsys):
+def test_learning_from_preferences_makes_room_too(needs, tmp_path, monkeypatch, capsys, fetched):
     begun = opened.finished(learner.finished(tmp_path / "start"))
     rows = [
         {"source": f"the cat {i}", "chosen": f"le chat dort {i}", "rejected": f"the {i}"}
@@ -152,7 +152,10 @@ def test_learning_from_preferences_makes_room_too(needs, tmp_path, monkeypatch, 
 
                 m.setattr(likelihood, "logprobs", lacking)
             made.try_largest(meanwhile)
-            learning.learn(made, run=to, watch=lambda _: None, watch_steps=100)
+        fetched.clear()
+        learning.learn(made, run=to, watch=lambda _: None, watch_steps=100)
+        layers = base.model.config.num_hidden_layers
+        assert len(fetched) == bool(made.offloading) * 2 * layers  # in both steps
         found.append([line["loss"] for line in to.metrics() if "loss" in line])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert to.record["made_room"][-1] == needs
