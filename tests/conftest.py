@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -124,3 +125,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return made[kind]
 
     return of
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Sizes of what came back from the processor's memory while layers were computed again."""
+    from ft.train import offloading
+
+    found: list = []
+    fetch = offloading._Kept.fetch
+
+    def watched(self: Any) -> Any:
+        found.append(self.like[0])
+        return fetch(self)
+
+    monkeypatch.setattr(offloading._Kept, "fetch", watched)
+    return found

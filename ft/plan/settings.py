@@ -119,7 +119,7 @@ def of(
         return planned(True, True)
     if asked is False or room is None:
         return planned(bool(asked))
-    able = device == "cuda" and not sharded and not settings.get("together")
+    able = device == "cuda" and not sharded
     spare = 0.0 if not able else math.inf if ram is None else SPARED * ram
     return _chosen(planned, room, again=bool(asked), usual_share=usual_share, spare=spare)
 

@@ -75,7 +75,7 @@ def dpo(
     )
     names = ("chosen_ids", "rejected_ids")
     both = [[example(pair["prompt_ids"], pair[name]) for name in names] for pair in pairs]
-    trainer.adopt(both, may_recompute=gradient_checkpointing is None)
+    trainer.adopt(both, run, gradient_checkpointing)
     return trainer
 
 
@@ -135,7 +135,7 @@ def kto(
         processing_class=tokenizer,
     )
     each = [[example(answer["prompt_ids"], answer["completion_ids"])] for answer in order]
-    trainer.adopt(each, may_recompute=gradient_checkpointing is None)
+    trainer.adopt(each, run, gradient_checkpointing)
     return trainer
 
 
@@ -246,7 +246,7 @@ def grpo(
     trainer.template, trainer.known = template, dict(zip(texts, ids, strict=True))
     # as long as answers may be, whatever they say
     each = [[example(prompt, prompt[-1:] * max_new_tokens)] for prompt in ids]
-    trainer.adopt(each, may_recompute=gradient_checkpointing is None)
+    trainer.adopt(each, run, gradient_checkpointing)
     return trainer
 
 

@@ -29,6 +29,8 @@ from ft.text.batches import Order, largest
 from ft.text.examples import Example
 from ft.text.template import Template
 from ft.train import optim
+from ft.train.offloading import Offloading
+from ft.train.sft import offloads
 from ft.train.staged import Staged
 from ft.train.trial import Trial
 
@@ -45,13 +47,14 @@ class _Ours(Trial, Staged):
     largest: list[Example]  # of a batch
     tried = False
 
-    def adopt(self, rows: Sequence[Sequence[Example]], *, may_recompute: bool) -> None:
+    def adopt(self, rows: Sequence[Sequence[Example]], run: Run, recompute: bool | None) -> None:
         """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.
 
         ``rows`` have the examples that each brings into a batch. TRL draws them by itself; the largest batch is
-        that of a draw like it. ``may_recompute``: activations, where it finds no room.
+        that of a draw like it. ``recompute`` is what was asked for (``train.sft``).
         """
-        self.may_recompute = may_recompute
+        gpu, self.may_recompute = self.args.device.type == "cuda", recompute is None
+        self.offloading = Offloading(pinned=gpu) if offloads(run, recompute) else None
         tokens = [sum(len(each["input_ids"]) for each in row) for row in rows]
         size, epochs = self.args.per_device_train_batch_size, math.ceil(self.args.num_train_epochs)
         chosen = largest(Order(tokens, self.args.seed), size, max(1, epochs))

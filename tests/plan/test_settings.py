@@ -159,12 +159,19 @@ def test_what_is_computed_again_begins_in_the_processors_memory_where_the_gpus_i
     [
         ({}, {"ram": GIB // 2}),
         ({}, {"sharded": True, "processes": 2}),
-        ({"together": True}, {}),
         ({"gradient_checkpointing": False}, {}),
     ],
 )
 def test_nothing_is_offloaded_where_that_cannot_be_or_is_not_wanted(also, options):
     assert settings.of(GEMMA | also, device="cuda", room=GIB, **options).aside == 0
+
+
+def test_all_rows_of_a_batch_that_is_learnt_from_at_once_wait_there():
+    asked = GEMMA | {"gradient_checkpointing": "offload"}
+    row = settings.of(asked, device="cuda")
+    both = settings.of(asked | {"together": True, "answers_each": 2}, device="cuda")
+    assert both.tokens == 2 * row.tokens
+    assert both.aside == 2 * row.aside
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,16 @@ def test_activations_are_computed_again_where_the_plan_says_so(planned, asked, b
     assert made.args.gradient_checkpointing == (planned if asked is None else asked)
 
 
+@pytest.mark.parametrize("aside", [0, 10**6])
+def test_their_inputs_wait_in_the_processors_memory_where_the_plan_says_so(
+    aside, base, r, finished, fetched
+):
+    r.note(plan={"checkpointing": True, "aside": aside})
+    made = dpo(base, r, finished, PAIRS, per_device_train_batch_size=2)
+    learning.learn(made, run=r, watch=lambda _: None, watch_steps=9)
+    assert bool(fetched) == bool(made.offloading) == bool(aside)
+
+
 def test_the_largest_batch_is_tried_and_leaves_nothing(base, r, finished, capsys):
     long = ROWS[0] | {"chosen": "le chat " * 9, "rejected": "the cat " * 9}
     made = dpo(base, r, finished, [*PAIRS, long], per_device_train_batch_size=2)
