@@ -78,8 +78,9 @@ def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
     """
     if "copies" not in settings:
         return plan
-    held = {"adapter as it began": settings["copies"] * plan.trained * 4}
     now, states = dict(plan.parts), f"optimizer states, {settings['optim']}"
+    each = 4 + 2 * ("LoRA weights, cast" in now)
+    held = {"adapter as it began": settings["copies"] * plan.trained * each}
     between = {states: dict(plan.most)[states]} if states not in now else {}
     return dataclasses.replace(
         plan,

@@ -21,6 +21,7 @@ from ft.errors import UserError
 from ft.generate.answers import generate
 from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
+from ft.kernels import lora_copies
 from ft.machine import agreed, is_main, peak_memory, say
 from ft.rewards import policy
 from ft.runs.folder import Run
@@ -46,6 +47,15 @@ class _Ours(Trial, Staged):
     compute_loss_context_manager: Any
     largest: list[Example]  # of a batch
     tried = False
+
+    def __init__(self, *, model: Any, **options: Any) -> None:
+        """TRL's, which rounds the adapters of a quantised base to bf16, where small steps are lost: undone."""
+        learning = {n: p.data for n, p in model.named_parameters() if p.requires_grad}
+        super().__init__(model=model, **options)  # pyright: ignore[reportCallIssue]
+        for name, parameter in model.named_parameters():
+            if name.replace(".ref.", ".default.") in learning:
+                start = learning[name.replace(".ref.", ".default.")].to(parameter.device)
+                parameter.data = start.clone() if ".ref." in name else start
 
     def adopt(self, rows: Sequence[Sequence[Example]], run: Run, recompute: bool | None) -> None:
         """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.
@@ -188,8 +198,15 @@ class Journal(TrainerCallback):
         self.end = time.perf_counter() + (math.inf if seconds is None else seconds)
         self.bar = tqdm(desc="learn", unit="step", disable=not is_main(), leave=False)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         self.run.rewind(state.global_step)
+        lora_copies.refresh(model, lora_copies.matrices(model))  # the frozen ones once
+        self.model, self.learning = model, lora_copies.trained(model)
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        lora_copies.refresh(self.model, self.learning)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:

@@ -7,6 +7,7 @@ import torch
 from support import learner
 
 from ft.errors import UserError
+from ft.kernels import lora_copies
 from ft.rewards import drawn, learning, policy
 from ft.runs import folder, opened, record
 from ft.score.rewards import Reward
@@ -289,3 +290,45 @@ def test_an_old_trl(monkeypatch):
     monkeypatch.setattr(trl, "__version__", "1.15.0")
     with pytest.raises(UserError, match="needs TRL 1.16 or later, and this is 1.15.0"):
         learning.require_trl()
+
+
+def test_an_adapter_on_4_bits_is_trained_in_fp32(finished, r):
+    """In bf16, which TRL makes of it, such small steps would change no weight."""
+    base = policy.load(finished, "nf4")
+    before = adapter(base.model)
+    made = dpo(base, r, finished, PAIRS, learning_rate=1e-6, max_steps=1)
+    parameters = dict(made.model.named_parameters())
+    for name, start in before.items():
+        assert parameters[name].dtype == torch.float32
+        assert torch.equal(parameters[name], start), name
+        reference = parameters[name.replace(".default.", ".ref.")]
+        assert torch.equal(reference, start), name
+    learning.learn(made, run=r, watch=lambda _: None, watch_steps=9)
+    moved = [(x - before[name]).abs().max() for name, x in adapter(base.model).items()]
+    assert 0 < max(moved) < 1e-5
+
+
+def test_copies_in_the_bases_precision_follow_each_step(finished, tmp_path, monkeypatch):
+    found = []
+    for copied in (False, True):
+        base = policy.load(finished, "bf16")
+        place = tmp_path / str(copied)
+        to = record.begin(folder.Target(place), recipe=__file__, config_yaml="{}\n", seed=0)
+        made = dpo(base, to, finished, PAIRS, learning_rate=1e-2, num_train_epochs=3.0)
+        with monkeypatch.context() as m:
+            if not copied:
+                m.setattr(lora_copies, "refresh", lambda *_: 0)
+            learning.learn(made, run=to, watch=lambda _: None, watch_steps=99)
+        lines = [line for line in to.metrics() if "grad_norm" in line]
+        found.append([line[name] for line in lines for name in ("loss", "grad_norm")])
+        copies = {n: getattr(p, lora_copies.LOW, None) for n, p in made.model.named_parameters()}
+        there = {name for name, copy in copies.items() if copy}
+        assert bool(there) == copied
+    for name in there:
+        low, _, place = copies[name]
+        parameter = made.model.get_parameter(name)
+        assert torch.equal(low, parameter.to(torch.bfloat16)), name
+        assert place == parameter.data_ptr()
+    assert {".default." in name for name in there} == {True, False}
+    assert len(found[0]) > 4
+    assert found[0] == found[1]
