@@ -60,6 +60,8 @@ def test_all_that_a_plan_depends_on_is_of_the_recipe_or_of_the_run(stem, start):
     named, before = dict(plan.most), dict(settings.of({**found, "copies": 0}).most)
     assert named["adapter as it began"] == found["copies"] * plan.trained * 4
     assert named == before | {"adapter as it began": named["adapter as it began"]}
+    gpu = dict(settings.of(found, device="cuda").most)  # where each has a copy in bf16
+    assert gpu["adapter as it began"] == found["copies"] * plan.trained * 6
 
 
 def test_a_batch_is_planned_with_both_answers_of_its_rows(start):
