@@ -134,7 +134,7 @@ class Graphs:
             if not self._wanted(key, tensors["input_ids"].numel()):
                 return self._eagerly(given, inputs)
             if not self.proven and not self.drops:
-                return self._prove(key, tensors, given, inputs)
+                return self._prove(key, tensors, inputs)
             if not self._capture(key, tensors):
                 return self._eagerly(given, inputs)
         row = self.rows[key]
@@ -177,16 +177,18 @@ class Graphs:
         if not self.gradients:  # those that a row gives; others have none, as without graphs
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
 
-    def _prove(self, key: tuple[int, ...], tensors: Any, given: Any, inputs: Any) -> None:
+    def _prove(self, key: tuple[int, ...], tensors: Any, inputs: Any) -> None:
         """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
 
+        They are given what a graph is: by the lengths of examples, attention could choose others, whose rounding alone
+        moved the gradients of a small Gemma 4 in bf16 by half.
         It runs before there are graphs, as there may be no room for both. Of all parameters' gradients, which would
         not fit three times, none are compared.
         """
         import torch
 
         gradients = [*self.gradients.values()] if self.together else []
-        before, out = [g.to("cpu", copy=True) for g in gradients], self.body(given)
+        before, out = [g.to("cpu", copy=True) for g in gradients], self.body(tensors)
         slope = self._slope(out, inputs)
         self._back(out, slope)
         out, after = out.detach(), [g.to("cpu", copy=True) for g in gradients]

@@ -366,6 +366,18 @@ def test_the_row_that_graphs_are_compared_with_runs_before_they_take_memory():
     assert beside == [0, 0] + [2] * 3  # the first row, the one that is compared, and replays
 
 
+def test_the_row_that_graphs_are_compared_with_goes_through_their_kernels():
+    """By the lengths of examples attention may choose others, whose rounding alone is too much for some models."""
+    side, given = Side("gemma4_text", Replayed), []
+    body = side.run.body
+    side.run.body = lambda row: given.append("example_lengths" in row) or body(row)
+    for seed in range(3):
+        side.run(inputs(toy.examples(2, seed=seed)))
+    assert (
+        given == [True, False] + [False] * 2
+    )  # the first row, the one that is compared, and replays
+
+
 def test_gradients_of_all_parameters_are_added_one_by_one():
     """They would not fit a second time."""
     plain, side = Side("gemma"), Side("gemma", Replayed, together=False)
