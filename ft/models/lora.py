@@ -184,6 +184,17 @@ def load(
     return ready
 
 
+@contextlib.contextmanager
+def unrounded(model: Any) -> Iterator[None]:
+    """While TRL makes a trainer, which rounds the adapters of a quantised base to bf16, where small steps are lost: undone."""
+    trained = model.named_parameters() if hasattr(model, "peft_config") else ()
+    kept = {name: p.data for name, p in trained if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name].to(parameter.device)
+
+
 _BEYOND = {  # what PEFT's LoRA can have beside its matrices, and is not done here
     "alora_invocation_tokens": "works behind certain tokens alone, and answers here are those of one model",
     "layer_replication": "repeats layers of its base, which has others here",

@@ -23,6 +23,7 @@ from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.kernels import lora_copies
 from ft.machine import agreed, is_main, peak_memory, say
+from ft.models import lora
 from ft.rewards import policy
 from ft.runs.folder import Run
 from ft.score import likelihood
@@ -49,13 +50,13 @@ class _Ours(Trial, Staged):
     tried = False
 
     def __init__(self, *, model: Any, **options: Any) -> None:
-        """TRL's, which rounds the adapters of a quantised base to bf16, where small steps are lost: undone."""
-        learning = {n: p.data for n, p in model.named_parameters() if p.requires_grad}
-        super().__init__(model=model, **options)  # pyright: ignore[reportCallIssue]
+        """TRL's, whose ``ref`` is as exact as the adapter that it is a copy of."""
+        with lora.unrounded(model):
+            super().__init__(model=model, **options)  # pyright: ignore[reportCallIssue]
         for name, parameter in model.named_parameters():
-            if name.replace(".ref.", ".default.") in learning:
-                start = learning[name.replace(".ref.", ".default.")].to(parameter.device)
-                parameter.data = start.clone() if ".ref." in name else start
+            if ".ref." in name:
+                start = model.get_parameter(name.replace(".ref.", ".default."))
+                parameter.data = start.data.clone()
 
     def adopt(self, rows: Sequence[Sequence[Example]], run: Run, recompute: bool | None) -> None:
         """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.

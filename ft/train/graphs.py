@@ -180,8 +180,8 @@ class Graphs:
     def _prove(self, key: tuple[int, ...], tensors: Any, inputs: Any) -> None:
         """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
 
-        They are given what a graph is: by the lengths of examples, attention could choose others, whose rounding alone
-        moved the gradients of a small Gemma 4 in bf16 by half.
+        They are given what a graph is: by the lengths of examples, attention could choose others, which in bf16 round
+        otherwise.
         It runs before there are graphs, as there may be no room for both. Of all parameters' gradients, which would
         not fit three times, none are compared.
         """

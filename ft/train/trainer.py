@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
 from ft.machine import launched, say
-from ft.models import parameters
+from ft.models import lora, parameters
 from ft.text import row_inputs
 from ft.text.batches import Order, WithBlank, blank, is_blank, largest, layout
 from ft.text.examples import IGNORE, Example, lengths_of
@@ -68,21 +68,16 @@ class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
         lengths = lengths_of(examples)
         unpadded = packing or args.per_device_train_batch_size == 1
         self.order = Order(lengths, args.seed, None if unpadded else step, shuffle, size)
-        # TRL rounds the adapters of a quantised base to bf16; they are trained in fp32 here
-        trained = model.named_parameters() if hasattr(model, "peft_config") else ()
-        adapters = {n: p.data.clone() for n, p in trained if p.requires_grad}
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=Dataset.from_list([blank(self.pad)]),  # what TRL looks at
-            processing_class=tokenizer,
-            data_collator=self.collate,
-            callbacks=callbacks,
-        )
+        with lora.unrounded(model):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=Dataset.from_list([blank(self.pad)]),  # what TRL looks at
+                processing_class=tokenizer,
+                data_collator=self.collate,
+                callbacks=callbacks,
+            )
         self.train_dataset: Any = WithBlank(examples, blank(self.pad))
-        for name, parameter in model.named_parameters():
-            if name in adapters:
-                parameter.data = adapters[name].to(parameter.device)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         cross_entropy.install(inner)
         self.remove_callback(PrinterCallback)

@@ -32,10 +32,9 @@ class Trial:
     def _try(
         self, what: str, tokens: int, run: Callable[[], None], meanwhile: contextlib.ExitStack
     ) -> None:
-        """``run`` over that many ``tokens``, until it finds room or there is no way left.
+        """``run`` over that many ``tokens``, until it finds room; the memory's error is raised where no way is left.
 
-        Nothing of it stays but what a way changes, as long as ``meanwhile`` lasts. The memory's error is raised
-        that remains.
+        What is offloaded is so as long as ``meanwhile`` lasts, and again in each epoch.
         """
         alone = self.accelerator.num_processes == 1 and not self.is_fsdp_enabled
         ways = self._ways(tokens, meanwhile) if alone else iter(())

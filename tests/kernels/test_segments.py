@@ -9,7 +9,7 @@ from ft.kernels import segments
 
 
 @pytest.fixture
-def chosen(monkeypatch) -> list[bool]:
+def chosen(monkeypatch) -> list[str]:
     """What PyTorch's allocator was told, on a machine with a GPU whose driver knows them."""
     told: list[str] = []
     name = "_accelerator_setAllocatorSettings"

@@ -373,9 +373,8 @@ def test_the_row_that_graphs_are_compared_with_goes_through_their_kernels():
     side.run.body = lambda row: given.append("example_lengths" in row) or body(row)
     for seed in range(3):
         side.run(inputs(toy.examples(2, seed=seed)))
-    assert (
-        given == [True, False] + [False] * 2
-    )  # the first row, the one that is compared, and replays
+    # the first row, the one that is compared, and replays
+    assert given == [True, False] + [False] * 2
 
 
 def test_gradients_of_all_parameters_are_added_one_by_one():
