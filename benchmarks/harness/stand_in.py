@@ -7,7 +7,7 @@ Needs     PyTorch for CUDA, and g++
 Memory is the host's, and none is taken before it is written: PyTorch's allocator counts as it does on a GPU, however
 large the model. A capture of a CUDA graph refuses what a GPU's refuses. What a kernel would have computed is
 whatever lies there, so that no number of a model means anything. With ``--compute`` the CPU computes what PyTorch asks a GPU for
-(`stood_in/on_cpu.py`), and Triton is hidden. With TRITON_INTERPRET=1 its interpreter is to run the kernels, which is slow:
+(`stood_in/on_cpu.py`), and Triton is hidden; without, STAND_IN_TRITON=0 hides it. With TRITON_INTERPRET=1 its interpreter is to run the kernels, which is slow:
 no whole step was waited for.
 """
 

@@ -142,12 +142,9 @@ def _functions() -> Any:
         @once_differentiable
         def backward(ctx, *grads):  # noqa: ANN001, ANN205
             gate, up = ctx.saved_tensors
-            (rows, width), apart = gate.shape, gate.stride(0)
-            beside = up.data_ptr() == gate.data_ptr() + width * gate.element_size()
-            made = gate.new_empty(rows, max(2 * width, apart * beside))  # as both lie, if they do
-            d_gate, d_up = made[:, :width], made[:, width : 2 * width]
+            d_gate, d_up = room_beside(gate, up)
             tensors = gate, up, grads[0].contiguous(), d_gate, d_up
-            _halves(_kernels().geglu_backward, *tensors, apart=[made.shape[1]])
+            _halves(_kernels().geglu_backward, *tensors, apart=[d_gate.stride(0)])
             return d_gate.view_as(grads[0]), d_up.view_as(grads[0])
 
     class Rotary(torch.autograd.Function):
@@ -163,6 +160,14 @@ def _functions() -> Any:
             return None, None, *_rotate(cos, sin, grads, backward=True)
 
     return types.SimpleNamespace(norm=Norm, geglu=Geglu, rotary=Rotary)
+
+
+def room_beside(gate: "Tensor", up: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Room for the gradients of gate and up [N, D], side by side, as both lie themselves if they do."""
+    (rows, width), apart = gate.shape, gate.stride(0)
+    beside = up.data_ptr() == gate.data_ptr() + width * gate.element_size()
+    made = gate.new_empty(rows, max(2 * width, apart * beside))
+    return made[:, :width], made[:, width : 2 * width]
 
 
 def _kernels() -> Any:

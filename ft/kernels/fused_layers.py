@@ -1,4 +1,4 @@
-"""Faster norms, gated MLPs and rotary embeddings put into a loaded Gemma: fused kernels, or few operations of a CPU."""
+"""Faster or leaner norms, gated MLPs and rotary embeddings put into a loaded Gemma, by what there is for its device."""
 
 import functools
 import inspect
@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import few_operations, fused
+from ft.kernels import few_operations, fused, recomputed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,8 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def install(model: Any) -> dict[str, int]:
-    """Let the decoder layers of a transformers Gemma use ``fused``, or on a CPU ``few_operations``, where that is what they compute.
+    """Let the decoder layers of a transformers Gemma use ``fused``, ``recomputed`` on a GPU without Triton, or on a CPU
+    ``few_operations``, where that is what they compute.
 
     Returns how many norms, MLPs and rotary embeddings do. Only this model's modules change, and each
     still answers as transformers wrote it what the kernels cannot take: another device, other
@@ -59,6 +60,8 @@ def norm(self: Any, x: "Tensor") -> "Tensor":
         return fused.rms_norm(x, weight, self.eps, offset)
     if few_operations.usable(x, weight):
         return few_operations.rms_norm(x, weight, self.eps, offset)
+    if recomputed.usable(x):
+        return recomputed.rms_norm(x, weight, self.eps, offset)
     return type(self).forward(self, x)
 
 
@@ -77,8 +80,11 @@ def _is_geglu(module: Any) -> bool:
 
 def _mlp(self: Any, x: "Tensor") -> "Tensor":
     gate, up = self.gate_proj(x), self.up_proj(x)
-    inner = fused.geglu(gate, up) if fused.usable(gate, up) else self.act_fn(gate) * up
-    return self.down_proj(inner)
+    if fused.usable(gate, up):
+        return self.down_proj(fused.geglu(gate, up))
+    if recomputed.usable(gate) and gate.dtype == up.dtype:
+        return self.down_proj(recomputed.geglu(gate, up))
+    return self.down_proj(self.act_fn(gate) * up)
 
 
 def _turned(cos: "Tensor", sin: "Tensor", *tensors: "Tensor") -> "tuple[Tensor, ...]":

@@ -27,8 +27,9 @@ def weight(codes: "Tensor", state: Any, dtype: Any, out: "Tensor | None" = None)
 
     if usable(codes, state, dtype) and works(codes.device, dtype):
         return decode(codes, state, dtype, out)
-    values = dequantize_4bit(codes, state)
-    return values.to(dtype) if out is None else out.copy_(values)
+    direct = out is not None and out.is_cuda and out.dtype == state.dtype and out.is_contiguous()
+    values = dequantize_4bit(codes, state, out=out if direct else None)
+    return values.to(dtype) if out is None or direct else out.copy_(values)
 
 
 def is_layer(module: Any) -> bool:

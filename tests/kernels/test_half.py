@@ -79,7 +79,7 @@ def test_gradients_of_any_size_neither_vanish_nor_overflow(share, places):
     half.install(model)
     _, gradient = loss_and_gradients(model)
     _, other = loss_and_gradients(model, share)
-    assert (other / share - gradient).norm() < ROUNDING * gradient.norm()
+    assert (other / share - gradient).norm() < 2 * ROUNDING * gradient.norm()
 
 
 def test_a_row_is_scaled_by_itself():
