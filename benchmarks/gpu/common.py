@@ -95,7 +95,7 @@ def captured(run: Callable[[], Any]) -> Any:
     """A graph of ``run``, whose leaves are ``fresh``, after it ran on a stream of its own."""
     import torch
 
-    from ft.train.graphs import CudaGraph
+    from ft.train.graph_room import CudaGraph
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -39,7 +39,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
     from ft.models import load, lora
     from ft.score import likelihood
     from ft.text import batches, row_inputs
-    from ft.train import graphed, graphs
+    from ft.train import graph_room, graphed, graphs
 
     torch.set_num_threads(8 if GPU else 1)
     rows = [r for r in rows_of("dolly", 60, 400) if 20 < len(r["input_ids"]) < 300][:6]
@@ -77,7 +77,7 @@ def _one(kind: str, precision: str) -> dict[str, Any]:
 
     run(place(row | share))
     found = {"loss": total.item(), "norm": norm(), "attention": base.attention}
-    make = graphs.CudaGraph if device.type == "cuda" else Replayed
+    make = graph_room.CudaGraph if device.type == "cuda" else Replayed
     way = graphs.Graphs(
         *graphed.halves(model, autocast, back), model.parameters(), lines.append, make=make
     )

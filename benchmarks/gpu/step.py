@@ -62,12 +62,12 @@ class Step:
         import torch
         from support.replayed import Replayed
 
-        from ft.train import graphed, graphs, optim
+        from ft.train import graph_room, graphed, graphs, optim
 
         self.model, self.total = model, torch.zeros((), device=DEV)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optim.create(model, "adamw", learning_rate=0.0, joint=True)
-        make = graphs.CudaGraph if GPU else Replayed
+        make = graph_room.CudaGraph if GPU else Replayed
         self.context = autocast_of(model)
         self.run: Any = self.row
         if as_graphs:

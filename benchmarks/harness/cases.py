@@ -40,17 +40,21 @@ def words(f: Mapping[str, Any]) -> list[str]:
     rows = f"{f['per_device_train_batch_size']} x {f['max_length']}"
     again = f["gradient_checkpointing"]
     rows += ", recomputed" * bool(again) + ", offloaded" * (again == "offload")
-    rows += ", padded" * (not f["packing"])
+    rows += ", padded" * (not f["packing"]) + ", varied" * f.get("varied", False)
     rows += ", pairs" * f.get("pairs", False) + ", dropout" * bool(f.get("lora_dropout"))
     return [f["model"], f["precision"], how, rows]
 
 
-def drawn_ids(examples: int, length: int) -> list[list[int]]:
-    """Ids of examples that are all as long."""
+def drawn_ids(examples: int, length: int, *, full: int | None = None) -> list[list[int]]:
+    """Ids of examples that are all as long, or of which the first ``full`` are, and others a quarter or more of it."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(300, 2000, (examples, length), generator=generator).tolist()
+    ids = torch.randint(300, 2000, (examples, length), generator=generator).tolist()
+    if full is None:
+        return ids
+    ends = torch.randint(length // 4, length + 1, (examples,), generator=generator).tolist()
+    return [row if i < full else row[: ends[i]] for i, row in enumerate(ids)]
 
 
 def half_supervised(ids: Sequence[list[int]]) -> list[dict[str, list[int]]]:

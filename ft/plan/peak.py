@@ -11,7 +11,7 @@ from ft.plan.autograd import Mode
 from ft.plan.moments import CONTEXT, GIB
 from ft.plan.shapes import Shape
 from ft.text import batches
-from ft.train import graphs
+from ft.train import graph_room
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plan:
 
     def graphed(self, room: int) -> int:
         """Tokens of the largest row that is a CUDA graph on a GPU of ``room`` bytes, by training's own rule."""
-        share = graphs.largest_share(room - CONTEXT - self.staying, self.passing)
+        share = graph_room.largest_share(room - CONTEXT - self.staying, self.passing)
         return int(max(0, share) * self.tokens) if self.passing else 0
 
     @property

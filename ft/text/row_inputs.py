@@ -1,6 +1,6 @@
 """What a model with our loss takes of a packed row, filled up to one of few sizes where those are graphs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ft.text.examples import IGNORE
@@ -17,8 +17,21 @@ def bucket(n: int) -> int:
 
     They are at most 1/``STEPS`` larger so (from ``STEPS`` · ``LEAST`` on), half of that on average.
     """
-    step = max(LEAST, (1 << max(n - 1, 1).bit_length() - 1) // STEPS)
+    step = _step(n)
     return -(-max(n, 1) // step) * step
+
+
+def buckets(n: int) -> Iterator[int]:
+    """The sizes of rows up to ``n`` tokens, the largest first."""
+    size = bucket(n)
+    while size > 0:
+        yield size
+        size -= _step(size)
+
+
+def _step(n: int) -> int:
+    """How far the size of a row of ``n`` tokens is from the one below it."""
+    return max(LEAST, (1 << max(n - 1, 1).bit_length() - 1) // STEPS)
 
 
 def of(row: Mapping[str, "Tensor"], examples: int) -> dict[str, Any]:

@@ -8,16 +8,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ft.errors import lack_of_memory
 from ft.text.row_inputs import HEAD
+from ft.train import graph_room
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
 MOST = 32  # sizes; each keeps some MB for its launches, all share the memory of activations
-# Memory of a row's graphs over what the row takes launched, as graphs keep the holes too: by PyTorch's allocator 0.8 to
-# 1.4 where the row takes over a GB
-POOL = 1.4
 # by which the first row's graphs may differ from the same kernels one by one: rounding in bf16 moves gradients
 EXPECTED = {"hidden states": 0.1, "gradients": 0.5}  # what is broken is off by all of it
 
@@ -39,57 +38,21 @@ def accumulate(out: "Tensor", slope: "Tensor", parameters: "Sequence[Parameter]"
     add([p.grad for p, _ in reached], [g for _, g in reached])
 
 
-def largest_share(free: int, most: int) -> float:
-    """Up to which share of the largest row a row becomes a graph on a GPU of ``free`` bytes.
-
-    All graphs lie in the same memory, beside that of rows without one, whose largest takes ``most`` bytes.
-    """
-    return min(1.0, (free / max(most, 1) - 1) / POOL)
-
-
-class CudaGraph:
-    """A row's graph, which is captured only where there is room."""
-
-    def __init__(self) -> None:
-        from ft.kernels import cuda_graph
-
-        self.graph = cuda_graph.CudaGraph()
-
-    def capture(self, run: Callable[[], None], beside: "CudaGraph | None" = None) -> None:
-        """Record ``run``, which is not run, in the memory of ``beside``."""
-        self.graph.capture(run, beside.graph if beside else None)
-
-    def replay(self) -> None:
-        """Run what was recorded."""
-        self.graph.replay()
-
-    @staticmethod
-    def lack(share: float) -> str:
-        """Why graphs of this ``share`` of the largest row would not fit into the GPU's memory; nothing where they do."""
-        import torch
-
-        held = torch.cuda.memory_allocated()
-        most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-        if share <= largest_share(free, most):
-            return ""
-        pool = share * POOL * most / 2**30
-        taken = f"the largest row takes {most / 2**30:.1f}, and these {pool:.1f} as graphs"
-        return f"{free / 2**30:.1f} GiB are free, {taken}"
-
-
 class Row:
     """The two graphs of rows of a size, and what they and the head between them hand to one another."""
 
-    def __init__(self, inputs: Mapping[str, "Tensor"], make: Callable[[], Any]) -> None:
+    def __init__(
+        self, inputs: Mapping[str, "Tensor"], make: Callable[[], Any], widest: "Row | None" = None
+    ) -> None:
         self.inputs = {name: x.clone() for name, x in inputs.items()}
         self.forward, self.backward = make(), make()
+        self.widest = widest  # where hidden states and their gradient lie, if they fit there
         self.out: Any = None  # [1, T, D], with its way back until the backward took it
         self.hidden: Any = None  # the same numbers in the same place
         self.slope: Any = None  # their gradient
 
 
-class Graphs:
+class Graphs(graph_room.RowsInRoom):
     """Runs rows, those of a size as two graphs with the head between them.
 
     ``body`` makes hidden states [1, T, D] of a row's inputs but ``HEAD``; ``head`` takes them as a leaf
@@ -99,6 +62,8 @@ class Graphs:
     graph, which shows what it takes and compiles what it needs; so does the first one of a size where that did not do.
     The first graphs are compared with the same row launched before, but where it draws (``drops``). Where they
     differ, or a size's capture fails twice, all rows run as without graphs.
+    The largest rehearsed row that has room is captured before all others, whose graphs fit into its memory then: captured as they
+    come, sizes take what those before them, cut in other pieces, leave unused.
     """
 
     def __init__(
@@ -110,7 +75,7 @@ class Graphs:
         *,
         together: bool = True,
         drops: bool = False,
-        make: Any = CudaGraph,
+        make: Any = graph_room.CudaGraph,
         most: int = MOST,
     ) -> None:
         self.body, self.head, self.say, self.make, self.most = body, head, say, make, most
@@ -120,16 +85,30 @@ class Graphs:
         self.rows: dict[tuple[int, ...], Row] = {}
         self.seen: set[tuple[int, ...]] = set()
         self.failed: set[tuple[int, ...]] = set()  # to be captured
+        self.rehearsed: dict[str, Tensor] = {}  # of the largest row
         self.largest = self.captured = 0  # tokens of a row that ran, and of one that is a graph
         self.limit = math.inf  # tokens of rows that have no room as graphs
         self.off = self.full = self.wary = self.proven = False
+        # of hidden states, the gradient, once a row's loss was taken
+        self.counted: Tensor | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
-        """Forward and backward of one row."""
+        """Forward and backward of one row.
+
+        One that finds no room is run again with more (``RowsInRoom``), as the largest was tried before there were graphs, and
+        holes between rows of many sizes.
+        """
         self._place_gradients()
         given = {name: x for name, x in inputs.items() if name not in HEAD}
-        tensors = {name: x for name, x in given.items() if hasattr(x, "shape")}
-        key = tuple(n for x in tensors.values() for n in x.shape)
+        self.counted, run, ways = None, self._run, self._ways(given["input_ids"])
+        while not self._has_room(run, given, inputs):
+            run = self._again
+            if next(ways, None) is None:
+                return run(given, inputs)
+
+    def _run(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        tensors = _tensors(given)
+        key = _sizes(tensors)
         if key not in self.rows:
             if not self._wanted(key, tensors["input_ids"].numel()):
                 return self._eagerly(given, inputs)
@@ -149,12 +128,15 @@ class Graphs:
         given = {name: x for name, x in inputs.items() if name not in HEAD}
         self._eagerly(given, inputs)
         self._clear()
-        self.largest = max(self.largest, given["input_ids"].numel())
+        if given["input_ids"].numel() > self.largest:
+            self.largest = given["input_ids"].numel()
+            self.rehearsed = _tensors(given)
 
     def release(self) -> None:
         """Give back the memory of all graphs; rows that come again get new ones."""
         self.rows.clear()
         self.seen.clear()
+        self.rehearsed = {}
         self.largest = self.captured = 0
         self.limit = math.inf
 
@@ -163,6 +145,7 @@ class Graphs:
         leaf = hidden.detach().requires_grad_()
         self.head(leaf, inputs)
         assert leaf.grad is not None
+        self.counted = leaf.grad
         return leaf.grad
 
     def _back(self, out: "Tensor", slope: "Tensor") -> None:
@@ -170,6 +153,11 @@ class Graphs:
             accumulate(out, slope, self.parameters)
         else:
             out.backward(slope)
+
+    def _again(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+        """A row that ended in between, of which the loss may be counted already."""
+        out = self.body(given)
+        self._back(out, self._slope(out, inputs) if self.counted is None else self.counted)
 
     def _eagerly(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         out = self.body(given)
@@ -196,15 +184,22 @@ class Graphs:
             return
         row = self.rows[key]
         row.forward.replay()
-        off = {"hidden states": _off([row.hidden], [out])}
-        if gradients:
-            copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-            copy_all(gradients, before)
-            row.slope.copy_(slope)
-            row.backward.replay()
-            after = [a.to(g.device) for a, g in zip(after, gradients, strict=True)]
-            off["gradients"] = _off(gradients, after)
-            copy_all(gradients, after)
+        off = {}
+        try:
+            off["hidden states"] = _off([row.hidden], [out])
+            if gradients:
+                copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+                copy_all(gradients, before)
+                row.slope.copy_(slope)
+                row.backward.replay()
+                off["gradients"] = _off(gradients, [a.to(out.device) for a in after])
+        except Exception as error:
+            if not lack_of_memory(error):
+                raise
+        for gradient, value in zip(gradients, after, strict=True):
+            gradient.copy_(value)
+        if len(off) <= bool(gradients):
+            return self._shrink("one was not compared with its kernels for lack of room")
         self.proven = True
         if wrong := [f"{n} are {x:.0%} off" for n, x in off.items() if not x <= EXPECTED[n]]:
             self.leave(f"the first one's {' and its '.join(wrong)}")
@@ -243,19 +238,33 @@ class Graphs:
             self.full = True
             self.say(f"CUDA graphs: {self.most} sizes of rows have one, others run without")
             return False
-        if why := self.make.lack(max(tokens, self.captured) / self.largest):
-            self.limit = tokens
-            self.say(f"CUDA graphs: rows of {tokens:,} tokens and more run without, as {why}")
+        if tokens > self.captured and (why := self.make.lack(tokens / self.largest)):
+            self._limit(tokens, why)
             return False
         return True
 
     def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        row, again = Row(tensors, self.make), key in self.failed
-        beside = next((other.forward for other in self.rows.values()), None)
+        if self.rehearsed and not self.rows:
+            widest = self._with_room()
+            if widest and _sizes(widest) != key:
+                self._record(_sizes(widest), widest)
+        return not self.off and self._record(key, tensors)
+
+    def _record(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
+        first = next(iter(self.rows.values()), None)
+        row, again = Row(tensors, self.make, first), key in self.failed
+        beside = first.forward if first else None
         try:
             row.forward.capture(lambda: self._forward(row), beside)
             row.backward.capture(lambda: self._backward(row), beside or row.forward)
         except Exception as error:  # whatever it is: the same row can run without a graph
+            if lack_of_memory(error):
+                self.limit = tensors["input_ids"].numel()
+                why = "there is no room to capture one"
+                self.say(
+                    f"CUDA graphs: rows of {self.limit:,} tokens and more run without, as {why}"
+                )
+                return False
             self.wary = True
             self.failed.add(key)
             if again:
@@ -270,11 +279,25 @@ class Graphs:
         import torch
 
         row.out = self.body(row.inputs)
-        row.hidden, row.slope = row.out.detach(), torch.empty_like(row.out)
+        out, wide = row.out.detach(), row.widest
+        if wide is None or wide.hidden is None or wide.hidden.shape[1] < out.shape[1]:
+            row.hidden, row.slope = out, torch.empty_like(out)
+        else:  # each size would keep some MB of its own
+            row.hidden, row.slope = (x[:, : out.shape[1]] for x in (wide.hidden, wide.slope))
+            row.hidden.copy_(out)
 
     def _backward(self, row: Row) -> None:
         out, row.out = row.out, None
         self._back(out, row.slope)
+
+
+def _tensors(given: Mapping[str, Any]) -> "dict[str, Tensor]":
+    return {name: x for name, x in given.items() if hasattr(x, "shape")}
+
+
+def _sizes(tensors: "Mapping[str, Tensor]") -> tuple[int, ...]:
+    """What makes rows of one size."""
+    return tuple(n for x in tensors.values() for n in x.shape)
 
 
 def _off(found: "Sequence[Tensor]", wanted: "Sequence[Tensor]") -> float:

@@ -22,7 +22,7 @@ from ft.runs.folder import Run, adopted, go_on, signals
 from ft.runs.launch import own_precision, prepare_sharding
 from ft.text import batches
 from ft.text.tokens import Example
-from ft.train import first_batch, graphed, graphs
+from ft.train import first_batch, graph_room, graphed
 from ft.train.optim import Name, choose
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def sft(
     ``batch`` makes the model's inputs of examples that are more than ids and labels, where they are not packed.
     ``gradient_checkpointing`` computes activations again, with ``offload`` from inputs that wait in the processor's
     memory (none: as the run's plan has it, if it has one, and where the largest row finds no room without it).
-    ``make_graph`` is the class of ``graphs``, by default ``CudaGraph`` on a GPU and none elsewhere.
+    ``make_graph`` is the class of graphs, by default ``graph_room.CudaGraph`` on a GPU and none elsewhere.
     ``validate`` returns the validation loss; it is called before the first step and every ``eval_steps`` (by
     default ``checkpoints.interval``); a first one that no Gemma starts at is refused with ``UserError``
     (``first_batch``), but for ``accept_loss``. Each has a checkpoint, unless there are other ``save_steps``.
@@ -167,7 +167,7 @@ def sft(
         fingerprint=fingerprint,
         callbacks=[journal, *callbacks],
         batch=batch,
-        make_graph=make_graph or (graphs.CudaGraph if torch.cuda.is_available() else None),
+        make_graph=make_graph or (graph_room.CudaGraph if torch.cuda.is_available() else None),
         offloading=offloads(run, gradient_checkpointing),
         may_recompute=gradient_checkpointing is None,
     )

@@ -1,13 +1,12 @@
 """The most that a training runs at once, run before its first step: where a GPU has no room for it, room is made."""
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ft.errors import lack_of_memory
 from ft.machine import free_ram, say
-from ft.train import graphed, graphs
+from ft.train import graph_room, graphed, graphs
 from ft.train.offloading import SPARED, Offloading
 
 WIDTH = 4  # bytes of a number of what a layer begins with, at most
@@ -80,10 +79,9 @@ class Trial:
         else:
             return True
         self.model.zero_grad()
-        gc.collect()
+        graph_room.give_back()
         if self.args.device.type == "cuda":
             import torch
 
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()  # by which room for graphs is judged
         return False

@@ -9,7 +9,7 @@ from support import tiny
 from ft.models import lora, parameters
 from ft.plan import moments, parts, peak, shapes
 from ft.plan.autograd import Mode
-from ft.train import graphs, optim
+from ft.train import graph_room, optim
 
 QLORA = {
     "precision": "nf4",
@@ -130,12 +130,13 @@ def test_a_graph_takes_the_activations_again_by_the_rule_of_the_training():
     room = peak.CONTEXT + held
     assert part(plan, "activations") < plan.passing < plan.allocated
     assert (
-        plan.graphed(room + int((1 + graphs.POOL) * plan.passing) + 1)
+        plan.graphed(room + int((graph_room.LAUNCHED + graph_room.POOL) * plan.passing) + 1)
         == plan.graphed(room + 9 * plan.passing)
         == plan.tokens
     )
-    quarter = plan.tokens / 4 / graphs.POOL
-    assert plan.graphed(room + plan.passing * 5 // 4) == pytest.approx(quarter, abs=1)
+    quarter = plan.tokens / 4 / graph_room.POOL
+    beside = int((graph_room.LAUNCHED + 0.25) * plan.passing)
+    assert plan.graphed(room + beside) == pytest.approx(quarter, abs=1)
     assert plan.graphed(room + plan.passing) == plan.graphed(room) == 0
     for without in ({"processes": 2}, {"packing": False}, {"device": "cpu", "optim": "adamw"}):
         assert planned(**without).passing == 0

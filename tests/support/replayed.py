@@ -2,7 +2,7 @@
 
 
 class Replayed:
-    """Stands for ``graphs.CudaGraph``; ``made`` are those that were captured, in that order."""
+    """Stands for ``graph_room.CudaGraph``; ``made`` are those that were captured, in that order."""
 
     made: list["Replayed"] = []
 

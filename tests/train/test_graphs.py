@@ -27,7 +27,7 @@ from ft.models import lora
 from ft.runs import folder as run
 from ft.text import batches, row_inputs
 from ft.text.examples import lengths_of
-from ft.train import graphed, graphs, optim, trainer
+from ft.train import graph_room, graphed, graphs, optim, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,11 @@ def test_a_size_is_the_next_of_few(n):
     assert n <= size <= max(least * -(-n // least), n * (1 + 1 / row_inputs.STEPS))
     assert size % least == 0
     assert row_inputs.bucket(size) == size
+
+
+@pytest.mark.parametrize("n", [1, 64, 65, 1000, 6517, 8192])
+def test_the_sizes_up_to_one_are_those_of_all_rows(n):
+    assert [*row_inputs.buckets(n)] == sorted({row_inputs.bucket(m + 1) for m in range(n)})[::-1]
 
 
 def test_a_data_set_has_few_sizes():
@@ -291,15 +296,18 @@ def test_rows_that_have_no_room_as_graphs_run_without_and_smaller_ones_do_not():
         side.run(inputs(examples))
     assert torch.isclose(plain.loss, side.loss)
     assert sum(replays()[::2]) == 6  # those of 1 and of 4 examples, each time
-    assert len(side.lines) == 1
-    assert "tokens and more run without, as 0." in side.lines[0]
+    (line,) = side.lines
+    limit = min(n for n in row_inputs.buckets(side.run.largest) if n > side.run.largest / 2)
+    assert f"rows of {limit} tokens and more run without, as {limit / side.run.largest:.2f}" in line
 
 
 def test_a_share_of_the_largest_row_fits_beside_it():
-    assert graphs.largest_share(free=15, most=10) == pytest.approx(0.5 / graphs.POOL)
-    assert graphs.largest_share(free=30, most=10) == 1
-    assert graphs.largest_share(free=10, most=10) == 0
-    assert graphs.largest_share(free=5, most=10) < 0
+    beside = graph_room.LAUNCHED * 10  # of rows that are none
+    assert graph_room.largest_share(free=int(beside * 100) + 500, most=1000) == pytest.approx(
+        0.5 / graph_room.POOL
+    )
+    assert graph_room.largest_share(free=30, most=10) == 1
+    assert graph_room.largest_share(free=10, most=10) < 0
 
 
 @pytest.mark.parametrize("fault", ["capture", "lack"])
@@ -398,6 +406,119 @@ def test_graphs_share_memory_with_those_that_live():
     for first, *others in (Replayed.made[:4], Replayed.made[4:]):
         assert first.beside is None
         assert [other.beside for other in others] == [first] * 3
+
+
+@pytest.mark.parametrize("room", [1.0, 0.5, 0.0])
+def test_the_largest_row_with_room_is_captured_first_and_lends_its_memory(room):
+    """However rows come: a larger one would not fit into what smaller ones left unused."""
+
+    class Small(Replayed):
+        @staticmethod
+        def lack(share: float) -> str:
+            return "" if share <= room else "too little"
+
+    side, plain = Side("gemma", Small), Side("gemma")
+    side.run.rehearse(inputs(toy.examples(12, seed=4)))
+    side.loss.zero_()
+    for n in (1, 4, 12, 1, 4):
+        side.run(inputs(toy.examples(n, seed=4)))
+        plain.run(inputs(toy.examples(n, seed=4), False))
+    assert torch.isclose(plain.loss, side.loss)
+    sizes = [row.inputs["input_ids"].numel() for row in side.run.rows.values()]
+    if not room:
+        assert sizes == []
+        return
+    largest = side.run.largest
+    assert sizes[0] == next(n for n in row_inputs.buckets(largest) if n <= room * largest)
+    first, *others = side.run.rows.values()
+    assert others
+    if room == 1:  # it ran, so that its memory is there
+        places = {row.hidden.data_ptr() for row in others}
+        assert places == {first.hidden.data_ptr()}
+        assert {row.slope.data_ptr() for row in others} == {first.slope.data_ptr()}
+
+
+def test_a_size_that_has_no_room_to_be_captured_runs_without_a_graph_and_smaller_ones_do_not():
+    class Full(Replayed):
+        def capture(self, work, beside=None) -> None:
+            if any(row.inputs["input_ids"].numel() > 200 for row in held(work)):
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            super().capture(work, beside)
+
+    def held(work):
+        return [
+            cell.cell_contents for cell in work.__closure__ if hasattr(cell.cell_contents, "inputs")
+        ]
+
+    plain, side = Side("gemma"), Side("gemma", Full)
+    side.run.rehearse(inputs(toy.examples(12, seed=4)))
+    side.loss.zero_()
+    for n in (1, 12, 1, 12, 1):
+        plain.run(inputs(toy.examples(n, seed=4), False))
+        side.run(inputs(toy.examples(n, seed=4)))
+    assert torch.isclose(plain.loss, side.loss)
+    (line,) = side.lines
+    assert "no room to capture one" in line
+    assert side.run.rows
+    assert not side.run.off
+
+
+@pytest.mark.parametrize("where", ["body", "head", "back", "compared"])
+def test_a_row_that_finds_no_room_beside_graphs_takes_their_place_and_counts_once(
+    where, monkeypatch
+):
+    class Small(Replayed):
+        @staticmethod
+        def lack(share: float) -> str:
+            return "" if share < 0.8 else "too little"
+
+    plain, side = Side("gemma"), Side("gemma", Small)
+    side.run.rehearse(inputs(toy.examples(12, seed=4)))
+    side.loss.zero_()
+    failed = []
+
+    def fails(run, when):
+        def instead(*args):
+            if when(*args) and not failed:
+                failed.append(where)
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return run(*args)
+
+        return instead
+
+    beside = lambda *_: bool(side.run.rows)  # noqa: E731
+    launched = lambda given, *_: beside() and given["input_ids"].numel() == side.run.largest  # noqa: E731
+    if where == "body":
+        side.run.body = fails(side.run.body, launched)
+    elif where == "head":
+        side.run.head = fails(side.run.head, beside)
+    elif where == "back":
+        side.run._back = fails(side.run._back, lambda out, _: beside() and out.shape[1] > 128)
+    else:
+        monkeypatch.setattr(graphs, "_off", fails(graphs._off, beside))
+    for n in (1, 12, 1, 1, 12, 1):
+        plain.run(inputs(toy.examples(n, seed=4), False))
+        side.run(inputs(toy.examples(n, seed=4)))
+    assert failed == [where]
+    assert torch.isclose(plain.loss, side.loss)
+    for name, gradient in plain.gradients().items():
+        torch.testing.assert_close(side.gradients()[name], gradient, rtol=1e-4, atol=1e-7)
+    why = "for lack of room" if where == "compared" else "found no room beside"
+    assert [why in line for line in side.lines].count(True) == 1
+    assert not side.run.off
+    assert 0 < side.run.limit < side.run.largest
+
+
+def test_what_finds_no_room_without_graphs_ends_the_run():
+    side = Side("gemma", Replayed)
+
+    def full(given):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    side.run.body = full
+    with pytest.raises(RuntimeError, match="out of memory"):
+        side.run(inputs(toy.examples(2, seed=1)))
+    assert side.lines == []
 
 
 def test_after_a_training_its_graphs_are_gone(tmp_path, monkeypatch):
