@@ -68,7 +68,7 @@ class RowsInRoom:
     """A part of ``Graphs``: rows that find no room, and which of them have it as graphs.
 
     A row's gradients are added at its end, all at once, so that it can be run again. Those of all parameters, which
-    would not fit twice, are added one by one: there it ends the run.
+    would not fit twice, are added one by one: there a row whose backward finds no room ends the run.
     """
 
     rows: dict[Any, Any]
@@ -86,8 +86,10 @@ class RowsInRoom:
         try:
             run(*row)
         except Exception as error:
-            drawn = self.drops and self.counted is not None  # it would leave out other numbers
-            if not self.together or drawn or not lack_of_memory(error):
+            begun = (
+                self.counted is not None
+            )  # its backward; a model that drops would leave out others
+            if begun and (self.drops or not self.together) or not lack_of_memory(error):
                 raise
             return False
         return True

@@ -89,7 +89,7 @@ class Graphs(graph_room.RowsInRoom):
         self.largest = self.captured = 0  # tokens of a row that ran, and of one that is a graph
         self.limit = math.inf  # tokens of rows that have no room as graphs
         self.off = self.full = self.wary = self.proven = False
-        # of hidden states, the gradient, once a row's loss was taken
+        # the gradient of hidden states, once a row's loss was taken
         self.counted: Tensor | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
