@@ -11,7 +11,7 @@ from ft.train.optim import STATE_BYTES
 
 # What lies between blocks, free and yet taken, as a share of all results of the layers, without checkpointing and
 # with: measured by benchmarks/memory.py, by the passes of a step, as one's results do not fit another's holes. A
-# GPU's were assumed, and bring plans to within 8% of benchmarks/gpu_memory.py
+# GPU's were assumed, and bring plans to within 9% of benchmarks/gpu_memory.py
 SCATTERED = {
     "one": (0.2, 0.4),
     "several": (0.95, 0.4),

@@ -54,6 +54,14 @@ class CudaGraph:
         return f"{free / 2**30:.1f} GiB are free, {taken}"
 
 
+def nearly_full() -> bool:
+    """Whether a GPU may have no room for the holes between rows of many lengths, beside what the largest took."""
+    import torch
+
+    within = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return torch.cuda.max_memory_allocated() * LAUNCHED > within
+
+
 def give_back() -> None:
     """Return to the GPU, or to other sizes, what PyTorch keeps of tensors that are gone."""
     import gc
@@ -109,12 +117,16 @@ class RowsInRoom:
         give_back()
         yield "what PyTorch keeps"
 
-    def _shrink(self, why: str) -> None:
-        """Give the memory of all graphs back, and make none that are half as long as the longest, or longer."""
-        self.limit = min(self.limit, self.captured // 2)
+    def vacate(self) -> None:
+        """Give the memory of all graphs back; rows that come again get new ones."""
         self.rows.clear()
         self.captured = 0
         give_back()
+
+    def _shrink(self, why: str) -> None:
+        """``vacate``, and make none that are half as long as the longest, or longer."""
+        self.limit = min(self.limit, self.captured // 2)
+        self.vacate()
         self.say(f"CUDA graphs: rows of {self.limit:,} tokens and more run without, as {why}")
 
     def _limit(self, tokens: int, why: str) -> None:

@@ -198,10 +198,11 @@ class Journal(TrainerCallback):
         # the best rate seen so far: another program may be using the processor at any one time
         rate = machine.matrix_peak(self.trainer.args.device, self.dtype)
         self.peak = max(self.peak, rate * self.trainer.accelerator.num_processes)
-        self.eval_loss = self.validate()
+        self.eval_loss = self.trainer.beside_graphs(self.validate)
         found = {"eval_loss": self.eval_loss}
         if self.scores and state.global_step:  # before the first step nothing can be kept
-            found |= {f"eval_{name}": value for name, value in self.scores().items()}
+            scores = self.trainer.beside_graphs(self.scores)
+            found |= {f"eval_{name}": value for name, value in scores.items()}
         self.run.log({"step": state.global_step, **found})
         trainer = self.trainer
         trainer.callback_handler.on_log(trainer.args, state, trainer.control, dict(found))

@@ -9,6 +9,7 @@ from ft.machine import free_ram, say
 from ft.train import graph_room, graphed, graphs
 from ft.train.offloading import SPARED, Offloading
 
+SEGMENTS = "segments of memory that grow"
 WIDTH = 4  # bytes of a number of what a layer begins with, at most
 
 
@@ -27,6 +28,7 @@ class Trial:
     offloading: Offloading | None = None
     may_recompute = False  # nobody asked for or against it
     made_room: tuple[str, ...] = ()  # by what
+    crowded = False  # a validation has no room beside graphs
 
     def _try(
         self, what: str, tokens: int, run: Callable[[], None], meanwhile: contextlib.ExitStack
@@ -43,6 +45,35 @@ class Trial:
                 return run()
             self.made_room += (way,)
             say(f"{what} finds no room, and is tried again with {way}")
+        launched = self.graphs is None or self.graphs.off  # graphs make room when a row lacks it
+        if launched and self.args.device.type == "cuda" and graph_room.nearly_full():
+            self._leave_fewer_holes(what)
+
+    def _leave_fewer_holes(self, what: str) -> None:
+        from ft.kernels import segments
+
+        if segments.grow():
+            self.made_room += (SEGMENTS,)
+            say(f"{what} nearly fills the GPU, and others leave holes: fewer now, with {SEGMENTS}")
+
+    def beside_graphs(self, run: Callable[[], Any]) -> Any:
+        """What ``run`` answers. Where it finds no room beside the graphs of rows, they give theirs back, then and each time."""
+        alone = self.accelerator.num_processes == 1  # several may wait for one another in between
+        if not self.graphs or not alone:
+            return run()
+        if self.crowded:
+            self.graphs.vacate()
+        try:
+            return run()
+        except Exception as error:
+            if not self.graphs.rows or not lack_of_memory(error):
+                raise
+        self.crowded = True
+        self.graphs.vacate()
+        say(
+            "CUDA graphs: they give their memory back for each validation, which finds no room beside them"
+        )
+        return run()
 
     def _ways(self, tokens: int, meanwhile: contextlib.ExitStack) -> Iterator[str]:
         """Each is taken when it is asked for, and stays."""
@@ -50,7 +81,7 @@ class Trial:
 
         gpu = self.args.device.type == "cuda"
         if gpu and segments.grow():
-            yield "segments of memory that grow"
+            yield SEGMENTS
         if not self.may_recompute:
             return
         if not self.model.is_gradient_checkpointing:

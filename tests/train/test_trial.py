@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import types
+from typing import Any
 
 import pytest
 import torch
 from support import learner, toy
 
+from ft.kernels import segments
 from ft.machine import free_ram
 from ft.rewards import drawn, learning, policy
 from ft.runs import folder as run
 from ft.runs import opened, record, report_facts
 from ft.score import likelihood
-from ft.train import graphs, trainer, trial
+from ft.train import graph_room, graphs, trainer, trial
 
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.6 GiB"
 AGAIN = "gradient checkpointing"
@@ -160,3 +163,65 @@ def test_learning_from_preferences_makes_room_too(needs, tmp_path, monkeypatch, 
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert to.record["made_room"][-1] == needs
     assert "as large as they may be, finds no room" in capsys.readouterr().out
+
+
+class Card(trial.Trial):
+    """A trainer on a GPU that there is none of."""
+
+    def __init__(self, rows=None, processes: int = 1) -> None:
+        self.args = types.SimpleNamespace(device=torch.device("cuda"))
+        self.accelerator = types.SimpleNamespace(num_processes=processes)
+        self.is_fsdp_enabled = False
+        self.graphs: Any = rows
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("graphs_off", [None, True, False])
+def test_rows_that_are_launched_on_a_gpu_nearly_full_leave_fewer_holes(
+    full, graphs_off, monkeypatch, capsys
+):
+    """What graphs would lack, they give back themselves."""
+    monkeypatch.setattr(graph_room, "nearly_full", lambda: full)
+    monkeypatch.setattr(segments, "grow", lambda: True)
+    made = Card(None if graphs_off is None else types.SimpleNamespace(off=graphs_off))
+    with contextlib.ExitStack() as meanwhile:
+        made._try("the largest row", 9, lambda: None, meanwhile)
+    grown = full and graphs_off is not False
+    assert made.made_room == (trial.SEGMENTS,) * grown
+    assert ("nearly fills the GPU" in capsys.readouterr().out) == grown
+
+
+class Rows:
+    """Graphs whose memory a validation may need."""
+
+    def __init__(self) -> None:
+        self.rows, self.vacated = {1: None}, 0
+
+    def vacate(self) -> None:
+        self.rows.clear()
+        self.vacated += 1
+
+
+def test_a_validation_without_room_beside_graphs_has_their_memory(capsys):
+    made = Card(Rows())
+
+    def validate() -> float:
+        if made.graphs.rows:
+            raise torch.OutOfMemoryError(FULL)
+        return 1.5
+
+    for times in (1, 2):
+        made.graphs.rows[1] = None
+        assert made.beside_graphs(validate) == 1.5
+        assert made.graphs.vacated == times
+    assert capsys.readouterr().out.count("give their memory back") == 1
+
+
+@pytest.mark.parametrize("made", [Card(None), Card(Rows(), processes=2)])
+def test_a_validation_without_room_ends_the_run_where_nothing_can_be_given(made):
+    def validate() -> float:
+        raise torch.OutOfMemoryError(FULL)
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        made.beside_graphs(validate)
+    assert not made.graphs or made.graphs.rows
