@@ -183,7 +183,8 @@ def encoded(
             'work under `if __name__ == "__main__":`. With 0 workers no such process is needed.'
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # waited for: at its end Python 3.11 would wake a pool that is just closing, and print a traceback
+        pool.shutdown(cancel_futures=True)
 
 
 class Encode:

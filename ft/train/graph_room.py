@@ -94,9 +94,8 @@ class RowsInRoom:
         try:
             run(*row)
         except Exception as error:
-            begun = (
-                self.counted is not None
-            )  # its backward; a model that drops would leave out others
+            # in its backward; a model that drops would leave out others the second time
+            begun = self.counted is not None
             if begun and (self.drops or not self.together) or not lack_of_memory(error):
                 raise
             return False

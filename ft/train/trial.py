@@ -45,8 +45,9 @@ class Trial:
                 return run()
             self.made_room += (way,)
             say(f"{what} finds no room, and is tried again with {way}")
-        launched = self.graphs is None or self.graphs.off  # graphs make room when a row lacks it
-        if launched and self.args.device.type == "cuda" and graph_room.nearly_full():
+        # what lacks room later has it from graphs, but where gradients are added one by one
+        able = self.graphs is not None and not self.graphs.off and self.graphs.together
+        if not able and self.args.device.type == "cuda" and graph_room.nearly_full():
             self._leave_fewer_holes(what)
 
     def _leave_fewer_holes(self, what: str) -> None:
@@ -71,7 +72,7 @@ class Trial:
         self.crowded = True
         self.graphs.vacate()
         say(
-            "CUDA graphs: they give their memory back for each validation, which finds no room beside them"
+            "CUDA graphs: from now on their memory is given back for each validation, which lacks it"
         )
         return run()
 

@@ -176,17 +176,24 @@ class Card(trial.Trial):
 
 
 @pytest.mark.parametrize("full", [True, False])
-@pytest.mark.parametrize("graphs_off", [None, True, False])
-def test_rows_that_are_launched_on_a_gpu_nearly_full_leave_fewer_holes(
-    full, graphs_off, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("rows", "able"),
+    [
+        (None, False),
+        (types.SimpleNamespace(off=True, together=True), False),
+        (types.SimpleNamespace(off=False, together=False), False),
+        (types.SimpleNamespace(off=False, together=True), True),
+    ],
+)
+def test_rows_that_cannot_run_again_leave_fewer_holes_on_a_gpu_nearly_full(
+    full, rows, able, monkeypatch, capsys
 ):
-    """What graphs would lack, they give back themselves."""
     monkeypatch.setattr(graph_room, "nearly_full", lambda: full)
     monkeypatch.setattr(segments, "grow", lambda: True)
-    made = Card(None if graphs_off is None else types.SimpleNamespace(off=graphs_off))
+    made = Card(rows)
     with contextlib.ExitStack() as meanwhile:
         made._try("the largest row", 9, lambda: None, meanwhile)
-    grown = full and graphs_off is not False
+    grown = full and not able
     assert made.made_room == (trial.SEGMENTS,) * grown
     assert ("nearly fills the GPU" in capsys.readouterr().out) == grown
 
@@ -214,7 +221,7 @@ def test_a_validation_without_room_beside_graphs_has_their_memory(capsys):
         made.graphs.rows[1] = None
         assert made.beside_graphs(validate) == 1.5
         assert made.graphs.vacated == times
-    assert capsys.readouterr().out.count("give their memory back") == 1
+    assert capsys.readouterr().out.count("given back for each validation") == 1
 
 
 @pytest.mark.parametrize("made", [Card(None), Card(Rows(), processes=2)])

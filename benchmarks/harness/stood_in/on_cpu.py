@@ -260,4 +260,16 @@ def _norm_backward(gradient, x, shape, rstd, weight, wanted):  # noqa: ANN001, A
     return d_x.to(x.dtype), (gradient.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
 
 
-_SPECIAL = {"aten::_fused_rms_norm_backward": _norm_backward}
+def _dequantized(codes, scales, size, kind, shape, dtype, out=None):  # noqa: ANN001, ANN202
+    """Of bitsandbytes, which on a CPU writes into no given tensor."""
+    make: Any = torch.ops.bitsandbytes.dequantize_4bit.default
+    found = make(codes, scales, size, kind, shape, dtype)
+    if out is None:
+        return found
+    out.copy_(found)
+
+
+_SPECIAL = {
+    "aten::_fused_rms_norm_backward": _norm_backward,
+    "bitsandbytes::dequantize_4bit": _dequantized,
+}
