@@ -62,6 +62,19 @@ def nearly_full() -> bool:
     return torch.cuda.max_memory_allocated() * LAUNCHED > within
 
 
+def finds_room(run: Callable[[], None], lost: Callable[[], bool] = lambda: False) -> bool:
+    """Whether ``run`` found room; where it did not, memory is given back. Raises other errors, and this one where all is ``lost``."""
+    try:
+        run()
+    except Exception as error:
+        if lost() or not lack_of_memory(error):
+            raise
+    else:
+        return True
+    give_back()  # what the error's traceback held is gone by now
+    return False
+
+
 def give_back() -> None:
     """Return to the GPU, or to other sizes, what PyTorch keeps of tensors that are gone."""
     import gc
@@ -90,31 +103,25 @@ class RowsInRoom:
     limit: float
     counted: "Tensor | None"
 
-    def _has_room(self, run: Callable[..., None], *row: Any) -> bool:
-        try:
-            run(*row)
-        except Exception as error:
-            # in its backward; a model that drops would leave out others the second time
-            begun = self.counted is not None
-            if begun and (self.drops or not self.together) or not lack_of_memory(error):
-                raise
-            return False
-        return True
+    def _lost(self) -> bool:
+        """Whether a row that ended in between cannot be run again: its backward has begun, and part of it may stay.
 
-    def _ways(self, ids: "Tensor") -> Iterator[str]:
+        A model that drops would leave out other numbers than those that its loss was counted of.
+        """
+        return self.counted is not None and (self.drops or not self.together)
+
+    def _ways(self, ids: "Tensor") -> Iterator[None]:
         """To make room, each taken when it is asked for: without the graphs, and with fewer holes."""
         from ft.kernels import segments
 
         if self.rows:
             self._shrink("one found no room beside the others' graphs")
-            yield "graphs"
+            yield
         if ids.is_cuda and segments.grow():
             self.say(
                 f"a row of {ids.numel():,} tokens finds no room, and is run again with segments of memory that grow"
             )
-            yield "holes"
-        give_back()
-        yield "what PyTorch keeps"
+        yield
 
     def vacate(self) -> None:
         """Give the memory of all graphs back; rows that come again get new ones."""
@@ -124,18 +131,22 @@ class RowsInRoom:
 
     def _shrink(self, why: str) -> None:
         """``vacate``, and make none that are half as long as the longest, or longer."""
-        self.limit = min(self.limit, self.captured // 2)
+        limit = min(self.limit, self.captured // 2)
         self.vacate()
-        self.say(f"CUDA graphs: rows of {self.limit:,} tokens and more run without, as {why}")
+        self._bound(limit, why)
 
     def _limit(self, tokens: int, why: str) -> None:
         """Make no graphs of rows that are as long as the shortest without room."""
-        shorter = row_inputs.buckets(tokens - 1)
-        while why and tokens > 0:
-            self.limit, lack = tokens, why
-            tokens = next(shorter, 0)
-            why = self.make.lack(tokens / self.largest)
-        self.say(f"CUDA graphs: rows of {self.limit:,} tokens and more run without, as {lack}")
+        for shorter in row_inputs.buckets(tokens - 1):
+            lack = self.make.lack(shorter / self.largest)
+            if not lack:
+                break
+            tokens, why = shorter, lack
+        self._bound(tokens, why)
+
+    def _bound(self, tokens: float, why: str) -> None:
+        self.limit = tokens
+        self.say(f"CUDA graphs: rows of {tokens:,} tokens and more run without, as {why}")
 
     def _with_room(self) -> "dict[str, Tensor]":
         """The rehearsed row, or as much of it as has room as a graph; nothing where none has."""

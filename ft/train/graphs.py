@@ -4,6 +4,7 @@ The head with its loss runs between the two as it is: it is few kernels, and the
 positions would make each size of rows many.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,11 +101,13 @@ class Graphs(graph_room.RowsInRoom):
         """
         self._place_gradients()
         given = {name: x for name, x in inputs.items() if name not in HEAD}
-        self.counted, run, ways = None, self._run, self._ways(given["input_ids"])
-        while not self._has_room(run, given, inputs):
-            run = self._again
-            if next(ways, None) is None:
-                return run(given, inputs)
+        self.counted, again = None, functools.partial(self._again, given, inputs)
+        if graph_room.finds_room(functools.partial(self._run, given, inputs), self._lost):
+            return None
+        for _ in self._ways(given["input_ids"]):
+            if graph_room.finds_room(again, self._lost):
+                return None
+        return again()
 
     def _run(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         tensors = _tensors(given)
@@ -133,11 +136,11 @@ class Graphs(graph_room.RowsInRoom):
             self.rehearsed = _tensors(given)
 
     def release(self) -> None:
-        """Give back the memory of all graphs; rows that come again get new ones."""
-        self.rows.clear()
+        """``vacate``, and forget what rows there were."""
+        self.vacate()
         self.seen.clear()
         self.rehearsed = {}
-        self.largest = self.captured = 0
+        self.largest = 0
         self.limit = math.inf
 
     def _slope(self, hidden: "Tensor", inputs: Mapping[str, Any]) -> "Tensor":
@@ -184,21 +187,20 @@ class Graphs(graph_room.RowsInRoom):
             return
         row = self.rows[key]
         row.forward.replay()
-        off = {}
-        try:
+        off, copy_all = {}, torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+
+        def compare() -> None:
             off["hidden states"] = _off([row.hidden], [out])
             if gradients:
-                copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
                 copy_all(gradients, before)
                 row.slope.copy_(slope)
                 row.backward.replay()
                 off["gradients"] = _off(gradients, [a.to(out.device) for a in after])
-        except Exception as error:
-            if not lack_of_memory(error):
-                raise
-        for gradient, value in zip(gradients, after, strict=True):
-            gradient.copy_(value)
-        if len(off) <= bool(gradients):
+
+        compared = graph_room.finds_room(compare)
+        if gradients:
+            copy_all(gradients, after)
+        if not compared:
             return self._shrink("one was not compared with its kernels for lack of room")
         self.proven = True
         if wrong := [f"{n} are {x:.0%} off" for n, x in off.items() if not x <= EXPECTED[n]]:
@@ -259,11 +261,7 @@ class Graphs(graph_room.RowsInRoom):
             row.backward.capture(lambda: self._backward(row), beside or row.forward)
         except Exception as error:  # whatever it is: the same row can run without a graph
             if lack_of_memory(error):
-                self.limit = tensors["input_ids"].numel()
-                why = "there is no room to capture one"
-                self.say(
-                    f"CUDA graphs: rows of {self.limit:,} tokens and more run without, as {why}"
-                )
+                self._bound(tensors["input_ids"].numel(), "there is no room to capture one")
                 return False
             self.wary = True
             self.failed.add(key)

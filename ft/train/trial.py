@@ -103,17 +103,12 @@ class Trial:
             self.graphs.leave(graphed.DRAWS)
 
     def _has_room(self, run: Callable[[], None]) -> bool:
-        try:
-            run()
-        except Exception as error:
-            if not lack_of_memory(error):
-                raise
-        else:
+        if graph_room.finds_room(run):
             return True
         self.model.zero_grad()
-        graph_room.give_back()
         if self.args.device.type == "cuda":
             import torch
 
+            torch.cuda.empty_cache()  # of the gradients too
             torch.cuda.reset_peak_memory_stats()  # by which room for graphs is judged
         return False

@@ -201,7 +201,7 @@ def test_copies_of_a_below_the_weights_come_out_of_the_same_product(kind, monkey
     assert all(seen)
     assert after["addmm_"] < before["addmm_"]
     found.square().mean().backward()
-    torch.testing.assert_close(found.detach(), expected, atol=4e-5, rtol=1e-5)
+    assert (found.detach() - expected).norm() < 1e-5 * expected.norm()
     found_grad = torch.cat([p.grad.flatten() for p in ours.parameters() if p.requires_grad])
     torch.testing.assert_close(found_grad.float(), expected_grad, atol=1e-6, rtol=1e-4)
 
