@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 # Memory of a row's graphs over what the row takes launched, as graphs keep the holes too: by PyTorch's allocator 0.8 to
 # 1.4 where the row takes over a GB
 POOL = 1.4
-LAUNCHED = 1.15  # of the largest row launched alone: what rows of many lengths take, with the holes between them
+# Of the largest row launched alone, what rows of many lengths take with the holes between them: assumed, as padded rows
+# ended out of memory on 1.08 times it, by PyTorch's allocator
+LAUNCHED = 1.15
 
 
 def largest_share(free: int, most: int) -> float:
