@@ -49,6 +49,7 @@ class Case:
     gradient_checkpointing: bool | Literal["offload"] = False
     lora_dropout: float = 0.0
     varied: bool = False
+    pairs: bool = False  # DPO, of so many pairs of answers
     goal: float = 0.0  # GB at most
 
 
@@ -93,6 +94,14 @@ CASES = (
     Case("gemma-3-270m", "auto", lora_r=0, per_device_train_batch_size=8),
     Case("gemma-3-1b", per_device_train_batch_size=4),
     Case("gemma-3-4b", gradient_checkpointing=True),
+    Case(pairs=True),
+    Case(
+        per_device_train_batch_size=4,
+        max_length=1024,
+        gradient_checkpointing=True,
+        pairs=True,
+    ),
+    Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256, pairs=True),
     Case(varied=True),
     Case(
         per_device_train_batch_size=8,
@@ -106,6 +115,13 @@ CASES = (
         max_length=1024,
         gradient_checkpointing=True,
         varied=True,
+    ),
+    Case(
+        per_device_train_batch_size=4,
+        max_length=1024,
+        gradient_checkpointing=True,
+        varied=True,
+        pairs=True,
     ),
 )
 
@@ -150,6 +166,7 @@ def measure(case: Case) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from ft import machine, models, train
+    from ft.kernels import cuda_graph
     from ft.models import lora, parameters
 
     warnings.filterwarnings("ignore")
@@ -162,6 +179,8 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": str(place),
             "gradient_accumulation_steps": 1,
         }
+        if case.pairs:  # and the start
+            settings |= {"answers_each": 2, "copies": 1, "together": True}
         bf16 = machine.here().bf16
         planned = fit.of(settings, device="cuda", bf16=bf16, supervised=0.5, room=ROOM)
         automatic = case.precision == "auto"
@@ -171,22 +190,30 @@ def measure(case: Case) -> dict[str, Any]:
         else:
             model = parameters.train_all(base)
         batch, steps = case.per_device_train_batch_size, VARIED if case.varied else STEPS
-        ids = cases.drawn_ids(steps * batch, case.max_length, full=batch if case.varied else None)
+        each = batch * (1 + case.pairs)
+        ids = cases.drawn_ids(steps * each, case.max_length, full=each if case.varied else None)
         found: list[tuple[int, int]] = []
         captured = counted_captures()
         torch.cuda.reset_peak_memory_stats()
 
+        def watch(step: int) -> None:
+            most = torch.cuda.max_memory_allocated()
+            kept = cuda_graph.idle()
+            found.append((most, most + (0 if captured else kept)))
+            if captured or kept:  # before, it tells which rows have room as graphs
+                torch.cuda.reset_peak_memory_stats()
+            captured.clear()
+            if step == steps:
+                raise Measured
+
         class Watch(TrainerCallback):
             def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-                most = torch.cuda.max_memory_allocated()
-                found.append((most, most + (0 if captured else idle_in_graphs())))
-                if captured or idle_in_graphs():  # before, it tells which rows have room as graphs
-                    torch.cuda.reset_peak_memory_stats()
-                captured.clear()
-                if state.global_step == steps:
-                    raise Measured
+                watch(state.global_step)
 
         with contextlib.suppress(Measured):
+            if case.pairs:
+                run = cases.bare_run(Path(name) / "run")
+                cases.prefer(model, base.tokenizer, cases.pairs_of(ids), run, case, watch, steps)
             train.sft(
                 model,
                 base.tokenizer,
@@ -220,14 +247,6 @@ def counted_captures() -> list[None]:
 
     graph_room.CudaGraph.capture = capture
     return found
-
-
-def idle_in_graphs() -> int:
-    """Bytes that CUDA graphs keep for their next replay, and the allocator calls free."""
-    import torch
-
-    graphs = (each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0))
-    return sum(each["total_size"] - each["allocated_size"] for each in graphs)
 
 
 def of(planned: Plan, allocated: int, held: int) -> dict[str, Any]:

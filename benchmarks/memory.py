@@ -116,7 +116,7 @@ def measure(case: Case) -> dict[str, Any]:
             "model_name_or_path": model_name,
             "gradient_accumulation_steps": 1,
         }
-        if case.pairs:  # and TRL's reference
+        if case.pairs:  # and the start
             settings |= {"answers_each": 2, "copies": 1, "together": True}
         bf16 = machine.here().bf16
         planned = fit.of(settings, bf16=bf16, supervised=0.5)
@@ -133,14 +133,10 @@ def measure(case: Case) -> dict[str, Any]:
             peak = machine.peak_memory()
 
         many = 2 * case.per_device_train_batch_size * (1 + case.pairs)
-        ids, half = cases.drawn_ids(many, case.max_length), case.max_length // 2
+        ids = cases.drawn_ids(many, case.max_length)
         record = cases.bare_run(Path(name) / "run")
         if case.pairs:
-            made = [
-                {"prompt_ids": a[:half], "chosen_ids": a[half:], "rejected_ids": b[half:]}
-                for a, b in zip(ids[::2], ids[1::2], strict=True)
-            ]
-            prefer(model, base.tokenizer, made, record, case, watch)
+            cases.prefer(model, base.tokenizer, cases.pairs_of(ids), record, case, watch, 2)
             said = accelerate_says(base.model.config)
             return of(peak, planned, said)
 
@@ -166,24 +162,6 @@ def measure(case: Case) -> dict[str, Any]:
         )
         said = accelerate_says(base.model.config)
     return of(peak, planned, said)
-
-
-def prefer(model: Any, tokenizer: Any, pairs: list, run: Any, case: Case, watch: Any) -> None:
-    """Two steps of DPO."""
-    from ft.rewards import learning
-
-    trainer = learning.dpo(
-        model,
-        tokenizer,
-        pairs,
-        run=run,
-        learning_rate=1e-5,
-        beta=0.1,
-        per_device_train_batch_size=case.per_device_train_batch_size,
-        gradient_checkpointing=case.gradient_checkpointing,
-        max_steps=2,
-    )
-    learning.learn(trainer, run=run, watch=watch, watch_steps=1)
 
 
 def of(measured: int, planned: peak.Plan, said: int) -> dict[str, Any]:

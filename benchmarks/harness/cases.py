@@ -64,6 +64,39 @@ def half_supervised(ids: Sequence[list[int]]) -> list[dict[str, list[int]]]:
     ]
 
 
+def pairs_of(ids: Sequence[list[int]]) -> list[dict[str, list[int]]]:
+    """Two answers each to the first half of every other row of ids: the second halves of it and of the next."""
+    return [
+        {
+            "prompt_ids": a[: len(a) // 2],
+            "chosen_ids": a[len(a) // 2 :],
+            "rejected_ids": b[len(b) // 2 :],
+        }
+        for a, b in zip(ids[::2], ids[1::2], strict=True)
+    ]
+
+
+def prefer(
+    model: Any, tokenizer: Any, pairs: list, run: Any, case: Any, watch: Any, steps: int
+) -> None:
+    """Steps of DPO, as a recipe takes them; ``watch`` is called after each."""
+    from ft.rewards import learning, policy
+
+    policy.remember(model)
+    trainer = learning.dpo(
+        model,
+        tokenizer,
+        pairs,
+        run=run,
+        learning_rate=1e-5,
+        beta=0.1,
+        per_device_train_batch_size=case.per_device_train_batch_size,
+        gradient_checkpointing=case.gradient_checkpointing,
+        max_steps=steps,
+    )
+    learning.learn(trainer, run=run, watch=watch, watch_steps=1)
+
+
 def bare_run(place: Path) -> folder.Run:
     """A run without a record, in a new folder of this name."""
     place.mkdir()

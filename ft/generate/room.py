@@ -21,14 +21,17 @@ def cache_bytes(model: Any) -> int:
 def room_for(model: Any) -> int:
     """Tokens that the caches of one batch may hold: of a GPU's memory a third of what is free at most.
 
-    Those of the batch before may be there still (``static.kept``).
+    Those of the batch before may be there still (``static.kept``). What CUDA graphs keep is not free.
     """
     import torch
+
+    from ft.kernels import cuda_graph
 
     device = model.get_input_embeddings().weight.device
     most = CACHE_BYTES.get(device.type, CACHE_BYTES["cpu"])
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        unused -= cuda_graph.idle()
         most = min(most, (torch.cuda.mem_get_info(device)[0] + unused) // 3)
     return most // cache_bytes(model)
 

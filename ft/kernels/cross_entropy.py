@@ -139,8 +139,7 @@ def install(model: Any) -> None:
             assert supervised_at is not None
             assert targets is not None
             if per_token:
-                rows = at_places(hidden, weight, supervised_at)
-                return {"losses": token_losses(rows, weight, targets, softcap)}
+                return {"losses": losses_at(self, hidden, supervised_at, targets)}
             return {"loss": loss_at(self, hidden, supervised_at, targets)}
         if torch.is_grad_enabled():
             return {"loss": supervised_loss(hidden, weight, labels, softcap)}
@@ -164,6 +163,18 @@ def loss_at(
     weight = model.get_output_embeddings().weight
     rows = at_places(hidden, weight, supervised_at)
     return cross_entropy(rows, weight, targets, softcap_of(model.config))
+
+
+def losses_at(
+    model: Any,
+    hidden: "Float[Tensor, 'b t d']",
+    supervised_at: "Int[Tensor, ' s']",
+    targets: "Int[Tensor, ' s']",
+) -> "Float[Tensor, ' s']":
+    """``loss_at`` of each place alone, as ``token_losses`` has it."""
+    weight = model.get_output_embeddings().weight
+    rows = at_places(hidden, weight, supervised_at)
+    return token_losses(rows, weight, targets, softcap_of(model.config))
 
 
 @functools.cache

@@ -184,6 +184,14 @@ def load(
     return ready
 
 
+def active(model: Any) -> str:
+    """The names of a model's adapters that are at work; nothing where they are switched off."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layer = next(m for m in model.modules() if isinstance(m, BaseTunerLayer))
+    return "" if layer.disable_adapters else "+".join(layer.active_adapters)
+
+
 @contextlib.contextmanager
 def unrounded(model: Any) -> Iterator[None]:
     """While TRL makes a trainer, which rounds the adapters of a quantised base to bf16, where small steps are lost: undone."""

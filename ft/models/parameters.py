@@ -209,14 +209,15 @@ def _leaf(name: str) -> str:
 
 @contextlib.contextmanager
 def listed(model: Any) -> Iterator[None]:
-    """While this lasts, parameters come from a list: each step asks for them three times.
+    """While this lasts, parameters come from a list, and a model that trains is not told to: each step does both.
 
     A Gemma with an adapter has thousands of modules, and to walk through them takes longer than to start
     a step that is a CUDA graph.
     """
-    parameters = tuple(model.parameters())
+    parameters, plain = tuple(model.parameters()), model.train
     model.parameters = lambda recurse=True: iter(parameters)
+    model.train = lambda mode=True: model if model.training == mode else plain(mode)
     try:
         yield
     finally:
-        del model.parameters
+        del model.parameters, model.train

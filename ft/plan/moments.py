@@ -7,6 +7,7 @@ from ft.plan import answers, parts
 from ft.plan import layers as blocks
 from ft.plan.autograd import Mode
 from ft.plan.shapes import Shape
+from ft.train.graph_room import POOL
 
 GIB, MIB = 2**30, 2**20
 # Measured by benchmarks/memory.py with constraints.txt's CPU builds: resident bytes of a process that has
@@ -17,6 +18,9 @@ TOKENIZER = 1120
 # oneDNN's and ideep's kernels of bf16 products, one for each shape: 64 stay in either cache, of about 1 MiB
 # each. That size is assumed, as it brings the plans of runs on MTNT and Dolly nearest to their peaks.
 KERNELS = 130 * MIB
+APART = (
+    "graphs of rows without gradients"  # by the start, beside those that wait for their backward
+)
 CONTEXT = 600 * MIB  # what CUDA and its libraries take of a GPU before the first tensor; assumed
 
 
@@ -53,8 +57,7 @@ class Step:
         joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
         dropped = self.checkpointing and self.mode.dropout
         able = self.packed and not self.shape.top_k_experts and not dropped
-        able = able and self.passes != "together"
-        able = able and (self.processes == 1 or joint)
+        able = able and (self.processes == 1 or (joint and self.passes != "together"))
         return self.device == "cuda" and able and not self.launched
 
     @property
@@ -79,7 +82,7 @@ def passing_of(step: Step, named: Mapping[str, int]) -> int:
     """What of a moment's bytes a CUDA graph of a row has of its own; none where rows are no graphs."""
     if not step.graphs:
         return 0
-    stays = {*_always(step), "gradients", "fragmentation"}
+    stays = {*_always(step), "gradients", "fragmentation", APART}
     return sum(size for name, size in named.items() if name not in stays)
 
 
@@ -124,6 +127,8 @@ def training(step: Step) -> dict[str, dict[str, int]]:
     # all parameters' gradients arrive as the activations go, unless they are there, as graphs need them
     if step.passes == "several" or not mode.full or step.graphs:
         kept["gradients"] = step.gradients
+    if step.graphs and step.passes == "together":
+        kept[APART] = int(POOL * parts.on_their_way(shape, mode, step.seen))
     # of the head and of the embedding, which are one
     tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0
     moments = {

@@ -100,6 +100,12 @@ def activations(
     return kept_inputs + kept([around]), passing, whole
 
 
+def on_their_way(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
+    """The most that a row takes in a layer where nothing is kept for a backward."""
+    layers, _ = blocks.trunk(shape, mode, seen, 1)
+    return max(tape.forward() for tape in layers) + largest(shape, mode)
+
+
 def inputs(shape: Shape, mode: Mode, seen: Sequence[int]) -> int:
     """What all layers begin with."""
     each = sum(seen) * shape.hidden_size * max(1, shape.altup_num_inputs) * mode.width

@@ -10,9 +10,9 @@ from ft.runs import opened
 from ft.runs.folder import ADAPTER
 from ft.text.examples import IGNORE, lengths_of
 
-# By a setting that no other recipe has: answers to a row that one batch learns from, and copies of the adapter as
-# it began, ours to look back at and TRL's reference. All but rejection sampling hold a batch whole until its backward.
-KINDS = {"rounds": (1, 1), "pairs": (2, 2), "desirable_weight": (2, 2), "method": (1, 2)}
+# By a setting that no other recipe has: answers to a row that one batch learns from. All but rejection sampling hold a
+# batch whole until its backward.
+KINDS = {"rounds": 1, "pairs": 2, "desirable_weight": 2, "method": 1}
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +28,6 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     adapter = json.loads((begun.folder / ADAPTER[1]).read_text(encoding="utf-8"))
     targets = adapter["target_modules"]
     ends = () if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
-    each, copies = KINDS[kind]
     n, batch = settings.get("n", 1), settings["per_device_train_batch_size"]
     step = settings["prompts"] * n if kind == "method" else 0
     implied: dict[str, Any] = {
@@ -37,8 +36,9 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
         "lora_target_modules": tuple(sorted(ends)) or ("auto",),
         "optim": "adamw",
         "gradient_accumulation_steps": max(1, step // batch),
-        "copies": copies,
-        "answers_each": each,
+        # of the adapter as it began: ours, and that which TRL asks where answers are drawn
+        "copies": 1 + (kind == "method" and settings["beta"] > 0),
+        "answers_each": KINDS[kind],
         "together": kind != "rounds",
         "step_answers": step,
         "chains": n,

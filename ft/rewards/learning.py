@@ -1,5 +1,6 @@
 """Learning from preferences (DPO, KTO) and from rewards (GRPO, RLOO) through TRL's trainers, watched while it goes on."""
 
+import functools
 import random
 import time
 import warnings
@@ -269,7 +270,8 @@ def learn(
 
     trainer.fingerprint = run.made_with
     checkpoint = go_on(run, resume, run.made_with)
-    trainer.add_callback(Journal(run, watch, watch_steps, seconds))
+    look = lambda step: trainer.beside_graphs(functools.partial(watch, step))  # noqa: E731
+    trainer.add_callback(Journal(run, look, watch_steps, seconds))
     model, start = trainer.model, time.perf_counter()
     with warnings.catch_warnings():
         # TRL goes by the old name of what computes activations again

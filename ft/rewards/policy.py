@@ -35,7 +35,7 @@ def load(run: Finished, precision: str = "auto", *, max_length: int | None = Non
     check_base(run)
     base = load_base(run.base, precision=precision, max_length=max_length)
     model = lora.load(base, run.folder, trainable=True)
-    _remember(model)
+    remember(model)
     return Base(**{**vars(base), "model": model})
 
 
@@ -51,10 +51,7 @@ def check_adapter(run: Finished) -> None:
 @contextlib.contextmanager
 def as_it_began(model: Any) -> Iterator[None]:
     """The model as it was before the first step, while this lasts."""
-    model.set_adapter(START)
-    for name, parameter in model.named_parameters():
-        if f".{START}." in name:
-            parameter.requires_grad_(False)
+    model.set_adapter(START, inference_mode=True)
     try:
         yield
     finally:
@@ -81,7 +78,8 @@ def save(model: Any, tokenizer: Any, run: Run) -> None:
     wait()
 
 
-def _remember(model: Any) -> None:
+def remember(model: Any) -> None:
+    """Add a frozen copy of the adapter as it is now, which is not saved with it."""
     model.add_adapter(START, model.peft_config["default"])
     for name, parameter in model.named_parameters():
         if f".{START}." in name:

@@ -1,21 +1,21 @@
 """TRL's DPO, KTO, GRPO and RLOO trainers on our ids, generation and log-probabilities; only `learning` imports it."""
 
 import contextlib
+import functools
 import math
 import time
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
-from trl.trainer.utils import FusedCausalLMOutput
 
 from ft.errors import UserError
 from ft.generate.answers import generate
@@ -23,14 +23,15 @@ from ft.generate.draft import Answer
 from ft.generate.samplers import Sample
 from ft.kernels import lora_copies
 from ft.machine import agreed, is_main, peak_memory, say
-from ft.models import lora
-from ft.rewards import policy
+from ft.models import lora, parameters
+from ft.rewards import logprobs, policy
+from ft.rewards.logprobs import GIVEN, LogProbs
 from ft.runs.folder import Run
 from ft.score import likelihood
 from ft.text.batches import Order, largest
 from ft.text.examples import Example
 from ft.text.template import Template
-from ft.train import optim
+from ft.train import graph_room, optim
 from ft.train.offloading import Offloading
 from ft.train.sft import offloads
 from ft.train.staged import Staged
@@ -40,26 +41,32 @@ from ft.train.trial import Trial
 NOT_COMPUTED = {"logits/chosen", "logits/rejected", "mean_token_accuracy"}
 
 
-class _Ours(Trial, Staged):
-    """What the trainers share. Only the adapter that learns has gradients; TRL's ``ref`` is its start."""
+class _Ours(LogProbs, Trial, Staged):
+    """What the trainers share. Only the adapter that learns has gradients; ``policy.START`` is the reference."""
 
     model: Any
     optimizer: Any
-    compute_loss_context_manager: Any
     largest: list[Example]  # of a batch
     tried = False
+    takes_copy = False  # TRL asks its own copy of the adapter
 
     def __init__(self, *, model: Any, **options: Any) -> None:
-        """TRL's, whose ``ref`` is as exact as the adapter that it is a copy of."""
+        """TRL's, without its own copy of the adapter as it is now, or with an exact one."""
         with lora.unrounded(model):
             super().__init__(model=model, **options)  # pyright: ignore[reportCallIssue]
-        for name, parameter in model.named_parameters():
-            if ".ref." in name:
-                start = model.get_parameter(name.replace(".ref.", ".default."))
-                parameter.data = start.data.clone()
+        if self.takes_copy:
+            for name, parameter in model.named_parameters():
+                if ".ref." in name:
+                    start = model.get_parameter(name.replace(".ref.", ".default."))
+                    parameter.data = start.data.clone()
+                    parameter.requires_grad_(False)
+        elif "ref" in model.peft_config:
+            model.delete_adapter("ref")
+        # kept copies of weights would be part of a graph, or be gone when it runs
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     def adopt(self, rows: Sequence[Sequence[Example]], run: Run, recompute: bool | None) -> None:
-        """After TRL's ``__init__``: freeze the copies of the adapter, and answer with our log-probabilities.
+        """After TRL's ``__init__``: answer with our log-probabilities, whose rows are CUDA graphs where that is possible.
 
         ``rows`` have the examples that each brings into a batch. TRL draws them by itself; the largest batch is
         that of a draw like it. ``recompute`` is what was asked for (``train.sft``).
@@ -70,32 +77,34 @@ class _Ours(Trial, Staged):
         size, epochs = self.args.per_device_train_batch_size, math.ceil(self.args.num_train_epochs)
         chosen = largest(Order(tokens, self.args.seed), size, max(1, epochs))
         self.largest = [each for i in chosen for each in rows[i]]
-        for name, parameter in self.model.named_parameters():
-            if ".ref." in name or ".start." in name:
-                parameter.requires_grad_(False)
-        inner = self.model.get_base_model()
-        plain = inner.forward
-
-        def forward(module: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-            if not fused_lm_head:
-                return plain(*args, **kwargs)
-            ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-            values = likelihood.logprobs_of_batch(module, ids, mask, kwargs["labels"])
-            # the mean of -log p over tokens that the model drew is its entropy; the rest is not logged
-            nothing = torch.zeros_like(values.detach())
-            return FusedCausalLMOutput(
-                log_probs=values,
-                entropy=-values.detach(),
-                mean_logits=nothing,
-                is_top1=nothing.bool(),
-            )
-
-        inner.forward = types.MethodType(forward, inner)
+        self.answer()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)  # pyright: ignore[reportAttributeAccessIssue]
+        if gpu:
+            self.use_graphs(graph_room.CudaGraph)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.graphs:
+            self.graphs.begin()
+        return super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what comes after has the memory of the graphs and of the gradients."""
+        try:
+            return super().train(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            vars(self.model).pop("zero_grad", None)
+            self.model.zero_grad()
+            if self.graphs:
+                self.graphs.release()
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # for which each step would go through all modules
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.model.train()
         with contextlib.ExitStack() as meanwhile:
+            meanwhile.enter_context(parameters.listed(self.model))
             if self.offloading:
                 meanwhile.enter_context(self.offloading.of(self.model))
             if not self.tried and self.args.device.type == "cuda":
@@ -109,9 +118,15 @@ class _Ours(Trial, Staged):
 
         def run() -> None:
             self.model.train()
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+            with contextlib.ExitStack() as trial:
+                gpu = [device] if device.type == "cuda" else []
+                trial.enter_context(torch.random.fork_rng(gpu))  # dropout draws
+                given: list[Any] = []
+                if self.graphs:
+                    trial.enter_context(self.graphs.rehearsal())
+                    given = [self._losses]
                 with self.compute_loss_context_manager():
-                    values = torch.cat(likelihood.logprobs(self.model, self.largest))
+                    values = torch.cat(likelihood.logprobs(self.model, self.largest, *given))
                 values.sum().backward()
             self.model.zero_grad()
 
@@ -121,9 +136,13 @@ class _Ours(Trial, Staged):
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:
-            self.optimizer = optim.create(
-                self.model, "adamw", learning_rate=self.args.learning_rate, weight_decay=0.0
-            )
+            trained = {(p.dtype, p.device) for p in self.model.parameters() if p.requires_grad}
+            joint = self.accelerator.num_processes == 1 and len(trained) == 1
+            options: dict[str, Any] = {"learning_rate": self.args.learning_rate, "joint": joint}
+            self.optimizer = optim.create(self.model, "adamw", **options)
+            if joint:  # gradients keep their places
+                clear = self.optimizer.zero_grad
+                self.model.zero_grad = functools.partial(clear, set_to_none=False)
         return self.optimizer
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
@@ -134,18 +153,44 @@ class _Ours(Trial, Staged):
         policy.replace_adapter(self.model, Path(resume_from_checkpoint))
 
 
-class Dpo(_Ours, DPOTrainer):
-    """DPO on pairs of ids, which are taken as they are."""
+class _Prefers(_Ours):
+    """A trainer on ids, which are taken as they are. What the start thinks of them TRL reads from the batch."""
+
+    precompute_ref_logps: bool
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.precompute_ref_logps = True
+        self.data_collator = functools.partial(logprobs.noting, self.data_collator)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
 
+    def _compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        given = logprobs.noted(inputs)
+        given |= self.reference(given)
+        return super()._compute_loss(model, given, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
-class Kto(_Ours, KTOTrainer):
+    def reference(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the start thinks of a batch, as TRL names it."""
+        raise NotImplementedError
+
+
+class Dpo(_Prefers, DPOTrainer):
+    """DPO on pairs of ids."""
+
+    def reference(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        chosen, rejected = self.of_the_start(*(inputs[name] for name in GIVEN)).chunk(2)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+
+class Kto(_Prefers, KTOTrainer):
     """KTO on answers as ids, in their order: each has the one of its batch that its KL is estimated on."""
 
-    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        return dataset
+    def reference(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {"ref_logps": self.of_the_start(*(inputs[name] for name in GIVEN))}
+        others = self.of_the_start(*(inputs[f"KL_{name}"] for name in GIVEN))
+        return found | {"ref_KL_logps": others}
 
 
 class _Draws(_Ours):
@@ -156,6 +201,10 @@ class _Draws(_Ours):
     processing_class: Any
     accelerator: Any
     state: Any
+
+    @property
+    def takes_copy(self) -> bool:
+        return bool(self.args.beta)
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
         return [self.known[prompt] for prompt in prompts], None, {}

@@ -161,13 +161,18 @@ def of_windows(
     return Validation(loss, right / tokens, perplexity, nats / math.log(2) / size)
 
 
-def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
+def logprobs(
+    model: Any,
+    examples: Sequence[Example],
+    losses: Callable[[dict[str, Any]], "Tensor"] | None = None,
+) -> list["Tensor"]:
     """The log-probabilities [n] of each example's supervised tokens, by the model as it is now.
 
     Gradients flow to all but the head. The examples run as packed rows without padding, and only
     supervised positions meet the head, whose logits exist a tile at a time. Each row is one call of the model
-    (``ft.kernels.cross_entropy.install``), in which parameters that processes share are gathered. A GPU is waited
-    for before the first row alone.
+    (``ft.kernels.cross_entropy.install``), in which parameters that processes share are gathered. No GPU is
+    waited for. ``losses`` [S] of a row's places may come from elsewhere than the model's call;
+    rows are filled up to few sizes there (``row_inputs.padded``).
     """
     import torch
 
@@ -175,31 +180,55 @@ def logprobs(model: Any, examples: Sequence[Example]) -> list["Tensor"]:
     found: dict[int, Tensor] = {}
     lengths = [len(example["input_ids"]) for example in examples]
     rows = pack(lengths, row_length(device.type))
-    inputs = [row_inputs.of(packed_row([examples[i] for i in row]), len(row)) for row in rows]
+    packed = [packed_row([examples[i] for i in row]) for row in rows]
+    if losses:
+        inputs = [row_inputs.padded(row_inputs.of(row, len(examples))) for row in packed]
+    else:
+        inputs = [row_inputs.of(row, len(ids)) for row, ids in zip(packed, rows, strict=True)]
     for given in inputs:
-        given |= {k: v.to(device) for k, v in given.items() if hasattr(v, "to")}
+        given |= {k: v.to(device, non_blocking=True) for k, v in given.items() if hasattr(v, "to")}
     for row, given in zip(rows, inputs, strict=True):
-        values = -model(**given, per_token=True)["losses"]
+        values = -(losses(given) if losses else model(**given, per_token=True)["losses"])
         counts = [sum(label != IGNORE for label in examples[i]["labels"][1:]) for i in row]
         found |= zip(row, torch.split(values, counts), strict=True)
     return [found[i] for i in range(len(examples))]
 
 
-def logprobs_of_batch(model: Any, ids: "Tensor", mask: "Tensor", labels: "Tensor") -> "Tensor":
-    """The log-probability of each next token [B, T - 1] of a padded batch; 0 where it has no label.
+@dataclass(frozen=True)
+class Unpadded:
+    """What a padded batch [B, T] has, where the CPU knows it."""
 
-    ``ids``, ``mask`` (0 at padding, on either side) and ``labels`` are [B, T].
-    """
+    examples: list[Example]
+    places: "Tensor"  # [n] of supervised tokens that have one before, flat in [B, T - 1]
+    shape: tuple[int, int]
+
+
+def unpadded(ids: "Tensor", mask: "Tensor", labels: "Tensor") -> Unpadded:
+    """Of ``ids``, ``mask`` (0 at padding, on either side) and ``labels``, all [B, T]. Waits for a GPU where they are there."""
     import torch
 
-    given = torch.stack([ids, mask.to(ids.dtype), labels], -1).tolist()  # all at once, from a GPU
+    given = torch.stack([ids, mask.to(ids.dtype), labels], -1).cpu()  # all at once
     examples: list[Example] = []
-    for row in given:
+    for row in given.tolist():
         kept = [(token, label) for token, there, label in row if there]
         examples.append({"input_ids": [t for t, _ in kept], "labels": [x for _, x in kept]})
-    values = torch.cat(logprobs(model, examples))
-    wanted = labels[:, 1:] != IGNORE
-    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+    _, there, label = given.unbind(-1)
+    wanted = (there != 0) & (there.cumsum(1) > 1) & (label != IGNORE)
+    places = wanted[:, 1:].flatten().nonzero().squeeze(1)
+    return Unpadded(examples, places, (ids.shape[0], ids.shape[1] - 1))
+
+
+def logprobs_of_batch(
+    model: Any,
+    batch: Unpadded,
+    losses: Callable[[dict[str, Any]], "Tensor"] | None = None,
+) -> "Tensor":
+    """The log-probability of each next token [B, T - 1]; 0 where it has no label. ``losses`` as ``logprobs`` has it."""
+    import torch
+
+    values = torch.cat(logprobs(model, batch.examples, losses))
+    places = batch.places.to(values.device, non_blocking=True)
+    return values.new_zeros(math.prod(batch.shape)).index_copy(0, places, values).view(batch.shape)
 
 
 @contextlib.contextmanager

@@ -42,13 +42,19 @@ class CudaGraph:
         self.graph.replay()
 
     @staticmethod
-    def lack(share: float) -> str:
-        """Why graphs of this ``share`` of the largest row would not fit into the GPU's memory; nothing where they do."""
+    def lack(share: float, apart: bool = False) -> str:
+        """Why graphs of this ``share`` of the largest row would not fit into the GPU's memory; nothing where they do.
+
+        ``apart``: not into that of other graphs.
+        """
         import torch
+
+        from ft.kernels import cuda_graph
 
         held = torch.cuda.memory_allocated()
         most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
+        free -= cuda_graph.idle() if apart else 0
         if share <= largest_share(free, most):
             return ""
         pool = share * POOL * most / 2**30

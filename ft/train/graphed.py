@@ -7,6 +7,10 @@ from ft.machine import say
 from ft.text.row_inputs import HEAD
 from ft.train.graphs import Graphs
 
+ON = (
+    "CUDA graphs: each row is filled up to one of few sizes, whose forward and backward are captured, "
+    "as launching the kernels one by one takes longer than they do"
+)
 DRAWS = "recomputed dropout needs the generator's state, which a graph does not show"
 
 if TYPE_CHECKING:
@@ -24,6 +28,16 @@ def recomputing(model: Any) -> dict[str, Any]:
     """How PyTorch computes the layers of ``model`` again."""
     # to ask a GPU for its generator's state takes time, and is forbidden in a graph
     return {"use_reentrant": False, "preserve_rng_state": drops(model)}
+
+
+def recomputes(model: Any, args: Any) -> bool:
+    """Whether a training of ``model`` with these arguments computes activations again."""
+    names = (
+        "activation_checkpointing",
+        "gradient_checkpointing",
+    )  # the second before transformers 5.22
+    there = next((f"is_{name}" for name in names if hasattr(model, f"is_{name}")), "")
+    return bool(getattr(model, there, False)) or any(getattr(args, n, False) is True for n in names)
 
 
 def halves(
@@ -95,24 +109,17 @@ class Graphed:
 
     def _use_graphs(self, make: Any) -> None:
         """Run rows as CUDA graphs, where that is possible."""
-        checkpointing = bool(getattr(self.model, "is_gradient_checkpointing", False)) or any(
-            getattr(self.args, name, False) is True
-            for name in ("activation_checkpointing", "gradient_checkpointing")
-        )
         why = refusal(
             self.model,
             packing=self.packing and self.batch is None,
             processes=self.accelerator.num_processes,
-            checkpointing=checkpointing,
+            checkpointing=recomputes(self.model, self.args),
             joint=self._is_one_adapter(),
         )
         if why:
             say(f"CUDA graphs: off, as {why}")
             return
-        say(
-            "CUDA graphs: each row is filled up to one of few sizes, whose forward and backward are captured, "
-            "as launching the kernels one by one takes longer than they do"
-        )
+        say(ON)
         model: Any = self.model
         if self.accelerator.num_processes > 1:
             # as it is: DDP's hooks would wait for gradients that graphs add by themselves

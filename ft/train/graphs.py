@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ft.errors import lack_of_memory
 from ft.text.row_inputs import HEAD
 from ft.train import graph_room
+from ft.train.row import Row, accumulate, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,37 +21,6 @@ if TYPE_CHECKING:
 MOST = 32  # sizes; each keeps some MB for its launches, all share the memory of activations
 # by which the first row's graphs may differ from the same kernels one by one: rounding in bf16 moves gradients
 EXPECTED = {"hidden states": 0.1, "gradients": 0.5}  # what is broken is off by all of it
-
-
-def accumulate(out: "Tensor", slope: "Tensor", parameters: "Sequence[Parameter]") -> None:
-    """Add to the gradients of ``parameters`` what ``slope``, the gradient of ``out``, makes of them.
-
-    All at once, where a backward pass adds each alone. Until then they are held twice, which an adapter's
-    may be.
-    """
-    import torch
-
-    found = torch.autograd.grad(out, parameters, slope, allow_unused=True)
-    reached = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
-    for parameter, gradient in reached:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(gradient)
-    add: Any = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
-    add([p.grad for p, _ in reached], [g for _, g in reached])
-
-
-class Row:
-    """The two graphs of rows of a size, and what they and the head between them hand to one another."""
-
-    def __init__(
-        self, inputs: Mapping[str, "Tensor"], make: Callable[[], Any], widest: "Row | None" = None
-    ) -> None:
-        self.inputs = {name: x.clone() for name, x in inputs.items()}
-        self.forward, self.backward = make(), make()
-        self.widest = widest  # where hidden states and their gradient lie, if they fit there
-        self.out: Any = None  # [1, T, D], with its way back until the backward took it
-        self.hidden: Any = None  # the same numbers in the same place
-        self.slope: Any = None  # their gradient
 
 
 class Graphs(graph_room.RowsInRoom):
@@ -66,6 +36,8 @@ class Graphs(graph_room.RowsInRoom):
     The largest rehearsed row that has room is captured before all others, whose graphs fit into its memory then: captured as they
     come, sizes take what those before them, cut in other pieces, leave unused.
     """
+
+    learns = True  # whether the row at hand goes backward
 
     def __init__(
         self,
@@ -83,13 +55,14 @@ class Graphs(graph_room.RowsInRoom):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.together, self.drops = together, drops
         self.gradients: dict[Parameter, Tensor] = {}
-        self.rows: dict[tuple[int, ...], Row] = {}
-        self.seen: set[tuple[int, ...]] = set()
-        self.failed: set[tuple[int, ...]] = set()  # to be captured
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self.seen: set[tuple[Any, ...]] = set()
+        self.failed: set[tuple[Any, ...]] = set()  # to be captured
         self.rehearsed: dict[str, Tensor] = {}  # of the largest row
         self.largest = self.captured = 0  # tokens of a row that ran, and of one that is a graph
         self.limit = math.inf  # tokens of rows that have no room as graphs
-        self.off = self.full = self.wary = self.proven = False
+        self.off = self.full = self.wary = False
+        self.proven: set[bool] = set()  # rows that learn, and others
         # the gradient of hidden states, once a row's loss was taken
         self.counted: Tensor | None = None
 
@@ -110,18 +83,17 @@ class Graphs(graph_room.RowsInRoom):
         return again()
 
     def _run(self, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-        tensors = _tensors(given)
-        key = _sizes(tensors)
+        tensors = tensors_of(given)
+        key = self._key(tensors)
         if key not in self.rows:
             if not self._wanted(key, tensors["input_ids"].numel()):
                 return self._eagerly(given, inputs)
-            if not self.proven and not self.drops:
+            if self._unproven():
                 return self._prove(key, tensors, inputs)
             if not self._capture(key, tensors):
                 return self._eagerly(given, inputs)
         row = self.rows[key]
-        for name, x in tensors.items():
-            row.inputs[name].copy_(x, non_blocking=True)
+        row.take(tensors)
         row.forward.replay()
         row.slope.copy_(self._slope(row.hidden, inputs))
         return row.backward.replay()
@@ -131,9 +103,17 @@ class Graphs(graph_room.RowsInRoom):
         given = {name: x for name, x in inputs.items() if name not in HEAD}
         self._eagerly(given, inputs)
         self._clear()
-        if given["input_ids"].numel() > self.largest:
-            self.largest = given["input_ids"].numel()
-            self.rehearsed = _tensors(given)
+        self._note(tensors_of(given))
+
+    def _note(self, tensors: "dict[str, Tensor]") -> None:
+        if tensors["input_ids"].numel() > self.largest:
+            self.largest = tensors["input_ids"].numel()
+            self.rehearsed = tensors
+
+    @property
+    def reruns(self) -> bool:
+        """Whether a row that finds no room is run again with more: not where its gradients are added one by one."""
+        return self.together and not self.off
 
     def release(self) -> None:
         """``vacate``, and forget what rows there were."""
@@ -168,7 +148,10 @@ class Graphs(graph_room.RowsInRoom):
         if not self.gradients:  # those that a row gives; others have none, as without graphs
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
 
-    def _prove(self, key: tuple[int, ...], tensors: Any, inputs: Any) -> None:
+    def _unproven(self) -> bool:
+        return self.learns not in self.proven and not self.drops
+
+    def _prove(self, key: tuple[Any, ...], tensors: Any, inputs: Any) -> None:
         """A row as its kernels one by one, and leave graphs alone if the first answers otherwise.
 
         They are given what a graph is: by the lengths of examples, attention could choose others, which in bf16 round
@@ -178,7 +161,7 @@ class Graphs(graph_room.RowsInRoom):
         """
         import torch
 
-        gradients = [*self.gradients.values()] if self.together else []
+        gradients = [*self.gradients.values()] if self.together and self.learns else []
         before, out = [g.to("cpu", copy=True) for g in gradients], self.body(tensors)
         slope = self._slope(out, inputs)
         self._back(out, slope)
@@ -202,7 +185,7 @@ class Graphs(graph_room.RowsInRoom):
             copy_all(gradients, after)
         if not compared:
             return self._shrink("one was not compared with its kernels for lack of room")
-        self.proven = True
+        self.proven.add(self.learns)
         if wrong := [f"{n} are {x:.0%} off" for n, x in off.items() if not x <= EXPECTED[n]]:
             self.leave(f"the first one's {' and its '.join(wrong)}")
 
@@ -225,14 +208,22 @@ class Graphs(graph_room.RowsInRoom):
         clear: Any = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
         clear(list(self.gradients.values()))
 
-    def _first(self, key: tuple[int, ...], tokens: int) -> bool:
+    def _key(self, tensors: "Mapping[str, Tensor]") -> tuple[Any, ...]:
+        """What makes rows that one graph can be of."""
+        return tuple(n for x in tensors.values() for n in x.shape)
+
+    def _kin(self) -> Row | None:
+        """The first row whose memory that at hand can take: no two of them are in use at once."""
+        return next((row for row in self.rows.values() if row.learns == self.learns), None)
+
+    def _first(self, key: tuple[Any, ...], tokens: int) -> bool:
         """Whether a row is to run without a graph before its size is captured."""
         known = key in self.seen or (tokens <= self.largest and not self.wary)
         self.seen.add(key)
         self.largest = max(self.largest, tokens)
         return not known or not self.gradients
 
-    def _wanted(self, key: tuple[int, ...], tokens: int) -> bool:
+    def _wanted(self, key: tuple[Any, ...], tokens: int) -> bool:
         """Whether rows of a size are to be graphs from now on, and there is room."""
         if self.off or self._first(key, tokens) or self.full or tokens >= self.limit:
             return False
@@ -245,20 +236,21 @@ class Graphs(graph_room.RowsInRoom):
             return False
         return True
 
-    def _capture(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        if self.rehearsed and not self.rows:
+    def _capture(self, key: tuple[Any, ...], tensors: Mapping[str, "Tensor"]) -> bool:
+        if self.rehearsed and not self._kin():
             widest = self._with_room()
-            if widest and _sizes(widest) != key:
-                self._record(_sizes(widest), widest)
+            if widest and self._key(widest) != key:
+                self._record(self._key(widest), widest)
         return not self.off and self._record(key, tensors)
 
-    def _record(self, key: tuple[int, ...], tensors: Mapping[str, "Tensor"]) -> bool:
-        first = next(iter(self.rows.values()), None)
-        row, again = Row(tensors, self.make, first), key in self.failed
+    def _record(self, key: tuple[Any, ...], tensors: Mapping[str, "Tensor"]) -> bool:
+        first = self._kin()
+        row, again = Row(tensors, self.make, first, self.learns), key in self.failed
         beside = first.forward if first else None
         try:
             row.forward.capture(lambda: self._forward(row), beside)
-            row.backward.capture(lambda: self._backward(row), beside or row.forward)
+            if self.learns:
+                row.backward.capture(lambda: self._backward(row), beside or row.forward)
         except Exception as error:  # whatever it is: the same row can run without a graph
             if lack_of_memory(error):
                 self._bound(tensors["input_ids"].numel(), "there is no room to capture one")
@@ -278,6 +270,7 @@ class Graphs(graph_room.RowsInRoom):
 
         row.out = self.body(row.inputs)
         out, wide = row.out.detach(), row.widest
+        row.out = row.out if row.learns else None
         if wide is None or wide.hidden is None or wide.hidden.shape[1] < out.shape[1]:
             row.hidden, row.slope = out, torch.empty_like(out)
         else:  # each size would keep some MB of its own
@@ -287,15 +280,6 @@ class Graphs(graph_room.RowsInRoom):
     def _backward(self, row: Row) -> None:
         out, row.out = row.out, None
         self._back(out, row.slope)
-
-
-def _tensors(given: Mapping[str, Any]) -> "dict[str, Tensor]":
-    return {name: x for name, x in given.items() if hasattr(x, "shape")}
-
-
-def _sizes(tensors: "Mapping[str, Tensor]") -> tuple[int, ...]:
-    """What makes rows of one size."""
-    return tuple(n for x in tensors.values() for n in x.shape)
 
 
 def _off(found: "Sequence[Tensor]", wanted: "Sequence[Tensor]") -> float:

@@ -45,8 +45,7 @@ class Trial:
                 return run()
             self.made_room += (way,)
             say(f"{what} finds no room, and is tried again with {way}")
-        # what lacks room later has it from graphs, but where gradients are added one by one
-        able = self.graphs is not None and not self.graphs.off and self.graphs.together
+        able = self.graphs is not None and self.graphs.reruns  # with the graphs' memory
         if not able and self.args.device.type == "cuda" and graph_room.nearly_full():
             self._leave_fewer_holes(what)
 

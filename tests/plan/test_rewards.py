@@ -11,7 +11,7 @@ from support.recipe_runs import RECIPES, load
 
 from ft import config
 from ft.models import lora
-from ft.plan import devices, fitting, parts, peak, rewards, settings, shapes
+from ft.plan import devices, fitting, moments, parts, peak, rewards, settings, shapes
 from ft.plan.autograd import Mode
 from ft.plan.moments import GIB
 from ft.rewards.drawn import Preferences
@@ -88,7 +88,8 @@ def test_a_run_of_preferences_is_planned_by_its_likely_largest_batch(start, monk
     usual, largest = 2 * (20 + 20 + 10), 2 * (200 + 100 + 20)
     assert usual < plan.tokens <= largest
     assert not plan.checkpointing
-    assert not plan.passing  # its rows are no graphs
+    assert plan.passing  # its rows are graphs, and those by the start beside them
+    assert dict(plan.most)[moments.APART]
     small = replace(gpu, room=plan.peak - 1)
     monkeypatch.setattr(devices, "here", lambda: small)
     again = settings.of_run(shown, base, encoded)

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from support import learner
+from support.replayed import Replayed
 
 from ft.errors import UserError
 from ft.kernels import lora_copies
@@ -101,6 +102,85 @@ def test_our_log_probabilities_are_those_of_trls_own_head(base, r, finished):
     theirs = made._get_per_token_logps_and_entropies(made.model, ids, mask, 6)[0]
     kept = mask[:, -6:].bool()
     assert torch.allclose(ours[kept], theirs[kept], atol=1e-4)
+
+
+def moved(base):
+    """With a start that is not its base."""
+    torch.manual_seed(1)
+    for name, parameter in base.model.named_parameters():
+        if "lora_B.default" in name:
+            parameter.data.normal_(std=0.3)
+            start = base.model.get_parameter(name.replace("default", policy.START))
+            start.data.copy_(parameter.data)
+    return base
+
+
+SHOWN = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "kl")
+
+
+def learnt(made, r) -> tuple[list, list]:
+    """Losses, their gradients and rewards of each step, and the adapter."""
+    learn(made, r)
+    lines = [[line[k] for k in SHOWN if k in line] for line in r.metrics() if "loss" in line]
+    assert len(lines) == 4
+    assert len(lines[0]) > 2
+    return [x for line in lines for x in line], [*adapter(made.model).values()]
+
+
+def kto(base, r, finished, **options):
+    answers = [
+        {"prompt_ids": [2, 5 + i], "completion_ids": [6, 7 + i, 1], "label": i % 2 == 0}
+        for i in range(4)
+    ]
+    settings = {"learning_rate": 1e-2, "beta": 0.1, "per_device_train_batch_size": 2} | options
+    return learning.kto(base.model, base.tokenizer, answers, run=r, **settings)
+
+
+def begun(method, base, r, finished):
+    """A trainer of four steps."""
+    if method == "dpo":
+        return dpo(base, r, finished, PAIRS, num_train_epochs=2)
+    if method == "kto":
+        return kto(base, r, finished, num_train_epochs=2)
+    return trainer(base, r, finished, method=method, beta=0.1, max_steps=4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_what_is_learnt_is_what_trls_own_trainer_learns(method, r, finished, monkeypatch):
+    """Whose reference is a copy of the adapter, and whose log-probabilities are those of its own head."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    from ft.rewards import trl_trainers
+
+    ours, _ = learnt(begun(method, moved(policy.load(finished, "fp32")), r, finished), r)
+    kept = {
+        "_prepare_dataset": lambda self, data, *_, **__: data,
+        "adopt": lambda *_: None,
+        "beside_graphs": lambda self, look: look(),
+        "made_room": (),
+    }
+    base = {"dpo": DPOTrainer, "kto": KTOTrainer}[method]
+    name = method.capitalize()
+    monkeypatch.setattr(trl_trainers, name, type(name, (base,), kept))
+    theirs, _ = learnt(begun(method, moved(policy.load(finished, "fp32")), r, finished), r)
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "rloo"])
+def test_rows_as_graphs_learn_what_plain_ones_do(method, r, finished, monkeypatch):
+    monkeypatch.setattr(Replayed, "made", [])
+    plain = learnt(begun(method, moved(policy.load(finished, "fp32")), r, finished), r)
+    made = begun(method, moved(policy.load(finished, "fp32")), r, finished)
+    made.use_graphs(Replayed)
+    made.try_largest(contextlib.ExitStack())
+    graphs = learnt(made, r)
+    assert graphs[0] == pytest.approx(plain[0], rel=1e-4, abs=1e-5)
+    for a, b in zip(graphs[1], plain[1], strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    # of four steps the policy's rows both ways, and the start's or TRL's copy's
+    assert sum(g.replays for g in Replayed.made) >= 12
+    assert not made.graphs.rows
 
 
 def learn(made, r, watch=lambda step: None, **options):
@@ -301,7 +381,7 @@ def test_an_adapter_on_4_bits_is_trained_in_fp32(finished, r):
     for name, start in before.items():
         assert parameters[name].dtype == torch.float32
         assert torch.equal(parameters[name], start), name
-        reference = parameters[name.replace(".default.", ".ref.")]
+        reference = parameters[name.replace(".default.", f".{policy.START}.")]
         assert torch.equal(reference, start), name
     learning.learn(made, run=r, watch=lambda _: None, watch_steps=9)
     moved = [(x - before[name]).abs().max() for name, x in adapter(base.model).items()]

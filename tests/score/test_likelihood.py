@@ -180,7 +180,8 @@ def test_a_padded_batch_gets_each_examples_values_in_its_place():
         ids[i, at], labels[i, at] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
         mask[i, at] = 1
     with torch.no_grad():
-        found = likelihood.logprobs_of_batch(model, ids, mask, labels)
+        batch = likelihood.unpadded(ids, mask, labels)
+        found = likelihood.logprobs_of_batch(model, batch)
         alone = likelihood.logprobs(model, rows)
     assert found.shape == (3, width - 1)
     for i in range(3):

@@ -180,9 +180,8 @@ class Card(trial.Trial):
     ("rows", "able"),
     [
         (None, False),
-        (types.SimpleNamespace(off=True, together=True), False),
-        (types.SimpleNamespace(off=False, together=False), False),
-        (types.SimpleNamespace(off=False, together=True), True),
+        (types.SimpleNamespace(reruns=False), False),
+        (types.SimpleNamespace(reruns=True), True),
     ],
 )
 def test_rows_that_cannot_run_again_leave_fewer_holes_on_a_gpu_nearly_full(
