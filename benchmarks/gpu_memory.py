@@ -94,14 +94,6 @@ CASES = (
     Case("gemma-3-270m", "auto", lora_r=0, per_device_train_batch_size=8),
     Case("gemma-3-1b", per_device_train_batch_size=4),
     Case("gemma-3-4b", gradient_checkpointing=True),
-    Case(pairs=True),
-    Case(
-        per_device_train_batch_size=4,
-        max_length=1024,
-        gradient_checkpointing=True,
-        pairs=True,
-    ),
-    Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256, pairs=True),
     Case(varied=True),
     Case(
         per_device_train_batch_size=8,
@@ -116,6 +108,14 @@ CASES = (
         gradient_checkpointing=True,
         varied=True,
     ),
+    Case(pairs=True),
+    Case(
+        per_device_train_batch_size=4,
+        max_length=1024,
+        gradient_checkpointing=True,
+        pairs=True,
+    ),
+    Case("gemma-3-270m", "bf16", per_device_train_batch_size=8, max_length=256, pairs=True),
     Case(
         per_device_train_batch_size=4,
         max_length=1024,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ft.errors import UserError
 from ft.runs import checkpoints
 
 
@@ -47,6 +48,20 @@ class Staged:
             self.staging, self.processing_class = "", tokenizer
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on from a checkpoint: older transformers ask torch.load for ``cpu:0``, which it does not know."""
+        import torch
+
+        if self.args.device.type == "cpu":
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        except ValueError as error:
+            raise UserError(
+                f"{checkpoint}: the optimizer's state does not fit ({error}), as it was kept by another "
+                "version of ft; start without --resume"
+            ) from None
 
     def _add(self, tokenizer: Any, made: Path) -> list[str]:
         """Put the tokenizer into a checkpoint and name its files, which are links to those of the one before.

@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ft.errors import UserError
 from ft.kernels import cross_entropy, lora_copies
 from ft.machine import launched, say
 from ft.models import lora, parameters
@@ -277,18 +276,6 @@ class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
         # the others hold nothing, and older transformers would write that
         if self.args.should_save:
             self._save(output_dir, state_dict=state)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Go on from a checkpoint: older transformers ask torch.load for ``cpu:0``, which it does not know."""
-        if self.args.device.type == "cpu":
-            self.args.__dict__["_setup_devices"] = torch.device("cpu")
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            raise UserError(
-                f"{checkpoint}: the optimizer's state does not fit ({error}), as it was kept by another "
-                "version of ft; start without --resume"
-            ) from None
 
     def load_best(self) -> None:
         """Go back to the weights of the best step, of its checkpoint."""

@@ -13,6 +13,7 @@ from ft.rewards import drawn, learning, policy
 from ft.runs import folder, opened, record
 from ft.score.rewards import Reward
 from ft.text.tokens import prompt_ids
+from ft.train import optim
 
 pytestmark = learner.needs_trl
 ROWS = [{"source": f"the cat sleeps {i}", "target": f"le chat dort {i}"} for i in range(6)]
@@ -181,6 +182,19 @@ def test_rows_as_graphs_learn_what_plain_ones_do(method, r, finished, monkeypatc
     # of four steps the policy's rows both ways, and the start's or TRL's copy's
     assert sum(g.replays for g in Replayed.made) >= 12
     assert not made.graphs.rows
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(base, r, finished, monkeypatch):
+    """Of earlier versions, which had a state for each matrix of the adapter."""
+    plain = optim.create
+    with monkeypatch.context() as m:
+        m.setattr(optim, "create", lambda *given, joint, **more: plain(*given, **more))
+        learn(dpo(base, r, finished, PAIRS, max_steps=1, save_steps=1), r)
+    again = dpo(policy.load(finished, "fp32"), r, finished, PAIRS, max_steps=2, save_steps=1)
+    with pytest.raises(
+        UserError, match=r"checkpoint-1: the optimizer's state does not fit .*without --resume"
+    ):
+        learn(again, r, resume="last")
 
 
 def learn(made, r, watch=lambda step: None, **options):
