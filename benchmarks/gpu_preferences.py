@@ -134,6 +134,7 @@ def theirs(c: Config, place: Path, pairs: list, watch: Callable[[int], None]) ->
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+    again: dict[str, Any] = {} if c.way == "trl" else {"gradient_checkpointing": False}
     Trainer(
         model=str(place),
         args=DPOConfig(
@@ -144,7 +145,7 @@ def theirs(c: Config, place: Path, pairs: list, watch: Callable[[int], None]) ->
             report_to="none",
             remove_unused_columns=False,
             model_init_kwargs={"dtype": "bfloat16"},
-            **({} if c.way == "trl" else {"gradient_checkpointing": False}),
+            **again,
         ),
         quantization_config=four_bit if c.precision == "nf4" else None,
         train_dataset=Dataset.from_list(pairs),

@@ -57,7 +57,7 @@ class Step:
         joint = not self.mode.full and not self.sharded and self.optim in ("adamw", "sgd")
         dropped = self.checkpointing and self.mode.dropout
         able = self.packed and not self.shape.top_k_experts and not dropped
-        able = able and (self.processes == 1 or (joint and self.passes != "together"))
+        able = able and (self.processes == 1 or joint)
         return self.device == "cuda" and able and not self.launched
 
     @property

@@ -20,14 +20,11 @@ GIVEN = ("input_ids", "attention_mask", "completion_mask")  # of a batch, as TRL
 NOTED = "_unpadded"  # of a batch's ids: what they are, where no GPU has to be asked
 
 
-class LogProbs:
+class LogProbs(graphed.Graphed):
     """A part of TRL's trainers: their model's answers, packed into rows without padding, and none of the logits."""
 
-    model: Any
-    args: Any
-    accelerator: Any
-    compute_loss_context_manager: Any
-    graphs: HiddenStates | None
+    graphs: HiddenStates | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    optimizer_name = "adamw"
     weights = ""  # ``policy.START``: of the start, and not of the active adapter
 
     def answer(self) -> None:
@@ -61,11 +58,12 @@ class LogProbs:
             packing=True,
             processes=self.accelerator.num_processes,
             checkpointing=graphed.recomputes(self.model, self.args),
-            joint=False,
+            joint=self._is_one_adapter(),
         )
         if why:
             return say(f"CUDA graphs: off, as {why}")
         say(graphed.ON)
+        self._without_ddp()
         drops, parameters = graphed.drops(self.model), self.model.parameters()
         self.graphs = HiddenStates(self._hidden, parameters, say, drops=drops, make=make)
 

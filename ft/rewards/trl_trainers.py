@@ -86,7 +86,9 @@ class _Ours(LogProbs, Trial, Staged):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.graphs:
             self.graphs.begin()
-        return super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        found = super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self._average()
+        return found
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what comes after has the memory of the graphs and of the gradients."""
@@ -136,13 +138,14 @@ class _Ours(LogProbs, Trial, Staged):
 
     def create_optimizer(self, *_: Any, **__: Any) -> Any:
         if self.optimizer is None:
-            trained = {(p.dtype, p.device) for p in self.model.parameters() if p.requires_grad}
-            joint = self.accelerator.num_processes == 1 and len(trained) == 1
-            options: dict[str, Any] = {"learning_rate": self.args.learning_rate, "joint": joint}
-            self.optimizer = optim.create(self.model, "adamw", **options)
+            options: dict[str, Any] = {"learning_rate": self.args.learning_rate}
+            self.optimizer = optim.create(
+                self.model, "adamw", joint=(joint := self._joins()), **options
+            )
             if joint:  # gradients keep their places
                 clear = self.optimizer.zero_grad
                 self.model.zero_grad = functools.partial(clear, set_to_none=False)
+                self._begin_alike()
         return self.optimizer
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

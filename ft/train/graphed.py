@@ -121,11 +121,7 @@ class Graphed:
             return
         say(ON)
         model: Any = self.model
-        if self.accelerator.num_processes > 1:
-            # as it is: DDP's hooks would wait for gradients that graphs add by themselves
-            options = {"device_placement": False, "evaluation_mode": True}
-            prepare = self.accelerator.prepare_model
-            self.accelerator.prepare_model = lambda model, **_: prepare(model, **options)
+        self._without_ddp()
         self.graphs = Graphs(
             *halves(model, self.compute_loss_context_manager, self._back),
             model.parameters(),
@@ -134,6 +130,13 @@ class Graphed:
             drops=drops(model),
             make=make,
         )
+
+    def _without_ddp(self) -> None:
+        """Let Accelerate leave the model as it is: DDP's hooks would wait for gradients that graphs add by themselves."""
+        if self.accelerator.num_processes > 1:
+            options = {"device_placement": False, "evaluation_mode": True}
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = lambda model, **_: prepare(model, **options)
 
     def _back(self, part: "Tensor") -> None:
         """Go backward from a row's part of the loss, and count it."""

@@ -45,6 +45,7 @@ def test_two_processes_train_score_and_save_one_adapter(tmp_path):
 RUNS = {  # the file that two processes are launched with
     "one": None,
     "two": "accelerate_config.yaml",
+    "graphs": "accelerate_config.yaml",  # of what learns from rewards
     "sharded": "accelerate_fsdp.yaml",
 }
 FEW = ["--valid-rows", "2", "--max-new-tokens", "16", "--watch-rows", "3", "--precision", "fp32"]
@@ -57,6 +58,7 @@ REWARDED = {  # with settings that come out even
 }
 LEARNT = ["dolly_qlora", "gsm8k_lora", "mtnt_full", "mtnt_lora", "mtnt_recurrent", "text_lora"]
 LEARNT += ["vision_lora"]
+GRAPHED = ["mtnt_dpo", "mtnt_grpo", "preference"]
 
 
 def settings(stem: str, place: Path, start: Path, name: str) -> list[str]:
@@ -88,13 +90,13 @@ def runs(tmp_path_factory):
     for stem in (*LEARNT, *REWARDED):
         (root / stem).mkdir()
     for name, file in RUNS.items():
-        stems = LEARNT if name == "sharded" else [*LEARNT, *REWARDED]
+        stems = {"sharded": LEARNT, "graphs": GRAPHED}.get(name, [*LEARNT, *REWARDED])
         jobs = [(stem, settings(stem, root / stem, start, name)) for stem in stems]
         (root / "jobs.json").write_text(json.dumps(jobs))
         if file is None:
             launched.main(root / "jobs.json")
         else:
-            done = launch(file, launched.__file__, str(root / "jobs.json"))
+            done = launch(file, launched.__file__, str(root / "jobs.json"), name)
             assert done.returncode == 0, done.stdout + done.stderr
     return root
 
@@ -110,7 +112,9 @@ def launch(file: str, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("stem", "name"),
-    [(stem, "two") for stem in (*LEARNT, *REWARDED)] + [(stem, "sharded") for stem in LEARNT],
+    [(stem, "two") for stem in (*LEARNT, *REWARDED)]
+    + [(stem, "graphs") for stem in GRAPHED]
+    + [(stem, "sharded") for stem in LEARNT],
 )
 def test_a_recipe_learns_in_two_processes_what_it_does_in_one(stem, name, runs):
     one, two = (
