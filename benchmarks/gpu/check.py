@@ -220,6 +220,17 @@ def recipe() -> None:
         say(file.parent.name, kept)
 
 
+def preferences() -> None:
+    """Steps of DPO by ft and by TRL's own trainer; not of the parts that run unasked."""
+    if not GPU:
+        return say("preferences: on a GPU alone")
+    command = [sys.executable, str(ROOT / "benchmarks/gpu_preferences.py"), "--rounds", "1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=max(5, left() - 3)
+    )
+    say(done.stdout if done.returncode == 0 else f"FAILED preferences: {done.stderr[-600:]}")
+
+
 PARTS = {  # and the seconds that each may take
     "env": (env, 25),
     "steps": (trainers.steps, 95),
@@ -229,6 +240,7 @@ PARTS = {  # and the seconds that each may take
     "parity": (numbers_agree.parity, 60),
     "decode": (decode, 35),
     "recipe": (recipe, 70),
+    "preferences": (preferences, 120),
     "_numbers": (numbers_agree.of_this_device, 120),
 }
 

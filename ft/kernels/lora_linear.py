@@ -123,7 +123,9 @@ def _part(layer: Any, x: "Tensor") -> Part | None:
     if name is None or x.device.type not in joined.DEVICES:
         return None
     dropout = layer.lora_dropout[name]
-    if dropout.training and type(dropout) is not torch.nn.Identity:
+    # TRL sets p to 0 where it compares probabilities
+    idle = type(dropout) is torch.nn.Identity or getattr(dropout, "p", None) == 0
+    if dropout.training and not idle:
         return None
     if "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks:
         return None

@@ -16,8 +16,8 @@ WIDTH = 4  # bytes of a number of what a layer begins with, at most
 class Trial:
     """A part of trainers. A plan is right within some per cent, and what it misses need not end a run.
 
-    Each way to make room costs more than the one before, and none changes a loss by more than rounding. Several
-    processes would have to take one together, so they take none.
+    Each way to make room costs more than the one before, and none changes a loss by more than rounding. Of several
+    processes each takes its own where rows are graphs, which meet no others; else they would have to take one together, and take none.
     """
 
     model: Any
@@ -38,7 +38,7 @@ class Trial:
         What is offloaded is so as long as ``meanwhile`` lasts, and again in each epoch.
         """
         alone = self.accelerator.num_processes == 1 and not self.is_fsdp_enabled
-        ways = self._ways(tokens, meanwhile) if alone else iter(())
+        ways = self._ways(tokens, meanwhile) if alone or self.graphs else iter(())
         while not self._has_room(run):
             way = next(ways, None)
             if way is None:
@@ -89,7 +89,7 @@ class Trial:
             yield "gradient checkpointing"
         text = self.model.config.get_text_config()
         size = WIDTH * text.num_hidden_layers * text.hidden_size * tokens
-        if self.offloading is None and size <= SPARED * free_ram():
+        if self.offloading is None and size <= SPARED * free_ram() / self.accelerator.num_processes:
             self.offloading = Offloading(pinned=gpu)
             meanwhile.enter_context(self.offloading.of(self.model))
             yield "the inputs of recomputed layers in the processor's memory"

@@ -461,6 +461,21 @@ def test_a_layer_as_one_function_is_its_eight_products(monkeypatch):
     assert names.keys() <= {"mm", "addmm_", "_to_copy"} | without_work
 
 
+def test_a_dropout_of_nothing_is_none(monkeypatch):
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    found = []
+    for rate in (0.0, 0.5):
+        torch.manual_seed(0)
+        _, ours = adapted(lora_dropout=rate)
+        for module in ours.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if rate:
+            monkeypatch.setattr(torch.nn.Dropout, "forward", None)  # its use would be an error
+        found.append(step(ours.train()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(
     "options", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"]
 )

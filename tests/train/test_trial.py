@@ -197,6 +197,30 @@ def test_rows_that_cannot_run_again_leave_fewer_holes_on_a_gpu_nearly_full(
     assert ("nearly fills the GPU" in capsys.readouterr().out) == grown
 
 
+@pytest.mark.parametrize("rows", [None, types.SimpleNamespace(reruns=True)])
+def test_of_several_processes_each_makes_room_where_rows_are_graphs(rows, monkeypatch, capsys):
+    """Else one would wait in its backward for another that is to begin again."""
+    monkeypatch.setattr(segments, "grow", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    made, calls = Card(rows, processes=2), []
+    made.model = types.SimpleNamespace(zero_grad=lambda: None)
+
+    def run() -> None:
+        calls.append(None)
+        if not made.made_room:
+            raise torch.OutOfMemoryError(FULL)
+
+    with contextlib.ExitStack() as meanwhile:
+        if rows is None:
+            with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+                made._try("the largest row", 9, run, meanwhile)
+            assert not made.made_room
+        else:
+            made._try("the largest row", 9, run, meanwhile)
+            assert made.made_room == (trial.SEGMENTS,)
+            assert len(calls) == 2
+
+
 class Rows:
     """Graphs whose memory a validation may need."""
 
