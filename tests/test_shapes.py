@@ -71,16 +71,19 @@ CALLS: dict[str, tuple[Any, list[Any], list[list[Any]]]] = {
         [ones(1, 3, 4), ones(50, 4), IDS],
         [[ones(3, 4), ones(50, 4), IDS], [ones(1, 3, 4), ones(50, 4), ones(1, 3)]],
     ),
-    "cross_entropy.loss_at": (
-        cross_entropy.loss_at,
-        [GEMMA, HIDDEN, PLACES, IDS[0]],
-        [
-            [GEMMA, HIDDEN[0], PLACES, IDS[0]],
-            [GEMMA, HIDDEN, PLACES[None], IDS],
-            [GEMMA, HIDDEN, PLACES, IDS[0, 1:]],
-            [GEMMA, HIDDEN, PLACES / 1, IDS[0]],
-        ],
-    ),
+    **{
+        f"cross_entropy.{function.__name__}": (
+            function,
+            [GEMMA, HIDDEN, PLACES, IDS[0]],
+            [
+                [GEMMA, HIDDEN[0], PLACES, IDS[0]],
+                [GEMMA, HIDDEN, PLACES[None], IDS],
+                [GEMMA, HIDDEN, PLACES, IDS[0, 1:]],
+                [GEMMA, HIDDEN, PLACES / 1, IDS[0]],
+            ],
+        )
+        for function in (cross_entropy.loss_at, cross_entropy.losses_at)
+    },
     "logits.last": (
         logits.last,
         [GEMMA, IDS, IDS > 0],
