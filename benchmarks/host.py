@@ -42,7 +42,7 @@ class Nothing:
         run()
 
     @staticmethod
-    def lack(share: float) -> str:
+    def lack(share: float, beside: Any = None) -> str:
         """There is room."""
         return ""
 

@@ -9,15 +9,22 @@ from ft.kernels import segments
 _there: "weakref.WeakSet[CudaGraph]" = weakref.WeakSet()
 
 
-def idle() -> int:
-    """Bytes of this process's GPU that graphs keep for their next replay, and PyTorch's allocator counts as free."""
+def idle(beside: "CudaGraph | None" = None) -> int:
+    """Bytes of this process's GPU that graphs keep for their next replay, and PyTorch's allocator counts as free.
+
+    Not what a new graph ``beside`` one can take.
+    """
     import torch
 
     if not _there:  # to look takes milliseconds
         return 0
-    kept = (each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0))
     here = torch.cuda.current_device()
-    return sum(s["total_size"] - s["allocated_size"] for s in kept if s["device"] == here)
+    free = [(0, 0), *([tuple(beside.graph.pool())] if beside else [])]
+    return sum(
+        s["total_size"] - s["allocated_size"]
+        for s in torch.cuda.memory_snapshot()
+        if s["device"] == here and tuple(s["segment_pool_id"]) not in free
+    )
 
 
 class CudaGraph:

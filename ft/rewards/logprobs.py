@@ -107,10 +107,15 @@ class LogProbs(graphed.Graphed):
         """Of a row's supervised places."""
         from ft.kernels import cross_entropy
 
-        assert self.graphs is not None
-        hidden = self.graphs(inputs, self.weights or lora.active(self.model))
+        graphs, inner = self.graphs, self.model.get_base_model()
+        assert graphs is not None
+        weights = self.weights or lora.active(self.model)
         places = inputs["supervised_at"], inputs["targets"]
-        return cross_entropy.losses_at(self.model.get_base_model(), hidden, *places)
+
+        def run() -> "Tensor":
+            return cross_entropy.losses_at(inner, graphs(inputs, weights), *places)
+
+        return graphs.in_room(run, inputs["input_ids"])
 
 
 def noting(collate: Callable[[Any], dict[str, Any]], rows: Any) -> dict[str, Any]:

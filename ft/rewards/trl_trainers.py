@@ -117,11 +117,13 @@ class _Ours(LogProbs, Trial, Staged):
     def try_largest(self, meanwhile: contextlib.ExitStack) -> None:
         """Run the largest batch forward and backward. Nothing of it stays: what a GPU does not hold ends the run here."""
         device, tokens = self.args.device, sum(len(e["input_ids"]) for e in self.largest)
+        gpu = [device] if device.type == "cuda" else []
+        states = optim.to_come(self.optimizer, "adamw") if gpu else 0
 
         def run() -> None:
             self.model.train()
             with contextlib.ExitStack() as trial:
-                gpu = [device] if device.type == "cuda" else []
+                room = torch.empty(states, dtype=torch.uint8, device=device)
                 trial.enter_context(torch.random.fork_rng(gpu))  # dropout draws
                 given: list[Any] = []
                 if self.graphs:
@@ -130,6 +132,7 @@ class _Ours(LogProbs, Trial, Staged):
                 with self.compute_loss_context_manager():
                     values = torch.cat(likelihood.logprobs(self.model, self.largest, *given))
                 values.sum().backward()
+                del room
             self.model.zero_grad()
 
         name = f"a batch of {tokens:,} tokens, as large as they may be,"

@@ -42,10 +42,10 @@ class CudaGraph:
         self.graph.replay()
 
     @staticmethod
-    def lack(share: float, apart: bool = False) -> str:
+    def lack(share: float, beside: "CudaGraph | None" = None) -> str:
         """Why graphs of this ``share`` of the largest row would not fit into the GPU's memory; nothing where they do.
 
-        ``apart``: not into that of other graphs.
+        They take the memory of ``beside``, and of no other graph.
         """
         import torch
 
@@ -54,7 +54,7 @@ class CudaGraph:
         held = torch.cuda.memory_allocated()
         most = torch.cuda.max_memory_allocated() - held  # of a row so far, or of loading if more
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
-        free -= cuda_graph.idle() if apart else 0
+        free -= cuda_graph.idle(beside.graph if beside else None)
         if share <= largest_share(free, most):
             return ""
         pool = share * POOL * most / 2**30
@@ -101,6 +101,8 @@ class RowsInRoom:
     """
 
     rows: dict[Any, Any]
+    learns: bool
+    taking = 1.0  # of what a row of the same size does that goes back
     rehearsed: "dict[str, Tensor]"
     make: Any
     say: Callable[[str], None]
@@ -146,11 +148,20 @@ class RowsInRoom:
     def _limit(self, tokens: int, why: str) -> None:
         """Make no graphs of rows that are as long as the shortest without room."""
         for shorter in row_inputs.buckets(tokens - 1):
-            lack = self.make.lack(shorter / self.largest)
+            lack = self._lack(shorter)
             if not lack:
                 break
             tokens, why = shorter, lack
         self._bound(tokens, why)
+
+    def _lack(self, tokens: int) -> str:
+        """``lack`` of rows of so many tokens."""
+        kin = self._kin()
+        return self.make.lack(self.taking * tokens / self.largest, kin.forward if kin else None)
+
+    def _kin(self) -> Any:
+        """The first row whose memory that at hand can take: no two of them are in use at once."""
+        return next((row for row in self.rows.values() if row.learns == self.learns), None)
 
     def _bound(self, tokens: float, why: str) -> None:
         self.limit = tokens
@@ -160,7 +171,7 @@ class RowsInRoom:
         """The rehearsed row, or as much of it as has room as a graph; nothing where none has."""
         ids = self.rehearsed["input_ids"]
         for n in (ids.numel(), *row_inputs.buckets(ids.numel() - 1)):
-            if n < self.limit and not self.make.lack(n / self.largest):
+            if n < self.limit and not self._lack(n):
                 given = self.rehearsed.items()
                 return {name: x[..., :n] if x.shape == ids.shape else x for name, x in given}
         return {}

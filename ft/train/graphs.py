@@ -212,10 +212,6 @@ class Graphs(graph_room.RowsInRoom):
         """What makes rows that one graph can be of."""
         return tuple(n for x in tensors.values() for n in x.shape)
 
-    def _kin(self) -> Row | None:
-        """The first row whose memory that at hand can take: no two of them are in use at once."""
-        return next((row for row in self.rows.values() if row.learns == self.learns), None)
-
     def _first(self, key: tuple[Any, ...], tokens: int) -> bool:
         """Whether a row is to run without a graph before its size is captured."""
         known = key in self.seen or (tokens <= self.largest and not self.wary)
@@ -231,7 +227,8 @@ class Graphs(graph_room.RowsInRoom):
             self.full = True
             self.say(f"CUDA graphs: {self.most} sizes of rows have one, others run without")
             return False
-        if tokens > self.captured and (why := self.make.lack(tokens / self.largest)):
+        larger = tokens > self.captured or not self._kin()
+        if larger and (why := self._lack(tokens)):
             self._limit(tokens, why)
             return False
         return True

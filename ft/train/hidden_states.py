@@ -14,6 +14,10 @@ from ft.train import graph_room
 from ft.train.graphs import MOST, Graphs
 from ft.train.row import Row, tensors_of
 
+# Of what a row takes that goes back, one without gradients takes 0.3 where layers are recomputed, and under 0.1 where they are
+# not, by PyTorch's allocator
+STILL = 0.4
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
@@ -51,6 +55,7 @@ class HiddenStates(Graphs):
         )
         self.weights = ""  # the name of those of the row at hand
         self.waits = self.rehearsing = False
+        self.alone = False  # rows without gradients have no room
         self.anchor = torch.zeros((), requires_grad=True)  # by which autograd comes here
 
     @property
@@ -79,12 +84,13 @@ class HiddenStates(Graphs):
 
         given = {name: x for name, x in inputs.items() if name not in HEAD}
         self.learns, self.weights = torch.is_grad_enabled(), weights
+        self.taking = 1.0 if self.learns else STILL
         if self.rehearsing:
             self._note(tensors_of(given))
             return self.body(given)
         row = self._row(tensors_of(given))
         if row is None:
-            return self._launched(given)
+            return self.body(given)
         row.forward.replay()
         if not self.learns:
             return row.hidden
@@ -116,22 +122,36 @@ class HiddenStates(Graphs):
             for gradient, kept in zip(gradients, before, strict=True):
                 gradient.copy_(kept)
 
-    def _launched(self, given: Mapping[str, Any]) -> "Tensor":
-        """One that finds no room is tried again with more: its backward, which cannot be, needs what its trial did."""
-        found: list[Tensor] = []
-        run = lambda: found.append(self.body(given))  # noqa: E731
-        if graph_room.finds_room(run):
-            return found[0]
-        for _ in self._ways(given["input_ids"]):
-            if graph_room.finds_room(run):
-                return found[0]
-        return self.body(given)
+    def in_room(self, run: Callable[[], "Tensor"], ids: "Tensor") -> "Tensor":
+        """What ``run`` makes of a row of these ``ids`` and its hidden states. Where it finds no room it is run again with more.
+
+        Its backward cannot be: it needs what the trial of the largest did.
+        """
+        found, waits = [], self.waits
+        ways = iter(()) if self.rehearsing else self._ways(ids)
+
+        def again() -> None:
+            self.waits = waits
+            found.append(run())
+
+        while not graph_room.finds_room(again, lambda: self.rehearsing):
+            if next(ways, ways) is ways:
+                again()
+                break
+        return found[0]
 
     def _wanted(self, key: tuple[Any, ...], tokens: int) -> bool:
-        """As ``Graphs`` has it; rows without gradients take memory beside that of the others."""
-        if not super()._wanted(key, tokens):
+        """As ``Graphs`` has it; rows without gradients come last, as they take memory beside that of the others."""
+        if self.learns or self._kin():
+            return super()._wanted(key, tokens)
+        if self.alone or not any(row.learns for row in self.rows.values()):
             return False
-        return self.learns or bool(self._kin()) or not self.make.lack(tokens / self.largest, True)
+        self.largest = max(self.largest, tokens)
+        if why := self._lack(tokens):
+            self.alone = True
+            self.say(f"CUDA graphs: rows without gradients run without, as {why}")
+            return False
+        return super()._wanted(key, tokens)
 
     def _key(self, tensors: "Mapping[str, Tensor]") -> tuple[Any, ...]:
         return (self.learns, self.weights, *super()._key(tensors))

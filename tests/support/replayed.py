@@ -15,5 +15,5 @@ class Replayed:
         self.replays += 1
 
     @staticmethod
-    def lack(share: float, apart: bool = False) -> str:
+    def lack(share: float, beside=None) -> str:
         return ""

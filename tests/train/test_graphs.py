@@ -284,7 +284,7 @@ class Faulty(Replayed):
 def test_rows_that_have_no_room_as_graphs_run_without_and_smaller_ones_do_not():
     class Small(Replayed):
         @staticmethod
-        def lack(share: float) -> str:
+        def lack(share: float, beside=None) -> str:
             return "" if share <= 0.5 else f"{share:.2f} of the largest"
 
     plain, side = Side("gemma"), Side("gemma", Small)
@@ -314,7 +314,7 @@ def test_a_share_of_the_largest_row_fits_beside_it():
 def test_without_a_graph_the_run_goes_on_and_says_why(fault, monkeypatch):
     class Full(Replayed):
         @staticmethod
-        def lack(share: float) -> str:
+        def lack(share: float, beside=None) -> str:
             return "0.1 GiB are free"
 
     monkeypatch.setattr(Faulty, "times", 99)
@@ -414,7 +414,7 @@ def test_the_largest_row_with_room_is_captured_first_and_lends_its_memory(room):
 
     class Small(Replayed):
         @staticmethod
-        def lack(share: float) -> str:
+        def lack(share: float, beside=None) -> str:
             return "" if share <= room else "too little"
 
     side, plain = Side("gemma", Small), Side("gemma")
@@ -470,7 +470,7 @@ def test_a_row_that_finds_no_room_beside_graphs_takes_their_place_and_counts_onc
 ):
     class Small(Replayed):
         @staticmethod
-        def lack(share: float) -> str:
+        def lack(share: float, beside=None) -> str:
             return "" if share < 0.8 else "too little"
 
     plain, side = Side("gemma"), Side("gemma", Small, together=together)

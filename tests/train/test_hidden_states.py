@@ -40,6 +40,7 @@ class Side:
                 p.data.normal_(std=0.05)
         self.optimizer = optim.create(self.model, "sgd", learning_rate=0.1, joint=True)
         self.lines, self.launched, self.states = [], [], self.body
+        self.head = lambda: None
         if make:
             given = self.body, self.model.parameters(), self.lines.append
             self.states = HiddenStates(*given, make=make, **options)
@@ -52,9 +53,14 @@ class Side:
         return scale * self.model(**given, hidden_only=True).hidden
 
     def loss(self, inputs, weights="") -> torch.Tensor:
-        hidden = self.states(inputs, weights)
         inner, at = self.model.get_base_model(), inputs["supervised_at"]
-        return loss.losses_at(inner, hidden, at, inputs["targets"]).sigmoid().mean()
+
+        def run() -> torch.Tensor:
+            hidden = self.states(inputs, weights)
+            self.head()
+            return loss.losses_at(inner, hidden, at, inputs["targets"]).sigmoid().mean()
+
+        return run() if self.states == self.body else self.states.in_room(run, inputs["input_ids"])
 
     def gradients(self) -> list[torch.Tensor]:
         return [p.grad.clone() for p in self.model.parameters() if p.requires_grad]
@@ -167,8 +173,8 @@ def test_graphs_that_answer_otherwise_are_left(learns):
 def test_rows_without_gradients_take_no_memory_that_is_not_there():
     class Full(Replayed):
         @staticmethod
-        def lack(share: float, apart: bool = False) -> str:
-            return "0.1 GiB are free" if apart else ""
+        def lack(share: float, beside=None) -> str:
+            return "" if share == 1 else "0.1 GiB are free"
 
     made = Side(Full)
     for _ in range(3):
@@ -176,25 +182,28 @@ def test_rows_without_gradients_take_no_memory_that_is_not_there():
         with torch.no_grad():
             made.loss(row(4))
     assert {key[0] for key in made.states.rows} == {True}
+    assert made.lines == ["CUDA graphs: rows without gradients run without, as 0.1 GiB are free"]
 
 
-def test_a_row_that_finds_no_room_beside_graphs_takes_their_place(monkeypatch):
+@pytest.mark.parametrize("where", ["body", "head"])
+def test_a_row_that_finds_no_room_beside_graphs_takes_their_place(where, monkeypatch):
     monkeypatch.setattr(graph_room, "give_back", lambda: None)
 
     def work(side: Side) -> None:
         for _ in range(2):
             side.loss(row(4)).backward()
-        plain = side.body
-
-        def lacking(*given):
-            if side.states.rows:
-                raise torch.OutOfMemoryError(FULL)
-            return plain(*given)
-
         if side.states != side.body:
-            side.states.body = lambda given: lacking(given, side.states.weights)
             side.states.limit = 1  # of rows that are graphs from now on
-        side.loss(row(8)).backward()
+            of = side.states if where == "body" else side
+            plain = getattr(of, where)
+
+            def lacking(*given):
+                if side.states.rows:
+                    raise torch.OutOfMemoryError(FULL)
+                return plain(*given)
+
+            setattr(of, where, lacking)
+        side.loss(row(8 if where == "body" else 4)).backward()
 
     made = both(work)
     assert not made.states.rows
