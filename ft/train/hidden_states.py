@@ -55,7 +55,7 @@ class HiddenStates(Graphs):
         )
         self.weights = ""  # the name of those of the row at hand
         self.waits = self.rehearsing = False
-        self.alone = False  # rows without gradients have no room
+        self.refused = False  # of rows without gradients, for lack of room
         self.anchor = torch.zeros((), requires_grad=True)  # by which autograd comes here
 
     @property
@@ -127,28 +127,31 @@ class HiddenStates(Graphs):
 
         Its backward cannot be: it needs what the trial of the largest did.
         """
+        if self.rehearsing:
+            return run()
         found, waits = [], self.waits
-        ways = iter(()) if self.rehearsing else self._ways(ids)
 
         def again() -> None:
             self.waits = waits
             found.append(run())
 
-        while not graph_room.finds_room(again, lambda: self.rehearsing):
-            if next(ways, ways) is ways:
-                again()
-                break
+        if graph_room.finds_room(again):
+            return found[0]
+        for _ in self._ways(ids):
+            if graph_room.finds_room(again):
+                return found[0]
+        again()
         return found[0]
 
     def _wanted(self, key: tuple[Any, ...], tokens: int) -> bool:
         """As ``Graphs`` has it; rows without gradients come last, as they take memory beside that of the others."""
         if self.learns or self._kin():
             return super()._wanted(key, tokens)
-        if self.alone or not any(row.learns for row in self.rows.values()):
+        if self.refused or not any(row.learns for row in self.rows.values()):
             return False
         self.largest = max(self.largest, tokens)
         if why := self._lack(tokens):
-            self.alone = True
+            self.refused = True
             self.say(f"CUDA graphs: rows without gradients run without, as {why}")
             return False
         return super()._wanted(key, tokens)
