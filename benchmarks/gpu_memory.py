@@ -210,27 +210,29 @@ def measure(case: Case) -> dict[str, Any]:
             def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
                 watch(state.global_step)
 
+        run = cases.bare_run(Path(name) / "run")
         with contextlib.suppress(Measured):
             if case.pairs:
-                run = cases.bare_run(Path(name) / "run")
-                cases.prefer(model, base.tokenizer, cases.pairs_of(ids), run, case, watch, steps)
-            train.sft(
-                model,
-                base.tokenizer,
-                cases.half_supervised(ids),
-                run=cases.bare_run(Path(name) / "run"),
-                validate=lambda: 0.0,
-                learning_rate=1e-5,
-                optim=case.optim,  # pyright: ignore[reportArgumentType]
-                max_steps=steps,
-                per_device_train_batch_size=batch,
-                packing=case.packing,
-                gradient_checkpointing=case.gradient_checkpointing,
-                autocast=automatic and bf16,
-                save_steps=1000,
-                accept_loss=True,
-                callbacks=[Watch()],
-            )
+                pairs = cases.pairs_of(ids)
+                cases.prefer(model, base.tokenizer, pairs, run, case, watch, steps)
+            else:
+                train.sft(
+                    model,
+                    base.tokenizer,
+                    cases.half_supervised(ids),
+                    run=run,
+                    validate=lambda: 0.0,
+                    learning_rate=1e-5,
+                    optim=case.optim,  # pyright: ignore[reportArgumentType]
+                    max_steps=steps,
+                    per_device_train_batch_size=batch,
+                    packing=case.packing,
+                    gradient_checkpointing=case.gradient_checkpointing,
+                    autocast=automatic and bf16,
+                    save_steps=1000,
+                    accept_loss=True,
+                    callbacks=[Watch()],
+                )
         return of(planned, *map(max, zip(*found, strict=True)))
 
 

@@ -90,16 +90,6 @@ class _Ours(LogProbs, Trial, Staged):
         self._average()
         return found
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what comes after has the memory of the graphs and of the gradients."""
-        try:
-            return super().train(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            vars(self.model).pop("zero_grad", None)
-            self.model.zero_grad()
-            if self.graphs:
-                self.graphs.release()
-
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # for which each step would go through all modules
 
@@ -145,10 +135,8 @@ class _Ours(LogProbs, Trial, Staged):
             self.optimizer = optim.create(
                 self.model, "adamw", joint=(joint := self._joins()), **options
             )
-            if joint:  # gradients keep their places
-                clear = self.optimizer.zero_grad
-                self.model.zero_grad = functools.partial(clear, set_to_none=False)
-                self._begin_alike()
+            if joint:
+                self._keep_gradients()
         return self.optimizer
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

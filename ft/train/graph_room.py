@@ -102,7 +102,6 @@ class RowsInRoom:
 
     rows: dict[Any, Any]
     learns: bool
-    taking = 1.0  # of what a row of the same size does that goes back
     rehearsed: "dict[str, Tensor]"
     make: Any
     say: Callable[[str], None]
@@ -157,7 +156,11 @@ class RowsInRoom:
     def _lack(self, tokens: int) -> str:
         """``lack`` of rows of so many tokens."""
         kin = self._kin()
-        return self.make.lack(self.taking * tokens / self.largest, kin.forward if kin else None)
+        return self.make.lack(self._share(tokens), kin.forward if kin else None)
+
+    def _share(self, tokens: int) -> float:
+        """Of what the largest row takes, what one of so many tokens does."""
+        return tokens / self.largest
 
     def _kin(self) -> Any:
         """The first row whose memory that at hand can take: no two of them are in use at once."""

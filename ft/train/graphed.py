@@ -1,5 +1,6 @@
 """What of the trainer has to do with rows that are CUDA graphs, and with an adapter that is one tensor to the optimizer."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,16 @@ class Graphed:
     step_loss: "Tensor"
     compute_loss_context_manager: Any
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what comes after has the memory of the graphs and of the gradients."""
+        try:
+            return super().train(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            vars(self.model).pop("zero_grad", None)
+            self.model.zero_grad()
+            if self.graphs:
+                self.graphs.release()
+
     def _use_graphs(self, make: Any) -> None:
         """Run rows as CUDA graphs, where that is possible."""
         why = refusal(
@@ -147,6 +158,12 @@ class Graphed:
         """Whether the optimizer sees all that trains as one tensor: where no other process has hooks on its parts."""
         alone = self.accelerator.num_processes == 1 or self.graphs is not None
         return alone and self._is_one_adapter()
+
+    def _keep_gradients(self) -> None:
+        """Leave the gradients of a joint optimizer where they are, as graphs know them by their place; all begin alike."""
+        clear = self.optimizer.zero_grad
+        self.model.zero_grad = functools.partial(clear, set_to_none=False)
+        self._begin_alike()
 
     def _begin_alike(self) -> None:
         """Give all processes the first one's adapter, as DDP does."""

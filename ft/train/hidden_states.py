@@ -84,7 +84,6 @@ class HiddenStates(Graphs):
 
         given = {name: x for name, x in inputs.items() if name not in HEAD}
         self.learns, self.weights = torch.is_grad_enabled(), weights
-        self.taking = 1.0 if self.learns else STILL
         if self.rehearsing:
             self._note(tensors_of(given))
             return self.body(given)
@@ -155,6 +154,9 @@ class HiddenStates(Graphs):
             self.say(f"CUDA graphs: rows without gradients run without, as {why}")
             return False
         return super()._wanted(key, tokens)
+
+    def _share(self, tokens: int) -> float:
+        return super()._share(tokens) * (1.0 if self.learns else STILL)
 
     def _key(self, tensors: "Mapping[str, Tensor]") -> tuple[Any, ...]:
         return (self.learns, self.weights, *super()._key(tensors))

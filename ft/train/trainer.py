@@ -1,7 +1,6 @@
 """TRL's SFTTrainer on our ids, labels, rows and loss; imports TRL at its top, so only `train` imports it."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,17 +86,6 @@ class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
         if make_graph:
             self._use_graphs(make_graph)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what comes after has the memory of the graphs and of the gradients."""
-        model: Any = self.model
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            vars(model).pop("zero_grad", None)
-            model.zero_grad()
-            if self.graphs:
-                self.graphs.release()
-
     def create_accelerator_and_postprocess(self) -> None:
         """Shard on CPUs too where FSDP is asked for: Accelerate leaves it out there without a word."""
         super().create_accelerator_and_postprocess()
@@ -174,9 +162,8 @@ class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 joint=(joint := self._joins()),
             )
-            if joint:  # gradients keep their places
-                model.zero_grad = functools.partial(self.optimizer.zero_grad, set_to_none=False)
-                self._begin_alike()
+            if joint:
+                self._keep_gradients()
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:

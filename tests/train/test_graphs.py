@@ -50,14 +50,7 @@ class Side:
     """A tiny model with an adapter, its rows as graphs or plain."""
 
     def __init__(self, kind: str, make=None, **options) -> None:
-        base = tiny.build(kind)
-        attention.install(base)
-        loss.install(base)
-        torch.manual_seed(0)
-        self.model = lora.attach(base, r=2, alpha=4)
-        for name, p in self.model.named_parameters():
-            if "lora_B" in name:
-                p.data.normal_(std=0.05)
+        self.model = toy.adapted(kind)
         self.loss, self.lines = torch.zeros(()), []
         self.run = self.row
         if make:
@@ -394,6 +387,15 @@ def test_gradients_of_all_parameters_are_added_one_by_one():
     assert replays()
     for name, gradient in plain.gradients().items():
         torch.testing.assert_close(side.gradients()[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_row_is_run_again_where_its_gradients_are_added_at_once_and_others_are_graphs():
+    given = Side("gemma").model.parameters(), lambda _: None
+    for together in (True, False):
+        run = graphs.Graphs(None, None, *given, make=Replayed, together=together)
+        assert run.reruns == together
+        run.leave("they answer otherwise")
+        assert not run.reruns
 
 
 def test_graphs_share_memory_with_those_that_live():

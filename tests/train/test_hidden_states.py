@@ -4,12 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from support import tiny, toy
+from support import toy
 from support.replayed import Replayed
 
-from ft.kernels import attention
 from ft.kernels import cross_entropy as loss
-from ft.models import lora
 from ft.text import batches, row_inputs
 from ft.train import graph_room, optim
 from ft.train.hidden_states import HiddenStates
@@ -30,14 +28,7 @@ class Side:
     """A tiny model with an adapter whose gradients keep their places, its hidden states from graphs or not."""
 
     def __init__(self, make=None, **options) -> None:
-        base = tiny.build("gemma3_text")
-        attention.install(base)
-        loss.install(base)
-        torch.manual_seed(0)
-        self.model = lora.attach(base, r=2, alpha=4)
-        for name, p in self.model.named_parameters():
-            if "lora_B" in name:
-                p.data.normal_(std=0.05)
+        self.model = toy.adapted("gemma3_text")
         self.optimizer = optim.create(self.model, "sgd", learning_rate=0.1, joint=True)
         self.lines, self.launched, self.states = [], [], self.body
         self.head = lambda: None
