@@ -81,7 +81,9 @@ def command(
     plan = fit.of(settings, **options)
     print(describe(settings, plan))
     print(f"{plan}\n{fitting.grid(settings, options)}")
-    if "implied" not in settings:
+    if drawn := rewards.draws(settings):
+        print(drawn)
+    else:
         rows = lambda: module.rows(config)["train"]  # noqa: E731
         print(time.told(plan, settings, device or on.card, rows, _here(settings), processes))
     if plan.peak > room:

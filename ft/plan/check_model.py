@@ -16,7 +16,6 @@ from ft.plan.moments import GIB
 from ft.plan.peak import Plan
 from ft.runs import checkpoints
 from ft.runs.gguf_settings import ARCHITECTURES
-from ft.text.tokens import IGNORE
 
 NAMES = {
     "gemma": "Gemma",
@@ -224,7 +223,7 @@ def memory(case: Case) -> Seen:
         if place.here:  # a plan is no measurement, and what is free changes
             return Seen("WARN", "memory", text)
         raise UserError(text)
-    if place.card and case.encoded and "copies" not in given:
+    if place.card and case.encoded and not rewards.draws(given):
         text += f"; {_time(case, case.plan, place.card)}"
     return Seen("ok", "memory", text)
 
@@ -260,12 +259,12 @@ def _epoch(case: Case, plan: Plan, device: str, split: str) -> tuple[int, float]
     assert case.encoded
     assert case.sample
     assert case.splits
-    given, examples = case.settings, case.encoded[split].examples
-    found = rewards.flat(_kept(case, given, split))
+    given, encoded = rewards.completed(case.settings), case.encoded[split]
+    groups = _kept(case, given, split)
+    found = rewards.flat(groups)
     rows = len(case.splits[split]) / len(case.sample[split])  # of the split for one of the sample
-    batches = max(1, math.ceil(rows * len(found) / given["per_device_train_batch_size"]))
-    labels = [label for example in examples for label in example["labels"]]
-    part = 1 - labels.count(IGNORE) / len(labels)
+    batches = max(1, math.ceil(rows * len(groups) / given["per_device_train_batch_size"]))
+    part = rewards.supervised(given, encoded, rewards.flat(rewards.groups(given, encoded)))
     tokens = rows * sum(found) / batches
     return batches, batches * time.on_card(plan, device, tokens, supervised=part)
 

@@ -44,6 +44,7 @@ class Step:
     packed: bool
     evaluation: answers.Evaluation | None
     room: int | None
+    forwards: int = 0  # of each row without gradients, beside that which it learns by
     launched: bool = False  # rows are no CUDA graphs, as there is no room for these
 
     @property
@@ -127,7 +128,7 @@ def training(step: Step) -> dict[str, dict[str, int]]:
     # all parameters' gradients arrive as the activations go, unless they are there, as graphs need them
     if step.passes == "several" or not mode.full or step.graphs:
         kept["gradients"] = step.gradients
-    if step.graphs and step.passes == "together":
+    if step.graphs and step.forwards:
         kept[APART] = int(POOL * parts.on_their_way(shape, mode, step.seen))
     # of the head and of the embedding, which are one
     tied = shape.vocab_size * shape.hidden_size * mode.width if mode.full else 0

@@ -31,6 +31,7 @@ class Plan:
     layers: int  # of the language model
     checkpointing: bool = False  # activations are computed again
     aside: int = 0  # bytes that they are computed from in the processor's memory, where they are not on the GPU
+    forwards: int = 0  # of a row without gradients, beside that which it learns by
     passing: int = 0  # bytes that a row's CUDA graph holds once more; none where rows are no graphs
     staying: int = 0  # the others of a step
 
@@ -86,6 +87,7 @@ def plan_of(
     packing: bool = True,
     row_length: int | None = None,
     together: bool = False,
+    forwards: int = 0,
     checkpointing: bool = False,
     offloading: bool = False,
     accumulation: int = 1,
@@ -101,19 +103,20 @@ def plan_of(
 
     ``precision`` is fp32, bf16 or nf4, which computes in bf16 where ``bf16``; ``batch`` a number of
     examples, the longest of ``lengths``, or all of ``max_length`` tokens; ``row_length`` that of packed
-    rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``offloading`` keeps what
-    ``checkpointing`` starts from in the processor's memory; ``supervised`` is the
-    largest share of a row that a loss is taken of; ``processes`` share gradients (by DDP, but where rows can be CUDA graphs) or,
-    ``sharded``, everything (FSDP). Where a GPU's ``room`` (none: there is enough) does not hold the largest
-    row's CUDA graphs, it is launched; answers take no more than a third of what is left. What DoRA and Unsloth keep besides is not counted.
+    rows (by default train.sft's), which with ``together`` are all there until one backward of all; ``forwards``
+    go through each row without gradients besides; ``offloading`` keeps what ``checkpointing`` starts from in the
+    processor's memory; ``supervised`` is the largest share of a row that a loss is taken of; ``processes`` share
+    gradients (by DDP, but where rows can be CUDA graphs) or, ``sharded``, everything (FSDP). Where a GPU's ``room``
+    (none: there is enough) does not hold the largest row's CUDA graphs, it is launched; answers take no more than a
+    third of what is left. What DoRA and Unsloth keep besides is not counted.
     """
     width = 4 if precision == "fp32" or (precision == "nf4" and not bf16) else 2
-    row = row_length or batches.row_length(device)
     longest = sorted(lengths, reverse=True)[:batch] if lengths else [max_length] * batch
+    row = row_length or batches.row_length(device)
     passes = [[longest[i] for i in part] for part in batches.pack(longest, row)]
+    product = 2 if autocast else width
     several = packing and len(passes) > 1 or accumulation > 1
     rows = passes if together else [max(passes, key=sum)] if packing else [[longest[0]] * batch]
-    product = 2 if autocast else width
     mode = Mode(
         full=lora_r == 0,
         rank=lora_r,
@@ -129,9 +132,7 @@ def plan_of(
     across = mode.attention in ("masked", "eager") and packing  # examples of a row
     seen = [sum(row) for row in rows] if across else [n for row in rows for n in row]
     step = moments.Step(
-        *(shape, mode, seen, 1 if packing else batch),
-        optim=optim,
-        device=device,
+        *(shape, mode, seen, 1 if packing else batch, optim, device),
         checkpointing=checkpointing,
         offloading=offloading,
         passes="together" if together else "several" if several else "one",
@@ -142,6 +143,7 @@ def plan_of(
         packed=packing,
         evaluation=evaluation,
         room=room,
+        forwards=forwards,
     )
     plan = _plan(step, precision=precision)
     if room is None or not step.graphs or plan.graphed(room) >= plan.tokens and plan.peak <= room:
@@ -176,6 +178,7 @@ def _plan(step: moments.Step, *, precision: str) -> Plan:
         layers=shape.num_hidden_layers,
         checkpointing=step.checkpointing,
         aside=parts.inputs(shape, mode, step.seen) if step.offloading else 0,
+        forwards=step.forwards,
         passing=passing,
         staying=_allocated(fullest) - passing,
     )

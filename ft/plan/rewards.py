@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ft.data.preferences import answers
+from ft.data.rows import Row, Rows
 from ft.plan.peak import Plan
 from ft.runs import opened
 from ft.runs.folder import ADAPTER
@@ -88,6 +90,31 @@ def with_copies(plan: Plan, settings: Mapping[str, Any]) -> Plan:
         most=(*plan.most, *held.items()),
         staying=plan.staying + sum(held.values()),
     )
+
+
+def forwards(settings: Mapping[str, Any]) -> int:
+    """How often each answer of ``completed`` settings goes through the model without gradients, beside learning from it."""
+    if "method" in settings:  # by TRL's copy of the start; RLOO's KL and ratio ask the model itself
+        return (settings["beta"] > 0) + (settings["method"] == "rloo")
+    if not settings.get("together"):
+        return 0
+    return 1 if settings["answers_each"] == 2 else 3  # KTO estimates a KL by both on another answer
+
+
+def draws(settings: Mapping[str, Any]) -> str:
+    """Why nobody knows how long a run takes that learns from what it answers; empty if it learns from rows."""
+    if "implied" not in settings or "n" not in settings:
+        return ""
+    minutes = settings.get("max_minutes")
+    end = f"ends after --max-minutes ({minutes:g}), with" if minutes else "takes as long as"
+    return f"time: it {end} the answers that it draws, which have no length yet"
+
+
+def answers_of(rows: Sequence[Row]) -> Sequence[Row]:
+    """What rows of preferences bring into a batch: each answer, with what it answers; other rows as they are."""
+    if not rows or {"chosen", "label"}.isdisjoint(rows[0]):
+        return rows
+    return [answer for _, answer in answers(Rows(list(rows), "", ""))]
 
 
 def named(settings: Mapping[str, Any]) -> str:

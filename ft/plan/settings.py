@@ -95,6 +95,7 @@ def of(
             targets=settings.get("lora_target_modules", ("auto",)),
             packing=settings.get("packing", not sees),
             together=settings.get("together", False),
+            forwards=rewards.forwards(settings),
             checkpointing=again,
             offloading=offloading,
             accumulation=settings["gradient_accumulation_steps"],

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ft.data.rows import Row
 from ft.machine import matrix_peak
+from ft.plan import rewards
 from ft.plan.devices import CARDS
 from ft.plan.moments import GIB
 from ft.plan.peak import Plan
@@ -26,7 +28,7 @@ def told(
     plan: Plan,
     settings: Mapping[str, Any],
     device: str | None,
-    rows: Callable[[], Sequence[Mapping[str, Any]]],
+    rows: Callable[[], Sequence[Row]],
     here: bool,
     processes: int = 1,
 ) -> str:
@@ -60,7 +62,7 @@ def told(
     if not here:
         return f"{said}; the time of an epoch is known once {settings.get('data', '')!r} is here"
     found = rows()
-    tokens, batches = tokens_of(found), math.ceil(len(found) / batch)
+    tokens, batches = tokens_of(rewards.answers_of(found)), math.ceil(len(found) / batch)
     total = duration(batches * seconds(tokens / max(batches, 1)) / processes)
     return (
         f"{said}; an epoch of {len(found):,} rows, about {tokens:,.0f} tokens, in about {total}"
@@ -83,8 +85,8 @@ def on_card(plan: Plan, device: str, tokens: float, *, supervised: float = 0.5) 
     """
     token, labelled = plan.flops
     trunk, head = (rate * UTILISATION for rate in rates(plan, device))
-    again = 1.5 if plan.checkpointing else 1
-    work = tokens * (token * again / trunk + labelled * supervised / head)
+    again = passes(plan)
+    work = tokens * (token * again / trunk + labelled * supervised * (1 + plan.forwards / 2) / head)
     work += 2 * plan.aside * tokens / plan.tokens / PCIE
     rows = max(1, math.ceil(tokens / row_length("cuda")))
     kernels = rows * plan.layers * again
@@ -93,13 +95,15 @@ def on_card(plan: Plan, device: str, tokens: float, *, supervised: float = 0.5) 
     return max(work, kernels * LAUNCHED)
 
 
-def speed(plan: Plan, rate: float) -> float:
-    """Tokens a second at ``UTILISATION`` of ``rate`` FLOP/s, half of them supervised.
+def passes(plan: Plan) -> float:
+    """How often the layers are gone through, by a forward and a backward of a row: a forward alone is half of it."""
+    return 1 + (plan.checkpointing + plan.forwards) / 2
 
-    With checkpointing the forward of the layers runs once more.
-    """
+
+def speed(plan: Plan, rate: float) -> float:
+    """Tokens a second at ``UTILISATION`` of ``rate`` FLOP/s, half of them supervised."""
     token, supervised = plan.flops
-    return rate * UTILISATION / (token * (1.5 if plan.checkpointing else 1) + supervised / 2)
+    return rate * UTILISATION / (token * passes(plan) + supervised * (1 + plan.forwards / 2) / 2)
 
 
 def cpu_rate(plan: Plan) -> float:

@@ -11,7 +11,7 @@ from support.recipe_runs import RECIPES, load
 
 from ft import config
 from ft.models import lora
-from ft.plan import devices, fitting, moments, parts, peak, rewards, settings, shapes
+from ft.plan import devices, fitting, moments, parts, peak, rewards, settings, shapes, time
 from ft.plan.autograd import Mode
 from ft.plan.moments import GIB
 from ft.rewards.drawn import Preferences
@@ -97,6 +97,40 @@ def test_a_run_of_preferences_is_planned_by_its_likely_largest_batch(start, monk
     assert again.peak < plan.peak
     assert "gradient checkpointing: on, as the run takes" in capsys.readouterr().out
     assert json.dumps(again.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("stem", "flags", "forwards"),
+    [
+        ("preference", (), 1),  # by the start
+        ("mtnt_dpo", (), 1),
+        ("mtnt_reject", (), 0),
+        ("mtnt_grpo", (), 0),
+        ("mtnt_grpo", ("--beta", "0.1"), 1),
+        ("mtnt_grpo", ("--method", "rloo", "--beta", "0.1"), 2),  # and by itself
+    ],
+)
+def test_forwards_without_gradients_take_time_and_graphs(stem, flags, forwards, start):
+    """Only where there are some have they graphs; each is half of what learning from a row takes."""
+    found = asked(stem, start, *flags)
+    made = settings.of(found, device="cuda")
+    assert made.forwards == forwards
+    assert (moments.APART in dict(made.most)) == (forwards > 0)
+    none = replace(made, forwards=0)
+    learning, both = (time.on_card(each, "h100", 1e6) for each in (none, made))
+    assert both == pytest.approx((1 + forwards / 2) * learning)
+    assert bool(rewards.draws(found)) == (stem != "preference")
+
+
+def test_an_epoch_of_preferences_counts_each_answer_with_its_prompt(start):
+    row = {"instruction": "a" * 400, "chosen": "b" * 400, "rejected": "c" * 800}
+    found = asked("preference", start, "--per-device-train-batch-size", "4")
+    made = settings.of(found, device="cuda")
+    said = time.told(made, found, "t4", lambda: [row] * 80, True)
+    assert "an epoch of 80 rows, about 40,000 tokens" in said  # 200 and 300 for each
+    single = {"instruction": "a" * 400, "completion": "b" * 400, "label": True}
+    told = time.told(made, found, "t4", lambda: [single] * 80, True)
+    assert "an epoch of 80 rows, about 16,000 tokens" in told
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
