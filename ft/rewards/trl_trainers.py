@@ -48,6 +48,7 @@ class _Ours(LogProbs, Trial, Staged):
     optimizer: Any
     largest: list[Example]  # of a batch
     tried = False
+    waiting = True  # one loss is taken of a batch
     takes_copy = False  # TRL asks its own copy of the adapter
 
     def __init__(self, *, model: Any, **options: Any) -> None:
@@ -72,7 +73,8 @@ class _Ours(LogProbs, Trial, Staged):
         that of a draw like it. ``recompute`` is what was asked for (``train.sft``).
         """
         gpu, self.may_recompute = self.args.device.type == "cuda", recompute is None
-        self.offloading = Offloading(pinned=gpu) if offloads(run, recompute) else None
+        aside = offloads(run, recompute)
+        self.offloading = Offloading(pinned=gpu, apart=self.waiting) if aside else None
         tokens = [sum(len(each["input_ids"]) for each in row) for row in rows]
         size, epochs = self.args.per_device_train_batch_size, math.ceil(self.args.num_train_epochs)
         chosen = largest(Order(tokens, self.args.seed), size, max(1, epochs))

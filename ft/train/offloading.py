@@ -20,12 +20,13 @@ class Offloading:
     """Pinned memory that the rows of a training use one after the other.
 
     A piece is free again after its layer's backward. The largest row is to come first: a CUDA graph cannot
-    pin memory.
+    pin memory. ``apart``: pieces of graphs are no other row's, as one may come between a graph's forward and its backward.
     """
 
-    def __init__(self, *, pinned: bool) -> None:
-        self.pinned = pinned
+    def __init__(self, *, pinned: bool, apart: bool = False) -> None:
+        self.pinned, self.apart = pinned, apart
         self.free: list[Tensor] = []  # pieces
+        self.of_graphs: list[Tensor] = []  # those of them that graphs have for themselves
         self.taken = 0  # bytes
 
     @contextlib.contextmanager
@@ -54,12 +55,16 @@ class Offloading:
             if found and not isinstance(found, _Around):
                 setattr(module, CHECKPOINT, _Around(self, found))
 
-    def take(self) -> "Tensor":
+    def shelf(self, x: "Tensor") -> "list[Tensor]":
+        """Where pieces that x may lie in come from, and go back to."""
+        return self.of_graphs if self.apart and _is_captured(x) else self.free
+
+    def take(self, shelf: "list[Tensor]") -> "Tensor":
         """A free piece, or a new one."""
         import torch
 
-        if self.free:
-            return self.free.pop()
+        if found := shelf or self.free:
+            return found.pop()
         self.taken += PIECE
         return torch.empty(PIECE, dtype=torch.uint8, device="cpu", pin_memory=self.pinned)
 
@@ -92,11 +97,11 @@ class _Kept:
     def __init__(self, owner: Offloading, x: "Tensor") -> None:
         import torch
 
-        self.owner, self.like = owner, (x.shape, x.dtype, x.device)
+        self.shelf, self.like = owner.shelf(x), (x.shape, x.dtype, x.device)
         parts = x.detach().reshape(-1).view(torch.uint8).split(PIECE)
         self.pieces: list[Tensor] = []
         for part in parts:
-            self.pieces.append(piece := owner.take())
+            self.pieces.append(piece := owner.take(self.shelf))
             piece[: len(part)].copy_(part, non_blocking=True)
 
     def fetch(self) -> "Tensor":
@@ -111,7 +116,14 @@ class _Kept:
         return found
 
     def __del__(self) -> None:
-        self.owner.free += self.pieces
+        self.shelf += self.pieces
+
+
+def _is_captured(x: "Tensor") -> bool:
+    """Whether what is done with x becomes part of a CUDA graph."""
+    import torch
+
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _fetch(kept: Any) -> "Tensor":

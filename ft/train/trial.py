@@ -26,6 +26,7 @@ class Trial:
     is_fsdp_enabled: bool
     graphs: "graphs.Graphs | None" = None
     offloading: Offloading | None = None
+    waiting = False  # whether rows wait for one another's backward
     may_recompute = False  # nobody asked for or against it
     made_room: tuple[str, ...] = ()  # by what
     crowded = False  # a validation has no room beside graphs
@@ -90,7 +91,7 @@ class Trial:
         text = self.model.config.get_text_config()
         size = WIDTH * text.num_hidden_layers * text.hidden_size * tokens
         if self.offloading is None and size <= SPARED * free_ram() / self.accelerator.num_processes:
-            self.offloading = Offloading(pinned=gpu)
+            self.offloading = Offloading(pinned=gpu, apart=self.waiting)
             meanwhile.enter_context(self.offloading.of(self.model))
             yield "the inputs of recomputed layers in the processor's memory"
 

@@ -122,3 +122,24 @@ def test_outside_of_it_the_model_is_as_it_was(model):
     with offloading.Offloading(pinned=False).of(model):
         assert [vars(m).get(name) for m in model.modules()] != before
     assert [vars(m).get(name) for m in model.modules()] == before
+
+
+def test_what_graphs_keep_is_overwritten_by_no_row_between_their_forward_and_backward(
+    model, monkeypatch
+):
+    """Of rows that one loss is taken of one waits in its graph, whose pieces Python believes to be free."""
+    aside, captured = offloading.Offloading(pinned=False, apart=True), [False]
+    monkeypatch.setattr(offloading, "_is_captured", lambda x: captured[-1])
+
+    def there() -> set[int]:
+        return {piece.data_ptr() for piece in aside.of_graphs}
+
+    with aside.of(model):
+        rows_ = [9, 9, 9, 5, 5]
+        for length, captured[-1] in zip(rows_, (False, True, False, False, True), strict=True):
+            out, before = model(input_ids=torch.arange(length)[None]), there()
+            out.logits.sum().backward()
+            if not captured[-1]:  # as the last of several
+                assert there() == before
+    assert len(before) < len(there())  # graphs are replayed in turn
+    assert aside.taken == 2 * len(there()) * offloading.PIECE
