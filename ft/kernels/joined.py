@@ -42,9 +42,24 @@ def fast(model: Any) -> Iterator[None]:
 
     Their weights are moved for it, and stay so.
     """
+    changed = []
+    for layers in lay_plain(model):
+        together = Together(layers, functools.partial(_products, layers))
+        for layer in layers:
+            layer.forward = functools.partial(_forward, layer, together)
+        changed += layers
+    try:
+        yield
+    finally:
+        for layer in changed:
+            vars(layer).pop("forward", None)
+
+
+def lay_plain(model: Any) -> "list[list[Any]]":
+    """``lay`` all plain layers of a model that read the same, in 16 bits: those that can lie so."""
     import torch
 
-    changed = []
+    laid = []
     for module in model.modules():
         for names in SIBLINGS:
             found: list[Any] = [getattr(module, name, None) for name in names]
@@ -53,15 +68,8 @@ def fast(model: Any) -> Iterator[None]:
             if len(layers) < 2 or not plain or getattr(module, "is_kv_shared_layer", False):
                 continue
             if layers[0].weight.element_size() == 2 and lay(layers) is not None:
-                together = Together(layers, functools.partial(_products, layers))
-                for layer in layers:
-                    layer.forward = functools.partial(_forward, layer, together)
-                changed += layers
-    try:
-        yield
-    finally:
-        for layer in changed:
-            vars(layer).pop("forward", None)
+                laid.append(layers)
+    return laid
 
 
 def lay(layers: "Sequence[Any]", more: int = 0) -> "Tensor | None":

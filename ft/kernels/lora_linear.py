@@ -22,7 +22,8 @@ def install(model: Any) -> None:
     autocast, brings it back again first. With several adapters, DoRA, a bias or merged weights, a layer
     answers as PEFT wrote it. Queries, keys and values, and a gated MLP's two first layers, are computed
     at the first one's call, as one layer: fewer and larger products, and one gradient of what they read. On a
-    GPU frozen weights of 16 bits are moved for that, to lie one below the other.
+    GPU frozen weights of 16 bits are moved for that, to lie one below the other; those without an adapter too, which
+    answers would move later, under the CUDA graphs of a training.
     """
     import torch
     from peft.tuners.lora.layer import Linear
@@ -54,6 +55,7 @@ def install(model: Any) -> None:
     for module in model.modules():
         if type(module) in kinds and not hasattr(module, TOGETHER):
             _lay([module])
+    joined.lay_plain(model)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # weights lay there before
 

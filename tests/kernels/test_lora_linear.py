@@ -484,3 +484,16 @@ def test_what_is_more_than_plain_lora_is_not_one_function(options, monkeypatch):
     _, ours = adapted(**options)
     monkeypatch.setattr(lora_linear, "_whole_function", None)  # its use would be an error
     step(ours.train())
+
+
+def test_answers_move_no_weight_that_a_training_knows_by_its_place(monkeypatch):
+    """Not those without an adapter either: a CUDA graph would go on reading where they were."""
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    plain, _ = adapted(target_modules=["q_proj", "v_proj"])
+    model = plain.bfloat16()
+    lora_linear.install(model)
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    with joined.fast(model):
+        assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
+        layers = model.base_model.model.model.layers
+        assert all("forward" in vars(layer.mlp.gate_proj) for layer in layers)
