@@ -30,8 +30,25 @@ def usable(*tensors: "Tensor") -> bool:
     if any(x.dtype != first.dtype or x.device != first.device for x in tensors):
         return False
     if first.is_cuda:
-        return first.device.index == torch.cuda.current_device()
+        return first.device.index == torch.cuda.current_device() and not lack(first.device)
     return first.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def lack(device: Any) -> str:
+    """Why no kernel can be compiled and launched on a GPU where Triton is; nothing where they can. Tried once.
+
+    Triton asks for a C compiler, Python's headers, a folder to write to, and a GPU that it knows.
+    """
+    import torch
+
+    if device.type != "cuda" or not _has_triton():
+        return ""
+    try:
+        _norm(_rows(torch.ones(1, 16, device=device)), None, 1e-6, 0.0)
+    except Exception as error:  # whatever Triton, a compiler or a driver says
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ""
 
 
 def rms_norm(x: "Tensor", weight: "Tensor | None", eps: float, offset: float = 0.0) -> "Tensor":

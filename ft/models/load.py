@@ -242,6 +242,11 @@ def _install_kernels(
     if backend == "transformers" and fused.usable(sample):
         counts = [f"{n} {what}" for what, n in known.items() if n]
         notes.append("fused kernels: " + (", ".join(counts) or "none knows this model's layers"))
+    elif backend == "transformers" and (why := fused.lack(sample.device)):
+        notes.append(
+            f"fused kernels: none, and PyTorch's slower operations, as Triton fails here ({why}); it compiles with gcc "
+            "and Python's headers (python3-dev)"
+        )
     cross_entropy.install(model)
     return said, notes
 

@@ -1,6 +1,8 @@
 """The fused kernels: their numbers in Triton's interpreter (interpreted.py), and what they do without it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,25 @@ def test_kernels_compute_what_pytorch_does(case, faults):
 
 def test_on_a_cpu_they_are_not_used():
     assert not fused.usable(torch.ones(2))
+
+
+@pytest.mark.parametrize("why", ["", "Failed to find C compiler."])
+def test_where_triton_fails_they_are_not_used(why, monkeypatch):
+    """It is often installed with PyTorch where no compiler is, as in a container."""
+
+    def norm(*_):
+        if why:
+            raise RuntimeError(why)
+
+    fused.lack.cache_clear()
+    monkeypatch.setattr(fused, "_norm", norm)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.empty(1, 16))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    on = torch.device("cuda", 0)
+    assert fused.lack(on) == f"RuntimeError: {why}" * bool(why)
+    given: Any = SimpleNamespace(dtype=torch.float16, device=on, is_cuda=True)
+    assert fused.usable(given) == (not why)
+    fused.lack.cache_clear()
 
 
 @pytest.mark.parametrize("vocabulary", [256_000, 262_144, 1003])
