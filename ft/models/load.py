@@ -76,6 +76,7 @@ def load(
     import_bitsandbytes()
     notes = unsloth_backend.prepare() if backend == "unsloth" else []
     on = machine.here()
+    hardware.check_gpu(on)
     choice = hardware.choose_precision(precision, on)
     config = load_config(name)
     _check_length(max_length, config, name)

@@ -4,8 +4,9 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,34 @@ def choose_precision(precision: str, on: Machine) -> Choice:
         return Choice("nf4", compute, f"{on.name} {why}: 4-bit weights, {inside}", half)
     speed = "fast" if on.bf16 else "slower than float32"
     return Choice("bf16" if on.bf16 else "fp32", compute, f"{on.name}: bfloat16 is {speed} here")
+
+
+def check_gpu(on: Machine) -> None:
+    """Raise ``UserError`` for a GPU that PyTorch sees and was not built for: its first operation would fail."""
+    import torch
+
+    if not on.device.startswith("cuda"):
+        return
+    capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if lacks_kernels(capability, built):
+        early = capability < (7, 5)
+        wanted = "of CUDA 12.6, as of https://download.pytorch.org/whl/cu126" if early else "newer"
+        raise UserError(
+            f"PyTorch {torch.__version__} has kernels for {', '.join(built)}, and none for {on.name}, an "
+            f"sm_{capability[0]}{capability[1]}: install one that is {wanted}, or hide the GPU (CUDA_VISIBLE_DEVICES=-1)"
+        )
+
+
+def lacks_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Whether nothing that PyTorch was ``built`` for runs on a GPU of a compute capability.
+
+    Code for one runs on the later ones of its generation, and what a driver compiles on all that are later.
+    """
+    named = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built]
+    there = [(x[1], (int(x[2]), int(x[3]))) for x in named if x]  # AMD's go by other names
+    return bool(there) and not any(
+        at <= capability and (kind == "compute" or at[0] == capability[0]) for kind, at in there
+    )
 
 
 def roomy(numbers: int, free: int, share: int = 1) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ft import machine
 from ft.errors import UserError, nearest
+from ft.models import precision
 from ft.plan.moments import CONTEXT, GIB, MIB
 
 # Memory in GiB as `nvidia-smi` shows it (error correction takes a sixteenth of GDDR6 where it is always on), and
@@ -96,6 +97,7 @@ def here() -> Device:
     if not on.device.startswith("cuda"):
         why = f"CPU, as PyTorch {torch.__version__} finds no GPU, though the driver of one is here"
         return dataclasses.replace(cpu(), here=why)
+    precision.check_gpu(on)
     free, total = torch.cuda.mem_get_info()
     # a plan counts what this process has by now, the context too
     room = free + torch.cuda.memory_reserved() + CONTEXT

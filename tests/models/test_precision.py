@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from ft.errors import UserError
 from ft.kernels import attention
 from ft.machine import Machine
-from ft.models.precision import choose_attention, choose_precision
+from ft.models.precision import check_gpu, choose_attention, choose_precision, lacks_kernels
 
 AMPERE = Machine("cuda:0", True, True, "NVIDIA A100")
 TURING = Machine("cuda:0", False, True, "Tesla T4")
@@ -53,6 +54,36 @@ def test_reasons_name_what_matters() -> None:
 def test_impossible_precisions_are_refused(on: Machine, asked: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose_precision(asked, on)
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "lacks"),
+    [
+        ((6, 0), CUDA_13, True),  # a P100 of Kaggle's
+        ((7, 0), CUDA_13, True),
+        ((7, 5), CUDA_13, False),
+        ((8, 9), CUDA_13, False),  # by code for 8.6
+        ((12, 1), CUDA_13, False),
+        ((13, 0), CUDA_13, False),  # compiled when it is loaded
+        ((13, 0), CUDA_13[:-1], True),
+        ((9, 0), ["sm_90a"], False),
+        ((6, 1), ["sm_50", "sm_60", "sm_70"], False),
+        ((9, 4), ["gfx942"], False),
+    ],
+)
+def test_a_gpu_that_pytorch_has_no_kernels_for_is_told(capability, built, lacks) -> None:
+    assert lacks_kernels(capability, built) == lacks
+
+
+def test_such_a_gpu_is_refused_before_its_first_operation(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CUDA_13)
+    with pytest.raises(UserError, match=r"none for Tesla P100, an sm_60: install .* CUDA 12\.6"):
+        check_gpu(Machine("cuda:0", False, True, "Tesla P100"))
+    check_gpu(OLD_CPU)
 
 
 @pytest.mark.parametrize("on", [AMPERE, OLD_CPU])

@@ -29,6 +29,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(machine, "here", lambda: on)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: sizes)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * GIB)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
 
     return there
 
