@@ -115,7 +115,8 @@ def load(
     """Attach the adapter that lies in ``folder`` to a ``models.Base``.
 
     Names that other versions of transformers gave the same tensors, and those of a compiled model, are
-    taken for what they mean. Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids
+    taken for what they mean. On a base without its towers, what an adapter has there is left out, unless it
+    is to learn on. Raises ``UserError`` when it is none, or belongs to another base: by the Hub ids
     of both, unless ``any_base`` says that it goes there, by the shapes, or by names of layers that only one of
     the two has.
     """
@@ -170,6 +171,8 @@ def load(
     stored = set(meant.values())
     # a copy of one of the base's own tensors, which PEFT has read into its place
     strange = sorted(stored - expected - set(model.state_dict()))
+    if not trainable:
+        strange = [name for name in strange if not parameters.of_dropped(base.model, name)]
     missing = sorted(expected - stored)
     if missing or strange:
         raise UserError(
@@ -230,7 +233,7 @@ def _plain(name: str) -> str:
     return re.sub(
         r"^(base_model|model|language_model)(\.(model|language_model))*\.",
         "",
-        name.replace("_orig_mod.", ""),
+        name.replace("_orig_mod.", "").replace("vision_tower.vision_model.", "vision_tower."),
     )
 
 

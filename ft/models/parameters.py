@@ -64,6 +64,13 @@ def drop_towers(model: Any) -> dict[str, int]:
     return dropped
 
 
+def of_dropped(model: Any, name: str) -> bool:
+    """Whether a tensor is of a tower that ``drop_towers`` took out of a model."""
+    inner = model.base_model
+    gone = [tower for tower in TOWERS if getattr(inner, tower, inner) is None]
+    return any(tower in name.split(".") for tower in gone)
+
+
 def linear_layers(model: Any) -> list[str]:
     """The full names of the linear layers that an adapter may go on, 4-bit ones included, in their order.
 

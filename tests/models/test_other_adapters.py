@@ -79,6 +79,30 @@ def test_gemma_3_with_a_tower_from_before_its_names_changed(tmp_path: Path) -> N
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", tiny.MULTIMODAL)
+def test_layers_on_towers_are_left_out_where_the_towers_are(kind: str, tmp_path: Path) -> None:
+    base = tiny.folder(kind, tmp_path / "base")
+    wanted = adapter(base, tmp_path / "a", target_modules="all-linear")
+    assert any("vision_tower" in key for key in load_file(tmp_path / "a/adapter_model.safetensors"))
+    model = lora.load(models.load(str(base), precision="fp32"), tmp_path / "a")
+    found = merge.logits(model, [torch.arange(5, 25)[None]])[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    with pytest.raises(
+        UserError, match=r"fit nothing, such as .*_tower"
+    ):  # it would be saved without
+        lora.load(models.load(str(base), precision="fp32"), tmp_path / "a", trainable=True)
+
+
+def test_layers_on_a_tower_from_before_its_names_changed_are_merged(tmp_path: Path) -> None:
+    base = tiny.folder("gemma3", tmp_path / "base")
+    new, old = "model.model.vision_tower.", "model.model.vision_tower.vision_model."
+    adapter(base, tmp_path / "a", lambda n: n.replace(new, old), target_modules="all-linear")
+    merge.merge(tmp_path / "a", tmp_path / "out", prompts=["Hello"], base=str(base))
+    weights = [load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out")]
+    name = next(n for n in weights[0] if "vision_tower" in n and n.endswith("q_proj.weight"))
+    assert not torch.equal(weights[0][name], weights[1][name])
+
+
 def test_what_does_not_fit_is_named(base: Path, tmp_path: Path) -> None:
     adapter(base, tmp_path / "a", lambda name: name.replace("layers.1.", "layers.91."))
     with pytest.raises(
