@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ft import machine
 from ft.errors import UserError
 from ft.files import read_json, write_json
-from ft.models import parameters, unsloth_backend
+from ft.models import lora_starts, parameters, unsloth_backend
 from ft.models.parameters import count
 from ft.models.sources import commit_of, in_16_bits
 
@@ -129,7 +129,8 @@ def load(
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
     check_kind(needed[0])
-    config = LoraConfig.from_pretrained(str(folder))
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    start, config.init_lora_weights = config.init_lora_weights, True  # all tensors are read
     recorded, given = in_16_bits(config.base_model_name_or_path or ""), base.model.name_or_path
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
     if recorded == given:
@@ -179,6 +180,8 @@ def load(
             f"{wrong}: {len(missing)} of its tensors are missing and {len(strange)} fit nothing, such as "
             f"{', '.join((missing + strange)[:3])}."
         )
+    if start in lora_starts.WITHIN:
+        lora_starts.rebase(model, start, wrong)
     if trainable and hasattr(base, "path"):
         model.active_peft_config.revision = commit_of(base.path)
     ready = _ready(model)
@@ -213,7 +216,7 @@ _BEYOND = {  # what PEFT's LoRA can have beside its matrices, and is not done he
 
 
 def check_kind(file: Path) -> None:
-    """Raise ``UserError`` for the configuration of another adapter than LoRA, and for one without a scale."""
+    """Raise ``UserError`` for another adapter than LoRA, one without a scale, and one whose start is lost."""
     values = read_json(file)
     merged = "merge it with PEFT's merge_and_unload and give that folder"
     if (kind := values.get("peft_type", "LORA")) != "LORA":
@@ -226,6 +229,7 @@ def check_kind(file: Path) -> None:
     for key in ("r", "lora_alpha"):
         if not isinstance(value := values.get(key, 1), int | float) or not value > 0:
             raise UserError(f"{file}: {key} is {value!r}; expected a number above 0")
+    lora_starts.check(values.get("init_lora_weights"), file)
 
 
 def _plain(name: str) -> str:

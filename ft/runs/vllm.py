@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.files import read_json, weight_files
+from ft.models import lora_starts
 from ft.models.parameters import in_language_model
 
 VERSION = "0.33.0"  # of vLLM, whose source these names were read from
@@ -67,11 +68,17 @@ class Taken:
     ignored: tuple[str, ...] = ()  # modules whose names it does not have: the base answers there
     halved: tuple[str, ...] = ()  # whose change reaches keys, not the values made of them
     refused: str = ""  # why it does not start with it
+    start: str = ""  # by which the adapter took a part of its base, which it does not look at
     rank: int = 0
 
     def __str__(self) -> str:
         if self.refused:
             return f"the adapter alone is refused there: {self.refused}"
+        if self.start:
+            return (
+                f"of the adapter alone it takes no notice that it began as a part of its base ({self.start}), and "
+                "answers otherwise: serve the merged folder"
+            )
         lost = (*self.ignored, *self.halved)
         if not lost:
             rank = next((r for r in RANKS if r >= self.rank), self.rank)
@@ -114,7 +121,9 @@ def taken(tensors: Iterable[str], values: Mapping[str, Any], config: Mapping[str
     ignored = [m for m in modules if not _has(names, m)]
     shared = _values_of_keys(text)
     halved = [m for m in modules if m.endswith(".k_proj") and _layer(m) in shared]
-    return Taken(len(modules), tuple(ignored), tuple(halved), rank=rank)
+    start = values.get("init_lora_weights")
+    within = start if start in lora_starts.WITHIN else ""
+    return Taken(len(modules), tuple(ignored), tuple(halved), rank=rank, start=within)
 
 
 def merged(folder: Path) -> str:

@@ -38,6 +38,8 @@ KINDS = {
     "both": {"modules_to_save": ["lm_head", "embed_tokens"]},
     "both, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     "some tokens": {"trainable_token_indices": [7, 30]},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora, dora": {"init_lora_weights": "olora", "use_dora": True, "use_rslora": True},
 }  # fmt: skip
 
 
@@ -74,6 +76,31 @@ def test_logits_and_answers_are_those_of_peft_and_merged_stays_so(
     torch.testing.assert_close(elsewhere.logits(merged), wanted, rtol=0, atol=1e-4)
     tied = json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
     assert tied == (kind not in ("the head", "the embedding", "both"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_its_adapter_off_it_is_the_base(kind: str, base: Path, tmp_path: Path) -> None:
+    made = elsewhere.by_peft(base, tmp_path / "a", **KINDS[kind])
+    wanted = elsewhere.logits(tiny.build("gemma3_text"))
+    with opened.load(opened.finished(made, template="en-fr"), "fp32").as_base() as plain:
+        torch.testing.assert_close(elsewhere.logits(plain), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga", "of tomorrow"])
+def test_a_start_that_is_lost_is_refused(start: str, translator: Path, tmp_path: Path) -> None:
+    made = shutil.copytree(translator, tmp_path / "a")
+    elsewhere.edit(made, init_lora_weights=start)
+    with pytest.raises(UserError, match=rf"adapter_config.json: init_lora_weights is '{start}'"):
+        opened.finished(made, template="en-fr")
+
+
+@pytest.mark.parametrize(("start", "precision"), [("pissa", "nf4"), ("olora", "int8")])
+def test_a_start_within_the_base_needs_its_weights(
+    start: str, precision: str, base: Path, tmp_path: Path
+) -> None:
+    made = elsewhere.by_peft(base, tmp_path / "a", init_lora_weights=start)
+    with pytest.raises(UserError, match=rf"\({start}\).*--precision bf16 or fp32"):
+        opened.load(opened.finished(made, template="en-fr"), precision)
 
 
 @pytest.mark.parametrize("maker", ["by_peft", "by_trl", "by_unsloth", "by_axolotl"])

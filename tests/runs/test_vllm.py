@@ -136,6 +136,11 @@ def test_what_it_refuses(values, tensors, config, said) -> None:
     assert "is refused there" in str(found)
 
 
+def test_a_start_within_the_base_is_no_adapter_of_it() -> None:
+    found = vllm.taken([KEY], {"r": 4, "init_lora_weights": "pissa"}, {"model_type": "gemma3_text"})
+    assert "began as a part of its base (pissa), and answers otherwise" in str(found)
+
+
 def test_ranks_are_those_that_it_takes() -> None:
     assert "--max-lora-rank 32" in str(vllm.taken([KEY], LORA, CONFIG))
     assert "--max-lora-rank 64" in str(
