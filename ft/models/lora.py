@@ -129,7 +129,8 @@ def load(
     if missing := [file.name for file in needed if not file.is_file()]:
         raise UserError(f"{folder} is not an adapter: it has no {' and no '.join(missing)}.")
     check_kind(needed[0])
-    config: Any = LoraConfig.from_pretrained(str(folder))
+    with _as_configured(needed[0]):
+        config: Any = LoraConfig.from_pretrained(str(folder))
     start, config.init_lora_weights = config.init_lora_weights, True  # all tensors are read
     recorded, given = in_16_bits(config.base_model_name_or_path or ""), base.model.name_or_path
     wrong = f"the adapter {folder} was trained on {recorded}, not on {given}"
@@ -150,7 +151,7 @@ def load(
                 "weight, and would leave it out. Train one without lm_head."
             )
         _check_vocabulary(shapes, base.model, wrong)
-        with quiet():
+        with quiet(), _as_configured(needed[0]):
             model = PeftModel.from_pretrained(
                 base.model, str(folder), is_trainable=trainable, config=config
             )
@@ -226,10 +227,22 @@ def check_kind(file: Path) -> None:
     for key, why in _BEYOND.items():
         if values.get(key):
             raise UserError(f"{file} has {key}: such an adapter {why}")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(value := values.get(key, 1), int | float) or not value > 0:
-            raise UserError(f"{file}: {key} is {value!r}; expected a number above 0")
+    for key, kind, words in (("r", int, "whole number"), ("lora_alpha", int | float, "number")):
+        value = values.get(key, 1)
+        if not isinstance(value, kind) or isinstance(value, bool) or not value > 0:
+            raise UserError(f"{file}: {key} is {value!r}; expected a {words} above 0")
     lora_starts.check(values.get("init_lora_weights"), file)
+
+
+@contextlib.contextmanager
+def _as_configured(file: Path) -> Iterator[None]:
+    """What PEFT cannot make of a configuration's values, as a ``UserError`` that names its file."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, ImportError, re.error) as error:
+        raise UserError(
+            f"{file}: PEFT makes no adapter of these values ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _plain(name: str) -> str:

@@ -123,8 +123,7 @@ def merge(
     model = lora.load(loaded, adapter_folder, any_base=any_base)
     _check_mergeable(model, adapter_folder)
     expected = logits(model, ids)
-    with lora.quiet():
-        merged: Any = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    merged = _merged(model, adapter_folder, expected)
     with files.new_dir(out_folder) as new:
         if template:
             merged.generation_config.eos_token_id = _ends(merged, loaded.tokenizer, template)
@@ -186,6 +185,21 @@ def _check_mergeable(model: Any, adapter: Path) -> None:
             f"{adapter} has LoRA on {on[0]}, whose weight is the head's too: merged, both would change. Use it "
             "unmerged, or train one without that layer."
         )
+
+
+def _merged(model: Any, adapter: Path, expected: Sequence["Float[Tensor, '_ v']"]) -> Any:
+    """The model with its adapter in its weights. Raises ``UserError`` where these or its logits are not finite."""
+    base = model.get_base_model().name_or_path
+    try:
+        if not all(rows.isfinite().all() for rows in expected):
+            raise ValueError("the logits are NaN or infinite")
+        with lora.quiet():
+            return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # PEFT's, of a layer that no text reaches
+        raise UserError(
+            f"{adapter} on {base} cannot be merged, the weights of one of the two are damaged: {error}. "
+            "Nothing was written."
+        ) from None
 
 
 def _base_of(adapter: Path) -> str:

@@ -113,7 +113,20 @@ def test_what_does_not_fit_is_named(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("peft_type", "IA3"), ("lora_alpha", None), ("r", 0), ("r", "four")]
+    ("key", "value"),
+    [
+        ("peft_type", "IA3"),
+        ("lora_alpha", None),
+        ("r", 0),
+        ("r", "four"),
+        ("r", 4.0),
+        ("target_modules", 5),
+        ("target_modules", "(q_proj"),
+        ("rank_pattern", None),
+        ("lora_dropout", "x"),
+        ("megatron_config", {"a": 1}),
+        ("arrow_config", {"a": 1}),
+    ],
 )
 def test_configurations_that_are_no_lora(
     key: str, value: object, base: Path, tmp_path: Path
@@ -121,7 +134,8 @@ def test_configurations_that_are_no_lora(
     adapter(base, tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    with pytest.raises(UserError, match=rf"adapter_config\.json.*{value}"):
+    said = str(value) if key in ("peft_type", "lora_alpha", "r") else "PEFT makes no adapter"
+    with pytest.raises(UserError, match=rf"adapter_config\.json.*{said}"):
         lora.load(models.load(str(base), precision="fp32"), tmp_path / "a")
 
 

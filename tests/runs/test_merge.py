@@ -163,6 +163,24 @@ def test_a_merge_that_went_wrong_is_noticed(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damaged", ["adapter", "base"])
+def test_weights_that_are_not_finite_are_named(damaged: str, made: Made, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base, adapter = made("gemma3_text")
+    file = Path(base, "model.safetensors")
+    file = file if damaged == "base" else adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(v for k, v in weights.items() if ".layers.1." in k).view(-1)[0] = math.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError,
+        match=r"adapter on .*gemma3_text cannot be merged, .* damaged: the logits are NaN",
+    ):
+        merge(adapter, tmp_path / "out", prompts=PROMPTS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_of_another_base(made: Made, tmp_path: Path) -> None:
     _, adapter = made("gemma")
     other, _ = made("recurrent_gemma")
