@@ -36,8 +36,6 @@ def records(
     where its header is. Raises ``UserError`` for a header that names a column twice, for quotes that
     do not close, and where the quotes of one file contradict each other.
     """
-    if lines and not lines[1:] and "\r" in lines[0].removesuffix("\r"):
-        lines, bad = re.split("\r\n?", lines[0]), {n: why for why in bad.values() for n in (1,)}
     text = "\n".join(lines)
     delimiter = "\t" if suffix == ".tsv" else _delimiter(lines[0] if lines else "")
     notes = [f"parted by {delimiter!r}"] if suffix == ".csv" and delimiter != "," else []

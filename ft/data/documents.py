@@ -5,6 +5,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ft.data.rows import json_object
@@ -218,17 +219,18 @@ def _border(data: bytes) -> int:
 def _open(shard: Shard, offset: int) -> Iterator[io.BufferedReader]:
     """A shard's uncompressed bytes from ``offset`` on; what fails while it is read is a UserError."""
     try:
-        if shard.name.endswith(".zst"):
+        packed = Path(shard.name).suffix.lower()
+        if packed == ".zst":
             import pyarrow
 
             compressed = pyarrow.input_stream(shard.name, compression="zstd")
             stream: Any = io.BufferedReader(compressed, 2**20)  # type: ignore[arg-type]
-        elif shard.name.endswith(".gz"):
+        elif packed == ".gz":
             stream = io.BufferedReader(gzip.GzipFile(shard.name), 2**20)  # type: ignore[arg-type]
         else:
             stream = open(shard.name, "rb")  # noqa: SIM115
         with stream:
-            if shard.name.endswith((".zst", ".gz")):
+            if packed in (".zst", ".gz"):
                 while offset and (skipped := stream.read(min(offset, 2**20))):
                     offset -= len(skipped)
             else:

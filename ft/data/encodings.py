@@ -1,4 +1,4 @@
-"""Bytes of the user's text files as lines: gzip, byte-order marks, UTF-16, and what is no text at all."""
+"""Bytes of the user's text files as lines: gzip and zstd, byte-order marks, UTF-16, and what is no text at all."""
 
 import zlib
 from pathlib import Path
@@ -11,20 +11,22 @@ _MARKS = (  # UTF-32's begins as UTF-16's does
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_GZIP = b"\x1f\x8b"
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def suffix_of(file: Path) -> str:
     """The suffix that tells a file's format, in lower case: ``.tsv`` of ``pairs.TSV.gz``."""
     *_, before, last = ["", "", *(suffix.lower() for suffix in file.suffixes)]
-    return before if last == ".gz" else last
+    return before if last in (".gz", ".zst") else last
 
 
 def unpacked(data: bytes, name: object) -> bytes:
-    """The bytes, taken out of gzip where they are in it, whatever the file is called.
+    """The bytes, taken out of gzip or zstd where they are in it, whatever the file is called.
 
-    Raises ``UserError`` for a gzip file that is cut short or damaged.
+    Raises ``UserError`` for a file of these that is cut short or damaged.
     """
+    if data.startswith(_ZSTD):
+        return _of_zstd(data, name)
     if not data.startswith(_GZIP):
         return data
     parts = []
@@ -40,12 +42,40 @@ def unpacked(data: bytes, name: object) -> bytes:
     return b"".join(parts)
 
 
+def _of_zstd(data: bytes, name: object) -> bytes:
+    import pyarrow
+
+    try:
+        with pyarrow.input_stream(pyarrow.py_buffer(data), compression="zstd") as stream:
+            return stream.read()
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: the zstd file is damaged ({reason}); copy it again") from None
+
+
 def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
     r"""``lines_of`` of a file's bytes: lines ended by "\n" only, and why a line is no text, by number.
 
-    gzip is unpacked; UTF-16 and UTF-32 are told by their byte-order mark. Raises ``UserError`` for
-    what is neither, but has so many NUL bytes that it is no UTF-8.
+    What is packed is unpacked; UTF-16 and UTF-32 are told by their byte-order mark; where there is no
+    "\n" at all, "\r" ends lines. Raises ``UserError`` for what has so many NUL bytes that it is no UTF-8.
     """
+    lines, bad = lines_of(data := _utf8(data, name))
+    if 0 in data:
+        for number, line in enumerate(lines, 1):
+            if "\0" in line and number not in bad:
+                bad[number] = f"a NUL byte at character {line.index(chr(0)) + 1} of the line"
+    return lines, bad
+
+
+def text_of(data: bytes, name: object) -> tuple[str, dict[int, str]]:
+    r"""A file's bytes as one text of lines ended by "\n", without those that are none, and why, by number."""
+    lines, bad = text_lines(data := _utf8(data, name), name)
+    kept = [line.removesuffix("\r") for number, line in enumerate(lines, 1) if number not in bad]
+    return "\n".join(kept) + "\n" * data.endswith(b"\n"), bad
+
+
+def _utf8(data: bytes, name: object) -> bytes:
+    """Bytes of text, unpacked, in UTF-8 as far as they are text, with line breaks that are ``lines_of``'s."""
     data = unpacked(data, name)
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -56,19 +86,15 @@ def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
                     f"{name} begins as {encoding.upper()} does, but is none from offset {error.start} "
                     f"on ({error.reason}); save it as UTF-8"
                 ) from None
-            return lines_of(text.encode(errors="surrogatepass"))
+            data = text.encode(errors="surrogatepass")
+            break
     start = data[:4096]
     if start.count(0) * 8 > len(start):
         raise UserError(
             f"{name} is no UTF-8 text: {start.count(0)} of its first {len(start)} bytes are NUL. If it is "
             "UTF-16 without a byte-order mark, save it as UTF-8"
         )
-    lines, bad = lines_of(data)
-    if 0 in data:
-        for number, line in enumerate(lines, 1):
-            if "\0" in line and number not in bad:
-                bad[number] = f"a NUL byte at character {line.index(chr(0)) + 1} of the line"
-    return lines, bad
+    return data if b"\n" in data else data.replace(b"\r", b"\n")
 
 
 def lines_of(data: bytes) -> tuple[list[str], dict[int, str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ft.data.encodings import suffix_of
 from ft.errors import UserError, hub_errors, nearest
 from ft.files import cache_dir, write_text
 
@@ -66,7 +67,7 @@ def split(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     train, valid = [], []
     for source in sources:
-        said, name = _format_said(source)
+        said, name = format_said(source)
         folder = Path(name).expanduser().is_dir()
         files = [shard.name for shard in _named(source)] if folder else []
         parts: dict[str, list[str]] = {
@@ -113,14 +114,14 @@ def _named(source: str) -> list[Shard]:
         return [Shard(str(builtin()), "jsonl", part)]
     if source.startswith("hub:"):
         return _hub(source.removeprefix("hub:"), part)
-    said, name = _format_said(source)
+    said, name = format_said(source)
     return [
         Shard(str(file), said.removesuffix(":") or _format(file), part)
         for file in _files(name, bool(said))
     ]
 
 
-def _format_said(source: str) -> tuple[str, str]:
+def format_said(source: str) -> tuple[str, str]:
     """``lines:`` or its like, or nothing, and the rest of a source."""
     said = next((f"{name}:" for name in FORMATS.values() if source.startswith(f"{name}:")), "")
     return said, source.removeprefix(said)
@@ -152,8 +153,7 @@ def _files(name: str, any_suffix: bool) -> list[Path]:
 
 
 def _format(file: Path) -> str:
-    plain = file.with_suffix("") if file.suffix in (".gz", ".zst") else file
-    return FORMATS.get(plain.suffix, "")
+    return FORMATS.get(suffix_of(file), "")
 
 
 def _hub(name: str, part: str) -> list[Shard]:

@@ -122,13 +122,14 @@ def read_table(
     *,
     quoting: Quoting = "auto",
     direction: tuple[Language, Language] | None = None,
+    suffix: str = "",
 ) -> tuple[Iterable[Record], str, str, str]:
     """Records of a file or a dataset as ``pairs`` takes it, its origin, its hash, and what stands before
     a record's number in messages. Only the columns that ``choose`` names are read where the format
-    allows it; none: all. A TMX file needs a ``direction``.
+    allows it; none: all. A TMX file needs a ``direction``; ``suffix`` is read in place of the file's own.
     """
     file = Path(path).expanduser()
-    suffix, of_hub = suffix_of(file), str(path).startswith("hub:")
+    suffix, of_hub = suffix or suffix_of(file), str(path).startswith("hub:")
     if of_hub or (not file.exists() and suffix not in FORMATS):
         return _hub(str(path).removeprefix("hub:"), split, choose)
     data, origin = read_bytes(file), str(file)

@@ -90,3 +90,23 @@ def test_latin_1_is_named_by_line(tmp_path: Path) -> None:
     file.write_bytes("source\tétat\nx\ta\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.tsv:1: the header cannot be read: invalid UTF-8"):
         pairs(file, on_bad_row="skip")
+
+
+def test_zstd_is_told_by_its_bytes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    packed = pyarrow.compress(encoded(".csv").encode(), codec="zstd", asbytes=True)
+    (tmp_path / "a.csv.zst").write_bytes(packed)
+    (tmp_path / "b.csv").write_bytes(packed)
+    assert pairs(tmp_path / "a.csv.zst").rows == pairs(tmp_path / "b.csv").rows == ROWS
+    (tmp_path / "c.csv.zst").write_bytes(packed[:-9])
+    with pytest.raises(UserError, match=r"c\.csv\.zst: the zstd file is damaged.*copy it again"):
+        pairs(tmp_path / "c.csv.zst")
+
+
+def test_carriage_returns_alone_end_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_bytes(b"one\rtwo\r")
+    (tmp_path / "a.de").write_bytes(b"eins\rzwei")
+    rows = parallel(tmp_path / "a.en", tmp_path / "a.de")
+    assert [tuple(row.values()) for row in rows] == [("one", "eins"), ("two", "zwei")]
+    (tmp_path / "a.jsonl").write_bytes(encoded(".jsonl").encode().replace(b"\n", b"\r"))
+    assert pairs(tmp_path / "a.jsonl").rows == ROWS

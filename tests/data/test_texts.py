@@ -63,3 +63,75 @@ def test_bad_rows_are_named_or_skipped(tmp_path):
     rows = texts.texts(str(file), on_bad_row="skip")
     assert (len(rows), rows.skipped) == (1, 2)
     assert rows.ignored == ("body",)
+
+
+def test_a_folder_is_read_as_its_files_are(tmp_path, jsonl):
+    import pyarrow
+
+    folder = tmp_path / "notes"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / ".hidden/z.txt").write_text("not meant")
+    (folder / "a.TXT").write_bytes("Über\r\nuns\r\n".encode("utf-16"))
+    (folder / "b.csv").write_text('text,id\n"one, two",1\n')
+    (folder / "c.jsonl").write_text(json.dumps([{"text": "listed"}]))
+    (folder / "d.lines").write_bytes(b"first\rsecond")
+    (folder / "e.md").write_text(" \n")
+    (folder / "f.pdf").write_bytes(b"\0")
+    (folder / "g.jsonl.zst").write_bytes(pyarrow.compress(jsonl, codec="zstd", asbytes=True))
+    rows = texts.texts(str(folder))
+    wanted = ["Über\nuns\n", "one, two", "listed", "first", "second", *DOCUMENTS]
+    assert [row["text"] for row in rows] == wanted
+    assert texts.texts(f"{folder}/[a-f]*").rows == rows.rows[:5]
+    assert rows.origin == f"{folder} (6 files; not read: 1 .pdf)"
+    assert rows.ignored == ("id",)
+    places = [rows.place(i).removeprefix(f"{folder}/") for i in range(len(rows))]
+    assert places == [
+        *("a.TXT:1", "b.csv:2", "c.jsonl: row 1", "d.lines:1", "d.lines:2"),
+        *(f"g.jsonl.zst:{n}" for n in (1, 2, 3)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"text": "b", "weight": 0.5}, "the column 'weight' would change what is learnt"),
+        ({"text": "b", "image": "b.png"}, "the column 'image' would change what is learnt"),
+        ({"text": ""}, "text is empty"),
+        ({"body": "b"}, "no column 'text', its columns are 'body'; --text-field names"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "a.jsonl", "*.jsonl"])
+def test_what_is_bad_is_so_in_a_folder_too(tmp_path, place, row, why):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps(row))
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: {why}"):
+        texts.texts(f"{tmp_path}/{place}")
+    skipped = texts.texts(f"{tmp_path}/{place}", on_bad_row="skip")
+    assert (len(skipped), skipped.skipped) == (1, 1)
+
+
+def test_a_line_that_is_no_text_is_left_out_of_its_document(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"good\nb\xe4d\nbetter\n")
+    with pytest.raises(UserError, match=r"a\.txt:2: invalid UTF-8: byte 0xe4"):
+        texts.texts(str(tmp_path))
+    rows = texts.texts(str(tmp_path), on_bad_row="skip")
+    assert (rows.rows, rows.skipped) == ([{"text": "good\nbetter\n"}], 1)
+
+
+def test_a_control_token_is_named_by_its_file(tmp_path):
+    from support import tiny
+
+    from ft.text import documents
+
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_text("here <bos> is one")
+    with pytest.raises(UserError, match=r"b\.txt:1, text: the text contains '<bos>'"):
+        documents.encode(
+            texts.texts(str(tmp_path)), documents.TEMPLATE, tiny.tokenizer(), max_length=99
+        )
+
+
+def test_columns_of_text_follow_each_other(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"title": "T: ", "body": "b"}\n{"title": "", "body": "c"}\n')
+    for place in (tmp_path, tmp_path / "a.jsonl"):
+        rows = texts.texts(str(place), text_field="title+body")
+        assert [row["text"] for row in rows] == ["T: b", "c"]
