@@ -276,10 +276,28 @@ def require(columns: Iterable[str], there: Iterable[str], origin: str) -> None:
 def json_object(text: str) -> dict[str, Any] | str:
     """A row of JSON lines, or why it is none."""
     try:
-        value = json.loads(text)
+        value = loads(text)
+    except UserError as error:
+        return str(error)
     except (ValueError, RecursionError) as error:
         return f"broken JSON: {error}".replace("line 1 ", "")
     return an_object(value)
+
+
+def loads(text: str | bytes) -> Any:
+    """``json.loads``. Raises ``UserError`` for an object that has a key twice, of which it would keep the last."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(
+            f"an object has the key {twice!r} {names.count(twice)} times; keep one of them"
+        )
+    return found
 
 
 def an_object(value: Any) -> dict[str, Any] | str:

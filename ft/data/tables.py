@@ -20,6 +20,7 @@ from ft.data.rows import (
     checked,
     digest,
     json_object,
+    loads,
 )
 from ft.errors import UserError
 from ft.files import read_bytes
@@ -223,7 +224,9 @@ def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool
     if suffix == ".jsonl" and not listed:
         return _lines(lines, bad), False
     try:
-        value = json.loads(unpacked(data, origin) if bad else text)
+        value = loads(unpacked(data, origin) if bad else text)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
     except (ValueError, RecursionError) as error:
         objects = sum(line.startswith("{") for line in lines)
         if suffix == ".jsonl" or (objects > 1 and not listed):

@@ -343,3 +343,16 @@ def test_the_news_are_14020_pairs() -> None:
         pytest.skip("no shared/data beside the repository")
     rows = open_pairs(str(SHARED / "parallel-en-fr"))
     assert (len(rows), rows.skipped) == (14_020, 0)
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    """JSON would keep the last of the two without a word."""
+    line = '{"en": "a", "fr": "b", "fr": "c"}'
+    (tmp_path / "a.jsonl").write_text(f'{{"en": "x", "fr": "y"}}\n{line}\n')
+    (tmp_path / "a.json").write_text(f"[{line}]")
+    why = "an object has the key 'fr' 2 times; keep one of them"
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: {why}"):
+        pairs(tmp_path / "a.jsonl", pair="en-fr")
+    assert pairs(tmp_path / "a.jsonl", pair="en-fr", on_bad_row="skip").skipped == 1
+    with pytest.raises(UserError, match=rf"a\.json: {why}"):
+        pairs(tmp_path / "a.json", pair="en-fr")
