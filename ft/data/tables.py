@@ -137,7 +137,7 @@ def read_table(
     where, note = f"{file}:", ""
     match suffix:
         case ".jsonl" | ".json":
-            records, counted = _json(data, origin, suffix)
+            records, counted, note = _json(data, origin, suffix)
             where = f"{file}: row " if counted else where
         case ".csv" | ".tsv":
             lines, bad = text_lines(data, origin)
@@ -213,8 +213,8 @@ def _folder(folder: Path, direction: tuple[Language, Language], on_bad_row: str)
     return functools.reduce(operator.add, found)
 
 
-def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool]:
-    """Records of JSON lines, or of a list of objects, and whether rows are counted instead of lines.
+def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool, str]:
+    """Records of JSON lines, or of a list of objects; whether rows are counted instead of lines; a note.
 
     What is in the file decides, where it is one of the two; else its suffix says what it should be.
     """
@@ -222,7 +222,7 @@ def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool
     text = "\n".join(lines)
     listed = text.lstrip().startswith("[")
     if suffix == ".jsonl" and not listed:
-        return _lines(lines, bad), False
+        return _lines(lines, bad), False, ""
     try:
         value = loads(unpacked(data, origin) if bad else text)
     except UserError as error:
@@ -230,16 +230,25 @@ def _json(data: bytes, origin: str, suffix: str) -> tuple[Iterable[Record], bool
     except (ValueError, RecursionError) as error:
         objects = sum(line.startswith("{") for line in lines)
         if suffix == ".jsonl" or (objects > 1 and not listed):
-            return _lines(lines, bad), False
+            return _lines(lines, bad), False, ""
         raise UserError(f"{origin} holds broken JSON: {error}") from None
     if suffix == ".jsonl" and not (value and all(isinstance(row, dict) for row in value)):
-        return _lines(lines, bad), False
-    if isinstance(value, dict):  # {"version": …, "data": […]}
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        value = lists[0] if len(lists) == 1 else value
+        return _lines(lines, bad), False, ""
+    value, note = _listed(value) if isinstance(value, dict) else (value, "")
     if not isinstance(value, list):
         raise UserError(f"{origin} holds one {type(value).__name__}; wanted is a list of objects")
-    return enumerate(map(an_object, value), 1), True
+    return enumerate(map(an_object, value), 1), True, note
+
+
+def _listed(value: dict[str, Any]) -> tuple[Any, str]:
+    """The rows in ``{"version": …, "data": […]}`` and a note of what stands beside them; or the object alone."""
+    lists = [k for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) != 1:
+        return value, ""
+    if {"role", "from"} & value[lists[0]][0].keys():  # turns: the object is a row itself
+        return [value], ""
+    beside = [k for k, v in value.items() if k not in lists and v not in (None, "", [], {})]
+    return value[lists[0]], f"not read beside {lists[0]!r}: {', '.join(beside)}" * bool(beside)
 
 
 def _lines(lines: list[str], bad: dict[int, str]) -> Iterator[Record]:

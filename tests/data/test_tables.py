@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ft.data.instructions import instructions
 from ft.data.rows import Rows
 from ft.data.tables import open_pairs, pairs, parallel
 from ft.errors import UserError
@@ -356,3 +357,19 @@ def test_a_key_that_stands_twice_is_named(tmp_path):
     assert pairs(tmp_path / "a.jsonl", pair="en-fr", on_bad_row="skip").skipped == 1
     with pytest.raises(UserError, match=rf"a\.json: {why}"):
         pairs(tmp_path / "a.json", pair="en-fr")
+
+
+def test_what_stands_beside_the_rows_of_a_json_file_is_told(tmp_path):
+    file = tmp_path / "a.json"
+    rows = [ROW]
+    file.write_text(json.dumps({"version": 2, "system": "Be formal.", "note": "", "data": rows}))
+    assert pairs(file).origin == f"{file} (not read beside 'data': version, system)"
+    file.write_text(json.dumps({"data": rows}))
+    assert pairs(file).origin == str(file)
+
+
+def test_a_json_file_may_be_one_conversation(tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "a.json").write_text(json.dumps({"messages": talk, "system": "s"}, indent=1))
+    (row,) = instructions(tmp_path / "a.json")
+    assert [m["content"] for m in row["messages"]] == ["s", "q", "a"]
