@@ -33,11 +33,14 @@ def records(
     A quoted cell stands in double quotes, has doubled ones inside, and may hold line breaks. In csv
     quotes are that; in tsv ``auto`` looks at the file: pandas, Excel and R quote, MTNT's layout does
     not. The note is empty where no cell begins with a quote. csv may be parted by ``;``, tab or ``|``
-    where its header is. Raises ``UserError`` for a header that names a column twice, for quotes that
+    where its header is, or a line ``sep=;`` of Excel's in front of it says so. Raises ``UserError`` for a header that names a column twice, for quotes that
     do not close, and where the quotes of one file contradict each other.
     """
+    said = re.fullmatch(rf"sep=([{_DELIMITERS}])\r?", lines[0]) if lines else None
+    lines = ["", *lines[1:]] if said else lines
     text = "\n".join(lines)
-    delimiter = "\t" if suffix == ".tsv" else _delimiter(lines[0] if lines else "")
+    delimiter = "\t" if suffix == ".tsv" else _delimiter(next(filter(str.strip, lines), ""))
+    delimiter = said[1] if said else delimiter
     notes = [f"parted by {delimiter!r}"] if suffix == ".csv" and delimiter != "," else []
     if not re.search(rf'(?:^|[{re.escape(delimiter)}])"', text, re.MULTILINE):
         found = _split(lines, delimiter)
@@ -89,7 +92,7 @@ def _scan(text: str, delimiter: str) -> Iterator[Line]:
 def _quoting(text: str, delimiter: str, origin: str) -> Quoting:
     """Whether the quotes of a tsv are quoting: what a writer of quotes would have written, or not."""
     scan = _scan(text, delimiter)
-    header = next(scan)
+    header = next(line for line in scan if line.cells != [""])
     if any(header.quoted):
         return "quoted"
     # the first line of each kind; 0: there is none
@@ -136,17 +139,19 @@ def _named(found: Iterator[Line], bad: dict[int, str], origin: str) -> Iterator[
                 f"{origin}:{line.first}: broken CSV from this row on: a quote that opens a cell does not "
                 "close at its end. If quotes are text there, say --quoting raw"
             )
+        if not why and not any(line.cells):
+            continue  # an empty line is nothing, and so is Excel's, of empty cells
         if header is None:
             if why:
                 raise UserError(f"{origin}:{line.first}: the header cannot be read: {why}")
-            header = [name.strip() for name in line.cells]
-            twice = [name for name, times in Counter(header).items() if times > 1 and name]
+            header = [name.strip() or f"(column {n})" for n, name in enumerate(line.cells, 1)]
+            twice = [name for name, times in Counter(header).items() if times > 1]
             if twice:
                 raise UserError(
                     f"{origin}:{line.first}: the header names the column {twice[0]!r} "
                     f"{header.count(twice[0])} times; give each column a name of its own"
                 )
-        elif why or line.cells != [""]:  # an empty line is nothing
+        else:
             yield line.first, why or _row(header, line.cells)
 
 

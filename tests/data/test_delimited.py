@@ -134,3 +134,22 @@ def test_a_quoted_header_says_that_all_is_quoted() -> None:
     """R's write.table doubles no quotes but puts a backslash: no cell can be trusted then."""
     with pytest.raises(UserError, match=r"f:2: broken CSV"):
         read('"source"\t"target"\n"He said \\"hi\\""\t"x"\n')
+
+
+@pytest.mark.parametrize("part", [";", "\t", ","])
+def test_excels_line_of_the_separator_and_its_empty_rows(part: str) -> None:
+    text = f"sep={part}\r\nid;en;fr\r\n1;a, b;c\r\n;;\r\n2;d\r\n".replace(";", part)
+    if part == ",":
+        text = text.replace("a, b", '"a, b"')
+    good, bad, _ = read(text, ".csv")
+    assert good == [["1", "a, b", "c"]]
+    assert bad == [(5, "wrong number of columns: 2, but the header has 3")]
+
+
+def test_a_table_may_begin_with_empty_lines() -> None:
+    assert read('\n\nsource\ttarget\n"a ""b"""\tc\n')[0] == [['a "b"', "c"]]
+
+
+def test_columns_without_a_name_are_told_by_their_place() -> None:
+    found, _ = delimited.records([",en,", "0,a,x"], {}, "f", ".csv")
+    assert list(found) == [(2, {"(column 1)": "0", "en": "a", "(column 3)": "x"})]
