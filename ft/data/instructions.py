@@ -12,7 +12,8 @@ from ft.data.rows import Faulty, Row, Rows, checked, fault
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation
-from ft.text.messages import IMAGES, VISION, Message, fault_of
+from ft.text.meaning import IMAGES, is_one, plain, shows, weighs
+from ft.text.messages import VISION, Message, fault_of
 from ft.text.template import Template
 
 DOLLY = "databricks/databricks-dolly-15k"
@@ -28,13 +29,12 @@ _PAIRS = (
     ("instruction", "context", "response"),
 )
 _TOOLS = ("tools", "functions")
-_WEIGHTS = ("weight", "loss", "train")
 # A column that changes what should be learnt is used or refused by name; any other is ignored and listed.
-_MEANING = {*_TURNS, *_TOOLS, *_WEIGHTS, *IMAGES, *conversation.THOUGHTS, "system", "history"}
+_MEANING = {*_TURNS, *_TOOLS, *IMAGES, *conversation.THOUGHTS, "system", "history"}
 _MEANING |= {column for columns in _PAIRS for column in columns if column}
 _MEANING |= {"system_prompt", "system_message", "tool_calls", "function_call", "documents"}
 _MEANING |= {"chosen", "rejected", "conversation", "dialog", "dialogue"}
-_ALIKE = {name.replace("_", "") for name in _MEANING}  # whatever their case: systemPrompt
+_ALIKE = {plain(name) for name in _MEANING}
 
 
 def dolly(
@@ -109,7 +109,7 @@ def instructions(source: str | Path, *, split: str = "train", on_bad_row: str = 
 def _row(record: dict[str, Any], ignored: dict[str, None]) -> Row | Faulty | str:
     """A row of any format. Raises ``UserError``, or says what is wrong with it."""
     there = {key: value for key, value in record.items() if value not in (None, "", [], {})}
-    if images := next((key for key in IMAGES if key in there), ""):
+    if images := next(filter(shows, there), ""):
         return f"it has {images}: {VISION}"
     turns = next((key for key in _TURNS if key in there), "")
     pair = next((p for p in _PAIRS if {p[0], p[2]} <= record.keys()), None)
@@ -127,15 +127,17 @@ def _row(record: dict[str, Any], ignored: dict[str, None]) -> Row | Faulty | str
     known = row.rest if isinstance(row, Faulty) else row
     for column in there.keys() - used:
         copied = isinstance(known, dict) and _is_copy(there[column], known)
-        if column in _WEIGHTS and isinstance(there[column], bool | int | float):
-            if there[column] == 1:
+        if weighs(column):
+            if is_one(there[column]):
                 continue
             return f"{column} is {there[column]!r} for the whole row; leave such a row out, or make it 1"
-        if column.lower().replace("_", "") in _ALIKE and not copied:
+        if column == "label" and pair == _PAIRS[0] and str(there[column]).lower() == "false":
+            return "label is false, an answer that is not wanted: recipes/preference.py learns from such"
+        if plain(column) in _ALIKE and not copied:
             what = f"with {turns or ' and '.join(filter(None, pair or ()))}"
             return f"the column {column!r} would change what is learnt, and is not used {what}; remove it"
     for column in record:
-        if column in there and column not in used and column not in _WEIGHTS:
+        if column in there and column not in used and not weighs(column):
             ignored[column] = None
     return row
 

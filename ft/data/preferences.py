@@ -9,6 +9,7 @@ from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
 from ft.errors import UserError
 from ft.text import messages as conversation
+from ft.text.meaning import is_one, plain, shows, weighs
 
 Asked = Callable[[Row], Row | str]
 _TEXTS = ("prompt", "instruction", "question", "source")  # columns of a prompt that is a text
@@ -16,7 +17,8 @@ _PROMPTS = (*_TEXTS, "messages")
 _WITH = {"system": "system", "context": "context", "input": "context"}  # what goes with a text
 _ASKED = ("messages", "source", "instruction", "context", "system")
 # what would change how a row reads, and has no place here
-_REFUSED = ("tools", "images", "image", "history", "chat_template_kwargs", "documents")
+_REFUSED = {"tools", "functions", "history", "chattemplatekwargs", "documents"}
+_REFUSED |= {"system", "systemprompt", "systemmessage"}  # but for `system` itself, which has one
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # turns of Anthropic/hh-rlhf
 
 
@@ -128,18 +130,17 @@ def _read(
     def row_of(record: dict[str, Any]) -> Row | str:
         record = {k: v for k, v in record.items() if v is not None and v != []}  # null is nothing
         seen.update(dict.fromkeys(record))
-        if bad := [name for name in _REFUSED if record.get(name)]:
-            return f"the column {bad[0]!r} has no place in preferences and prompts; remove it"
-        if used and (
-            bad := [name for name in conversation.WEIGHTS if record.get(name, 1) not in (1, "1")]
-        ):
-            return (
-                f"{bad[0]} is {record[bad[0]]!r}: preferences have no weights; leave such a row out"
-            )
+        for name, value in record.items():
+            beyond = name != "system" and plain(name) in _REFUSED
+            if value and (beyond or shows(name)):
+                return f"the column {name!r} has no place in preferences and prompts; remove it"
+            if used and weighs(name) and not is_one(value):
+                return f"{name} is {value!r}: preferences have no weights; leave such a row out"
         return read(record)
 
     found = checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=row_of)
-    ignored = tuple(name for name in seen if used is not None and name not in used)
+    unused = (name for name in seen if used is not None and name not in used)
+    ignored = tuple(name for name in unused if not weighs(name))
     return dataclasses.replace(found, ignored=ignored)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from ft.data.doubles import doubles
 from ft.data.places import Places, listed
 from ft.errors import UserError, nearest, one_of
-from ft.text.messages import IMAGES, WEIGHTS
+from ft.text.meaning import is_one, shows, weighs
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
 """A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
@@ -230,11 +230,11 @@ def _unused(record: dict[str, Any], used: Collection[str], ignored: dict[str, No
     for name, value in record.items():
         if name in used or name in ignored or value in (None, "", [], {}):
             continue
-        if name in IMAGES or (name in WEIGHTS and str(value).lower() not in ("1", "1.0", "true")):
+        if shows(name) or (weighs(name) and not is_one(value)):
             return (
                 f"the column {name!r} would change what is learnt, and is not used here; remove it"
             )
-        if name not in WEIGHTS:
+        if not weighs(name):
             ignored[name] = None
     return ""
 

@@ -26,7 +26,7 @@ from ft.errors import UserError
 from ft.files import read_bytes
 from ft.text import languages
 from ft.text.languages import Language
-from ft.text.messages import IMAGES, WEIGHTS
+from ft.text.meaning import shows, weighs
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx")
 Choice: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
@@ -96,7 +96,7 @@ def pairs(
     def reads(names: Sequence[str]) -> Sequence[str]:
         """The columns to read of a format that has all their names first."""
         ignored.update(dict.fromkeys(names))
-        return [*choose(names), *(name for name in names if name in (*WEIGHTS, *IMAGES))]
+        return [*choose(names), *(name for name in names if weighs(name) or shows(name))]
 
     records, origin, sha256, where = read_table(
         path, reads, split, quoting=quoting, direction=direction
@@ -106,8 +106,8 @@ def pairs(
     names = list(dict.fromkeys(k for _, r in first if isinstance(r, dict) for k in r))
     chosen = choose(names) if names else ("source", "target")
     used = {*chosen, *(name.rpartition(".")[0] for name in chosen)}
-    for name in (*used, *WEIGHTS, *IMAGES):
-        ignored.pop(name, None)
+    for name in [name for name in ignored if name in used or weighs(name) or shows(name)]:
+        del ignored[name]
     made: dict[str, Any] = {"columns": chosen, "ignored": ignored, "used": used}
     rows = checked(
         itertools.chain(first, flat), origin, sha256, where, on_bad_row=on_bad_row, **made

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ft.errors import UserError
+from ft.text.meaning import IMAGES, is_one, shows, weighs
 
 Message: TypeAlias = dict[str, Any]
 """``{"role", "content"}``: system, user, assistant or tool, and a text. An assistant's may have
@@ -19,7 +20,6 @@ ROLES |= dict.fromkeys(("function_call", "tool_call"), "assistant")  # the value
 CALLS = ("function_call", "tool_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # one thing under three names
 WEIGHTS = ("weight", "loss", "train")
-IMAGES = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
 # keys of a turn that would change what is learnt, and that nothing here follows
 UNFOLLOWED = ("mask", "masked", "train_on_turn", "training", "trainable", "train_detail")
 UNFOLLOWED += ("training_detail", "refusal")
@@ -129,9 +129,9 @@ def _masked(there: dict[str, Any], number: int) -> bool:
 def _refuse(there: Mapping[str, Any], number: int) -> None:
     """Raise ``UserError`` for a key that changes what should be learnt and that nothing follows."""
     for key, value in there.items():
-        if key in IMAGES and value not in ([], "", {}):
+        if shows(key) and value not in ([], "", {}):
             raise UserError(f"message {number} has {key}: {VISION}")
-        if key in UNFOLLOWED:
+        if key in UNFOLLOWED or (weighs(key) and not is_one(value)):
             allowed = f"a turn is left out of what is learnt by {', '.join(WEIGHTS)} 0 or false"
             raise UserError(f"message {number}: {key} = {value!r} is not followed; {allowed}")
         if key in ("content", "value", "tool_responses"):

@@ -77,6 +77,13 @@ def test_every_format_of_users_data(record, row, tmp_path):
         ),
         ({"conversations": [{"value": "hi"}]}, "message 1 is not an object with role and content"),
         ({"conversations": "hi"}, "not a list"),
+        (
+            {"messages": [TALK[0], TALK[1] | {"loss_weight": 0}]},
+            "message 2: loss_weight = 0 is not",
+        ),
+        ({"messages": TALK, "sample_weight": 0.5}, "sample_weight is 0.5 for the whole row"),
+        ({"messages": TALK, "Image": "a.png"}, "it has Image: "),
+        ({"prompt": "hi", "completion": "no", "label": False}, "label is false, .*preference"),
         ({"question": "hi", "answer": "yo"}, "'question', 'answer' are of no known format"),
     ],
 )

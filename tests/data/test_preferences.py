@@ -108,6 +108,10 @@ PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
         (PAIR | {"images": ["a.png"]}, "the column 'images' has no place"),
         (PAIR | {"tools": [{"name": "f"}]}, "the column 'tools' has no place"),
         (PAIR | {"weight": 0.5}, "weight is 0.5: preferences have no weights"),
+        (PAIR | {"sample_weight": 2}, "sample_weight is 2: preferences have no weights"),
+        (PAIR | {"system_prompt": "s"}, "the column 'system_prompt' has no place"),
+        (PAIR | {"System": "s"}, "the column 'System' has no place"),
+        (PAIR | {"videos": ["v"]}, "the column 'videos' has no place"),
         (PAIR | {"instruction": "Sing."}, "here is 'prompt' and 'instruction'"),
         (
             {"prompt": "Sing.", "chosen": ASKED + BLUE, "rejected": ASKED + SEVEN},

@@ -107,7 +107,9 @@ def test_columns_that_nothing_is_learnt_from_are_told(
     )
 
 
-@pytest.mark.parametrize(("name", "value"), [("weight", 0.5), ("images", ["a.png"]), ("loss", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("Weight", 0.5), ("images", ["a.png"]), ("loss_mask", 0)]
+)
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_column_that_would_change_what_is_learnt_is_refused(
     tmp_path: Path, suffix: str, name: str, value: object

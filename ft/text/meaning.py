@@ -1,0 +1,39 @@
+"""Names of columns and keys that change what is learnt, however they are spelled: weights, masks, images."""
+
+import functools
+import re
+from typing import Any
+
+IMAGES = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
+_OF = "|".join(
+    ("sample", "example", "row", "turn", "message", "token", "loss", "train", "training")
+)
+_WEIGHT = re.compile(rf"loss|train|(?:{_OF})?weights?|(?:{_OF}|label|completion|assistant)?masks?")
+
+
+@functools.lru_cache(maxsize=4096)
+def plain(name: str) -> str:
+    """A name without what spelling adds: of ``systemPrompt`` and ``System_Prompt`` the same."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+@functools.lru_cache(maxsize=4096)
+def weighs(name: str) -> bool:
+    """Whether a name says how much of something is learnt: ``weight``, ``sample_weight``, ``lossMask``."""
+    return bool(_WEIGHT.fullmatch(plain(name)))
+
+
+def shows(name: str) -> bool:
+    """Whether a name is that of images, or of what else is no text."""
+    return plain(name) in _IMAGES
+
+
+_IMAGES = {plain(name) for name in IMAGES}
+
+
+def is_one(weight: Any) -> bool:
+    """Whether a weight changes nothing: 1 or true, in a table as text."""
+    try:
+        return float(weight) == 1
+    except (TypeError, ValueError):
+        return str(weight).strip().lower() == "true"
