@@ -187,6 +187,7 @@ def _of_pair(
 
 def _earlier(history: Any) -> list[Message]:
     """alpaca's ``history``: ``[[question, answer], …]``, the turns before the instruction."""
+    history = conversation.in_cell(history)
     pairs = isinstance(history, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in history
     )

@@ -29,15 +29,25 @@ VISION = "a recipe of text learns nothing from images: use recipes/vision_lora.p
 def read(turns: Any, ignored: dict[str, None] | None = None) -> list[Message]:
     """``[{role, content}]`` or ``[{from, value}]`` as messages; keys that say nothing to ``ignored``.
 
-    Null values are nothing, and so is an empty system message. Raises ``UserError`` for a message
-    that cannot be read; the order of turns is left to ``fault_of``.
+    A cell of a table has them as JSON. Null values are nothing, and so is an empty system message. Raises
+    ``UserError`` for a message that cannot be read; the order of turns is left to ``fault_of``.
     """
+    turns = in_cell(turns)
     if not isinstance(turns, list) or not turns:
-        raise UserError("messages is not a list of {role, content}")
+        told = f", and no JSON of one: {turns[:60]!r}" if isinstance(turns, str) else ""
+        raise UserError(f"messages is not a list of {{role, content}}{told}")
     found = [_message(turn, number, ignored) for number, turn in enumerate(turns, 1)]
     if found[0]["role"] == "system" and not found[0]["content"].strip():
         del found[0]
     return found
+
+
+def in_cell(value: Any) -> Any:
+    """What the cell of a table holds as JSON; any other value as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message:

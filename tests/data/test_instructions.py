@@ -76,7 +76,7 @@ def test_every_format_of_users_data(record, row, tmp_path):
             r"message 1 has role \['human'\]",
         ),
         ({"conversations": [{"value": "hi"}]}, "message 1 is not an object with role and content"),
-        ({"conversations": "hi"}, "not a list"),
+        ({"conversations": "hi"}, "not a list of {role, content}, and no JSON of one: 'hi'"),
         (
             {"messages": [TALK[0], TALK[1] | {"loss_weight": 0}]},
             "message 2: loss_weight = 0 is not",
@@ -252,3 +252,24 @@ def test_tools_that_are_no_json_are_named(tmp_path):
     file.write_text(json.dumps({"messages": talk, "tools": ["{x"]}))
     with pytest.raises(UserError, match=r"a\.jsonl:1: tool 1 is no JSON: '{x'"):
         instructions(file)
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_cell_of_a_table_has_a_conversation_as_json(column, tmp_path):
+    import csv
+
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([[column, "id"], [json.dumps(TALK), 1], [str(TALK), 2]])
+    with pytest.raises(
+        UserError, match=r"(?s)1 bad row.*a\.csv:3: messages is not a list .*no JSON"
+    ):
+        instructions(file)
+    assert instructions(file, on_bad_row="skip").rows == [{"messages": TALK}]
+
+
+def test_a_cell_of_a_table_has_alpacas_history_as_json(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text('instruction\toutput\thistory\nq\ta\t[["x", "y"]]\n')
+    (row,) = instructions(file)
+    assert [m["content"] for m in row["messages"]] == ["x", "y", "q", "a"]
