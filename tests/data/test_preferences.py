@@ -38,6 +38,10 @@ def write(place, *rows):
         {"prompt": "Name a colour.", "chosen": ASKED + BLUE, "rejected": ASKED + SEVEN},
         {"messages": ASKED + BLUE, "chosen": ASKED + BLUE, "rejected": ASKED + SEVEN},
         {"chosen": f"{HH}Blue.", "rejected": f"{HH}Seven.", "label": None},
+        {"prompt": "Name a colour.", "chosen": f"{HH}Blue.", "rejected": f"{HH}Seven."},
+        {"source": "hh", "chosen": f"{HH}Blue.", "rejected": f"{HH}Seven."},
+        {"source": "flan", "chosen": ASKED + BLUE, "rejected": ASKED + SEVEN},
+        {"source": "flan", "prompt": ASKED, "chosen": BLUE, "rejected": SEVEN},
     ],
 )
 def test_each_way_to_write_a_conversation_is_the_same_row(row, tmp_path):
@@ -107,6 +111,16 @@ PAIR = {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}
         (PAIR | {"prompt": None}, "no prompt: give it as a column prompt"),
         (PAIR | {"images": ["a.png"]}, "the column 'images' has no place"),
         (PAIR | {"tools": [{"name": "f"}]}, "the column 'tools' has no place"),
+        (PAIR | {"context": "c", "input": "d"}, "both 'context' and 'input'"),
+        (PAIR | {"prompt": ASKED, "context": "c"}, "the column 'context' has no place beside"),
+        (
+            PAIR | {"prompt": [{"role": "system", "content": "s"}, *ASKED], "system": "t"},
+            "the system column is not the conversations' system message",
+        ),
+        (
+            {"chosen": [*ASKED, BLUE[0] | {"weight": 0}], "rejected": ASKED + SEVEN},
+            "chosen: message 2 has a weight of 0, which has no place",
+        ),
         (PAIR | {"weight": 0.5}, "weight is 0.5: preferences have no weights"),
         (PAIR | {"sample_weight": 2}, "sample_weight is 2: preferences have no weights"),
         (PAIR | {"system_prompt": "s"}, "the column 'system_prompt' has no place"),
@@ -149,3 +163,24 @@ def test_prompts_keep_what_a_reward_reads(tmp_path):
     assert one == {"instruction": "2 + 2?", "context": "", "solution": 4}
     assert talk == {"messages": ASKED, "response": "Blue."}
     assert song["response"] == "La."
+
+
+def test_what_says_nothing_is_listed(tmp_path):
+    row = {"source": "flan", "id": 3, "weight": 1}
+    row |= {"chosen": ASKED + [BLUE[0] | {"model": "m", "weight": 1}], "rejected": ASKED + SEVEN}
+    assert preferences(write(tmp_path, row)).ignored == ("source", "id", "chosen.model")
+    assert (
+        preferences(write(tmp_path, {"source": "Bleu.", "chosen": "a", "rejected": "b"})).ignored
+        == ()
+    )
+
+
+def test_a_prompt_in_sharegpts_words_has_its_answer(tmp_path):
+    talk = [{"from": "human", "value": "Name a colour."}, {"from": "gpt", "value": "Blue."}]
+    (found,) = prompts(write(tmp_path, {"messages": talk, "source": "flan"}))
+    assert found == {"messages": ASKED, "response": "Blue."}
+
+
+def test_a_run_that_translates_is_not_asked_something_else_than_the_source(tmp_path):
+    with pytest.raises(UserError, match="one column of a prompt is needed"):
+        preferences(write(tmp_path, PAIR | {"source": "Blue."}), asked="source")
