@@ -30,9 +30,9 @@ def preferences(
     Pairs: ``chosen`` and ``rejected``, answers as texts or as messages, to a ``prompt`` (a text or
     messages), an ``instruction`` with ``context`` or ``input``, a ``question``, a ``source`` or
     ``messages``; or two whole conversations (messages, or hh-rlhf's text) that differ in their last
-    answer, without a prompt of their own. ``source`` beside another prompt, or beside whole
-    conversations, says where a row is from and is ignored, unless that is what is ``asked``. Single answers: ``completion`` and ``label`` (true: wanted)
-    to any of these prompts. ``system`` goes in front.
+    answer, without a prompt of their own. Single answers: ``completion`` and ``label`` (true: wanted)
+    to any of these prompts. ``system`` goes in front. ``source`` beside another prompt, or beside whole
+    conversations, says where a row is from and is ignored, unless that is what is ``asked``.
 
     A row becomes ``{"instruction", "context"}``, ``{"source"}`` where that is what is ``asked``, or
     ``{"messages"}``, with ``chosen`` and ``rejected``, or ``completion`` and ``label``. Raises

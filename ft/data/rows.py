@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from ft.data.doubles import doubles
 from ft.data.places import Places, listed
 from ft.errors import UserError, nearest, one_of
-from ft.text.meaning import is_one, shows, weighs
+from ft.text.meaning import blank, is_one, shows, weighs
 
 Record: TypeAlias = tuple[int, dict[str, Any] | str]
 """A row's number, counted from 1, with its columns or with the reason why it cannot be read."""
@@ -253,7 +253,7 @@ def fault(record: dict[str, Any], column: str) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
         return f"{column} is not a string but {kind}"
-    if not value.strip():
+    if blank(value):
         return f"{column} is empty"
     try:
         value.encode()

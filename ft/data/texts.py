@@ -16,6 +16,7 @@ from ft.data.places import Places, listed
 from ft.data.rows import Record, Row, Rows, checked, digest, fault
 from ft.errors import UserError, hub_errors, nearest
 from ft.files import read_bytes
+from ft.text.meaning import blank
 
 _TABLES = tuple(suffix for suffix in tables.FORMATS if suffix != ".tmx")
 _FORMATS = {".txt": "text", ".md": "text", ".lines": "lines"} | dict.fromkeys(_TABLES, "table")
@@ -144,7 +145,7 @@ def _file(file: Path, kind: str, *, fields: list[str], on_bad_row: str) -> Rows:
         numbered = [(n, line.replace("\\n", "\n")) for n, line in numbered]
     if bad and on_bad_row == "error":
         raise UserError(listed([f"{file}:{n}: {why}" for n, why in bad.items()], str(file)))
-    numbered = [(n, text) for n, text in numbered if text.strip()]
+    numbered = [(n, text) for n, text in numbered if not blank(text)]
     numbers = array("q", (n for n, _ in numbered))
     places = Places((f"{file}:",), array("i", bytes(4 * len(numbers))), numbers)
     kept = {"skipped": len(bad), "places": places, "on_bad_row": on_bad_row}

@@ -1,4 +1,4 @@
-"""Names of columns and keys that change what is learnt, however they are spelled: weights, masks, images."""
+"""What changes what is learnt: columns and keys by their names, however spelled, and texts that say nothing."""
 
 import functools
 import re
@@ -9,6 +9,13 @@ _OF = "|".join(
     ("sample", "example", "row", "turn", "message", "token", "loss", "train", "training")
 )
 _WEIGHT = re.compile(rf"loss|train|(?:{_OF})?weights?|(?:{_OF}|label|completion|assistant)?masks?")
+_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_BLANK += "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff"  # of no width
+
+
+def blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return not text.strip(_BLANK)
 
 
 @functools.lru_cache(maxsize=4096)

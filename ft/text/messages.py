@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ft.errors import UserError
-from ft.text.meaning import IMAGES, is_one, shows, weighs
+from ft.text.meaning import IMAGES, blank, is_one, shows, weighs
 
 Message: TypeAlias = dict[str, Any]
 """``{"role", "content"}``: system, user, assistant or tool, and a text. An assistant's may have
@@ -255,6 +255,7 @@ def fault_of(messages: Any) -> str:
     if not isinstance(messages, list) or not messages:
         return "messages is not a list of {role, content}"
     before: Message = {"role": "system"}
+    calls: list[Message] = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             return f"message {number} is not an object with role and content"
@@ -265,6 +266,10 @@ def fault_of(messages: Any) -> str:
             where = "; a system message stands first" if role == "system" else ""
             return f"message {number} has role {role!r}; allowed are system, user, assistant{where}"
         elif fault := _out_of_order(role, before, messages[0]["role"] == "system", number):
+            return f"message {number}: {fault}"
+        if role == "assistant":
+            calls = [*(calls if before.get("tool_calls") else []), *message.get("tool_calls", [])]
+        if fault := _unasked(message, calls):
             return f"message {number}: {fault}"
         if role != "tool" and not isinstance(content, str):
             return f"message {number}: content is not a string but {type(content).__name__}"
@@ -300,10 +305,18 @@ def _out_of_order(role: str, before: Message, system: bool, number: int) -> str:
     )
 
 
+def _unasked(message: Message, calls: list[Message]) -> str:
+    """Why a result is not one of the calls before it, by its id; an empty string where it is."""
+    own, known = message.get("tool_call_id"), [call.get("id") for call in calls]
+    if message["role"] != "tool" or own is None or own in known or None in known:
+        return ""
+    return f"tool_call_id {own!r} is of no call; those before it have {', '.join(map(repr, known))}"
+
+
 def _says(message: Message) -> bool:
     """Whether a message has anything in it: text, a call, a tool's result even if that is empty."""
     content = message["content"]
-    text = content.strip() if isinstance(content, str) else content
+    text = not blank(content) if isinstance(content, str) else content
     return bool(text or message["role"] == "tool" or message.get("tool_calls")) or bool(
         message.get("tool_responses")
     )

@@ -154,7 +154,29 @@ def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
             messages.append({"role": "assistant", "content": row["response"]})
     if fault := fault_of(messages):
         raise UserError(fault)
-    return messages
+    return _linked(messages)
+
+
+def _linked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with each tool's result told by its call's id and name, which chat templates ask for.
+
+    Its call is that of its id, else the next of its name, else the next: without ids templates take the last.
+    """
+    found, waiting = [], []
+    for number, message in enumerate(messages):
+        if calls := message.get("tool_calls"):
+            calls = [{"id": f"call_{number}_{n}"} | call for n, call in enumerate(calls)]
+            message = message | {"tool_calls": calls}
+            waiting = [*(waiting if found[-1].get("tool_calls") else []), *calls]
+        elif message["role"] == "tool":
+            own, name = message.get("tool_call_id"), message.get("name")
+            named = [call for call in waiting if name in (None, call["function"]["name"])]
+            for call in [*(call for call in waiting if call["id"] == own), *named][:1]:
+                waiting.remove(call)
+                name = name or call["function"]["name"]
+                message = message | {"tool_call_id": call["id"], "name": name}
+        found.append(message)
+    return found
 
 
 def _with_marks(message: dict[str, Any], number: int) -> dict[str, Any]:

@@ -26,3 +26,8 @@ def test_images_are_told_by_their_names():
 def test_a_weight_of_one_changes_nothing():
     assert all(map(meaning.is_one, (1, 1.0, True, "1", "1.00", "true", " True ")))
     assert not any(map(meaning.is_one, (0, 0.5, False, "0", "x", None, [1], "")))
+
+
+def test_a_text_of_which_nothing_can_be_seen():
+    assert all(map(meaning.blank, ("", " \n\t", "\u00a0\u3000", "\u200b \ufeff\u2060\u200d")))
+    assert not any(map(meaning.blank, ("a", "\u200ba", ".", "\u0301", "👩\u200d🚀")))

@@ -7,7 +7,7 @@ import pytest
 from support import gemma_tokens
 
 from ft.errors import UserError
-from ft.text import calls, chat_template, forms, tokens
+from ft.text import calls, chat_template, forms, messages, tokens
 
 TEMPLATES = gemma_tokens.of_trl()
 NATIVE = [name for name in TEMPLATES if "gemma4" in name or "diffusion" in name]
@@ -236,3 +236,40 @@ def test_a_turn_of_weight_0_among_calls_is_read_and_not_learnt():
     assert last["content"] not in learnt
     assert last["content"] in tokenizer.decode(example["input_ids"])
     assert learnt
+
+
+def parallel_calls(with_ids, two_messages=False):
+    """A conversation in which the first of two functions answers first."""
+    made = [{"function": {"name": name, "arguments": {}}} for name in ("first", "second")]
+    ids = [{"id": f"c{n}"} if with_ids else {} for n in range(2)]
+    made = [{"type": "function"} | call | i for call, i in zip(made, ids, strict=True)]
+    sides = [made[:1], made[1:]] if two_messages else [made]
+    results = [{"tool_call_id": i["id"]} if i else {} for i in ids]
+    return [
+        {"role": "user", "content": "q"},
+        *({"role": "assistant", "content": "", "tool_calls": calls} for calls in sides),
+        *({"role": "tool", "content": "r"} | result for result in results),
+        {"role": "assistant", "content": "a"},
+    ]
+
+
+@pytest.mark.parametrize("two_messages", [False, True])
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("name", ["gemma4_v5", "function"])
+def test_a_result_has_the_name_of_its_call(name, with_ids, two_messages):
+    """OpenAI's results have no names, ShareGPT's neither names nor ids, by which templates know their call."""
+    jinja = FUNCTION_GEMMA if name == "function" else TEMPLATES[name].read_text()
+    tokenizer = gemma_tokens.tokenizer_of(jinja)
+    row = {"messages": parallel_calls(with_ids, two_messages), "tools": [WEATHER]}
+    template = chat_template.read(tokenizer)
+    (example,) = tokens.encode_rows([row], template, tokenizer, max_length=999).examples
+    text = tokenizer.decode(example["input_ids"])
+    assert 0 < text.index("response:first{") < text.index("response:second{")
+
+
+def test_a_result_that_is_of_no_call_is_refused():
+    talk = parallel_calls(with_ids=True)
+    talk[2] = talk[2] | {"tool_call_id": "other"}
+    wanted = "message 3: tool_call_id 'other' is of no call; those before it have 'c0', 'c1'"
+    assert messages.fault_of(talk) == wanted
+    assert messages.fault_of(parallel_calls(with_ids=True, two_messages=True)) == ""
