@@ -138,16 +138,23 @@ def _options(cls: Any) -> _Options:
 
 
 def _comments(cls: type) -> dict[str, tuple[str, str]]:
-    """Field -> the comment above it, a heading, and the comment beside it, read from the source."""
-    found, name, heading = {"": ("", "")}, "", ""
+    """Field -> its heading and what is said of it, read from the source.
+
+    A heading is a comment that follows an empty line, or begins the class; any other is the field's, above it or beside.
+    """
+    found, name, heading, above, apart = {"": ("", "")}, "", "", "", True
     with suppress(OSError):  # a class made without a file has no comments
         source = textwrap.dedent(inspect.getsource(cls)).splitlines(keepends=True)
         for token in tokenize.generate_tokens(iter(source).__next__):
             text, column = token.string.lstrip("# "), token.start[1]
             if token.type == tokenize.NAME and column == 4:  # a field; or def, which is no field
-                name, heading, found[text] = text, "", (heading, "")
-            elif token.type == tokenize.COMMENT and column == 4:
+                name, heading, above, apart, found[text] = text, "", "", False, (heading, above)
+            elif token.type == tokenize.COMMENT and column == 4 and apart:
                 heading = f"{heading} {text}".strip()
+            elif token.type == tokenize.COMMENT and column == 4:
+                above = f"{above} {text}".strip()
+            elif token.type == tokenize.NL and not token.line.strip():
+                apart = True
             elif token.type == tokenize.COMMENT:
                 found[name] = (found[name][0], f"{found[name][1]} {text}".strip())
     return found
@@ -262,7 +269,8 @@ def _describe(kind: Any) -> str:
     if len(kinds := _alternatives(kind)) > 1:
         return " or ".join(map(_describe, kinds))
     if (origin := get_origin(kind)) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
+        words = ", ".join(map(str, get_args(kind)))
+        return f"one of {words}" if len(get_args(kind)) > 1 else words
     words = {bool: "true or false", types.NoneType: "none", Path: "path", tuple: "list as in a,b"}
     return words.get(origin or kind) or kind.__name__
 

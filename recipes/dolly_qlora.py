@@ -60,6 +60,7 @@ class Config:
     model_name_or_path: str = "google/gemma-7b"  # Hub id, folder, or `embedded` (Gemma 3 270M)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+    # what packed rows go through; auto: the fastest that gives PyTorch's numbers (docs/hardware.md)
     attention: Literal["auto", "flash", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
 
     # Adapter
@@ -90,7 +91,7 @@ class Config:
 
     # Optimisation
     learning_rate: Amount = 2e-4  # at the top of the schedule
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"  # after the warm-up, to 0
     warmup_ratio: float = 0.03  # share of the steps until the top
     optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw
     num_train_epochs: Amount = 1.0  # passes over the training rows

@@ -52,7 +52,7 @@ class Config:
     # Optimisation
     optim: str = "adamw"  # adamw, sgd, adamw_8bit or paged_adamw_8bit
     learning_rate: Amount = 2e-5  # at the top of the schedule
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up, to 0
     warmup_ratio: float = 0.05  # share of the steps until the top
     weight_decay: float = 0.0  # of matrices; embeddings and norms never decay
     adam_beta2: float = 0.999  # of AdamW

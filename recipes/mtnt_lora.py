@@ -33,6 +33,7 @@ class Config:
     model_name_or_path: str = "embedded"  # Hub id, folder, or `embedded` (Gemma 3 270M, PyPI)
     precision: Literal["auto", "fp32", "bf16", "nf4"] = "auto"  # of the base; auto: by the hardware
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # what loads the base
+    # what packed rows go through; auto: the fastest that gives PyTorch's numbers (docs/hardware.md)
     attention: Literal["auto", "flash", "varlen", "flex_attention", "sdpa", "eager"] = "auto"
 
     # Adapter
@@ -58,6 +59,7 @@ class Config:
 
     # Optimisation
     learning_rate: Amount = 3e-4  # after the warm-up; then it falls to 0 in a line
+    # 8bit: AdamW's states in a quarter of the memory; paged: moved to RAM where the GPU is full
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_train_epochs: Amount = 1.0  # passes over the training pairs
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs

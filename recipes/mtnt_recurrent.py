@@ -56,7 +56,7 @@ class Config:
     # Optimisation
     optim: str = "adamw"  # adamw, sgd, adamw_8bit or paged_adamw_8bit
     learning_rate: Amount = 1e-4  # at the top of the schedule
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up, to 0
     warmup_ratio: float = 0.05  # share of the steps until the top
     weight_decay: float = 0.1  # of matrices; RG-LRU, embeddings, norms and biases never decay
     adam_beta2: float = 0.96  # of AdamW

@@ -56,8 +56,9 @@ class Config:
 
     # Optimisation
     learning_rate: Amount = 2e-4  # at the top of the schedule
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"  # after the warm-up, to 0
     warmup_ratio: float = 0.05  # share of the steps until the top
+    # 8bit: AdamW's states in a quarter of the memory; paged: moved to RAM where the GPU is full
     optim: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     num_train_epochs: Amount = 1.0  # passes over the training windows
     max_steps: Count | None = None  # optimizer steps; overrides num_train_epochs

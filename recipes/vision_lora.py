@@ -60,7 +60,7 @@ class Config:
 
     # Optimisation
     learning_rate: Amount | None = None  # at the top. None: 2e-4; 2e-3 of tiny-vision
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up, to 0
     warmup_ratio: float = 0.1  # share of the steps until the top
     adam_beta2: float = 0.98  # decay of AdamW's mean of squares: few steps need a short memory
     optim: Literal["auto", "adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "auto"  # auto: adamw

@@ -42,6 +42,8 @@ class Config:
     dropout: float | None = None
     packing: bool = True  # several examples in a row
     tf32: bool | None = None
+    # added to each position, which
+    # may be below 0
     offset: int = 0
     seed: int = 42
     output_dir: Path = Path("runs/toy")
@@ -556,6 +558,7 @@ def test_help_teaches(capsys, monkeypatch, argv: list[str]) -> None:
     assert rows["max_steps"] == "overrides num_train_epochs (int or none; default none)"
     assert rows["[no-]packing"] == "several examples in a row (default true)"
     assert rows["learning_rate"] == "(float; default 0.0002; or --lr)"
+    assert rows["offset"] == "added to each position, which may be below 0 (int; default 0)"
     assert "not a" not in text
 
 

@@ -53,8 +53,10 @@ def test_settings_are_few_frozen_and_explained(path, capsys):
         config.parse(module.Config, ["--help"], doc=module.__doc__)
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
+    said = config._comments(module.Config)
     for field in fields:
         assert field.name in shown
+        assert said[field.name][1], f"{field.name}: what is it?"
 
 
 # lines of `main` and of the file; minigpt_pretrain's loop is meant to be read
