@@ -25,7 +25,7 @@ from ft.config import Amount, Count
 from ft.data.instructions import DOLLY, readable
 from ft.data.instructions import splits as drawn
 from ft.machine import say
-from ft.text import Template, chat_template, prompts
+from ft.text import Template, prompts
 
 ASK = {"instruction": "How can I make brownies?"}  # of base and tuned, at the end
 
@@ -138,7 +138,6 @@ def main(c: Config) -> None:
     base = models.load(c.model_name_or_path, **config.pick(c, models.load))
     say("\n".join(base.notes))
     t = template(c, base.tokenizer)
-    chat_template.install(base.tokenizer, t)
     machine.seed_everything(c.seed)
     model = models.attach_lora(
         base,

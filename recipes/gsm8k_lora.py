@@ -29,7 +29,7 @@ from ft.data import gsm8k
 from ft.machine import say
 from ft.runs import curves
 from ft.score import reasoning
-from ft.text import Template, chat_template, prompts
+from ft.text import Template, prompts
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,6 @@ def main(c: Config) -> None:
         c.model_name_or_path, precision=c.precision, backend=c.backend, max_length=c.max_length
     )
     say("\n".join(base.notes))
-    chat_template.install(base.tokenizer, t)
     machine.seed_everything(c.seed)
     model = models.attach_lora(
         base,

@@ -30,7 +30,7 @@ from ft.config import Amount, Count
 from ft.data import images
 from ft.machine import say
 from ft.models import vision
-from ft.text import Template, chat_template, prompts
+from ft.text import Template, prompts
 
 TINY = "tiny-vision"
 
@@ -117,7 +117,6 @@ def main(c: Config) -> None:
     )
     say("\n".join(base.notes))
     t = template(c, base.tokenizer)
-    chat_template.install(base.tokenizer, t)
     machine.seed_everything(c.seed)
     if c.lora_r:
         model = models.attach_lora(

@@ -25,7 +25,7 @@ from ft.models import lora, sources
 from ft.runs import lock, proof
 from ft.runs.folder import Run, Target, claim
 from ft.runs.launch import follow_launcher
-from ft.text import tokens
+from ft.text import chat_template, tokens
 from ft.text.template import Template
 
 COMMAND = "FT_COMMAND"  # in the environment: what `ft run` was given
@@ -70,7 +70,7 @@ def start(
     ``config`` are the recipe's settings, all of which are kept; ``base`` what ``models.load`` gave and
     ``model`` that with its adapter, if it has one (none: the base's own). Shows the first example and
     the plan; writes the examples of the first batch, but without ``examples``, of what learns from its
-    own answers. Raises ``UserError`` if the folder is in use or cannot be written.
+    own answers. The tokenizer gets the template as its chat template, but where text is learnt as it is. Raises ``UserError`` if the folder is in use or cannot be written.
     """
     model = base.model if model is None else model
     first = encoded["train"].examples[: config.per_device_train_batch_size] if examples else []
@@ -79,6 +79,8 @@ def start(
         say(tokens.show(first[0], base.tokenizer, colour=sys.stdout.isatty()))
     if plan is not None:
         say(f"memory that this needs:\n{plan}")
+    if task != "text":
+        chat_template.install(base.tokenizer, template)
     settings = {"config_yaml": to_yaml(config), "seed": config.seed}
     run = begin(target, recipe=recipe, task=task, **settings)
     adapter = lora.describe(model) if hasattr(model, "peft_config") else {}

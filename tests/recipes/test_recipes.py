@@ -128,6 +128,8 @@ def test_two_tiny_steps_carry_what_was_proven_before_them(path, tmp_path, capsys
     asked |= {"vision_lora": "What is where?", "text_lora": "bits per byte"}
     assert asked.get(path.stem, "Hello, my name is Morgane.") in said
     assert json.loads((folder / run.RECORD).read_text())["training"]["steps"] == 2
+    asks = (folder / "chat_template.jinja").read_text() if path.stem != "minigpt_pretrain" else ""
+    assert ("Translate this into French" in asks) == path.stem.startswith("mtnt_")
     page = (folder / "report.html").read_text()
     assert "report.html was not written" not in said
     assert "<svg" in page
