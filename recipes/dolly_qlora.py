@@ -86,8 +86,8 @@ class Config:
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 1024  # tokens of a whole example
     length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
-    valid_rows: Count = 100  # held-out rows whose loss is watched
-    test_rows: Count = 100  # held-out rows that are answered at the end, before and after
+    valid_rows: Count | None = None  # held out, their loss is watched; none: a tenth, at most 100
+    test_rows: Count | None = None  # held out, answered before and after; none: likewise
 
     # Optimisation
     learning_rate: Amount = 2e-4  # at the top of the schedule

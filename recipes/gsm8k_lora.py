@@ -51,7 +51,7 @@ class Config:
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 512  # tokens of a whole example
     length_policy: Literal["drop", "truncate", "error"] = "drop"  # what happens to a longer one
-    valid_rows: Count = 100  # training questions held out, whose loss is watched
+    valid_rows: Count | None = None  # held out, their loss is watched; none: a tenth, at most 100
 
     # Optimisation
     learning_rate: Amount = 3e-4  # at the top of the schedule

@@ -52,7 +52,7 @@ class Config:
     max_rows: Count | None = None  # rows drawn by seed; none: all
     max_length: Count = 1024  # tokens of a prompt with its longer answer
     length_policy: Literal["drop", "error"] = "drop"  # what happens to a longer one
-    valid_rows: Count = 100  # held-out rows that it is judged by
+    valid_rows: Count | None = None  # held out, it is judged by them; none: a tenth, at most 100
 
     # Learning
     learning_rate: Amount = 2e-5  # constant
@@ -82,7 +82,7 @@ class Config:
     push_to_hub: str | None = None  # repository to publish the adapter in at the end (private)
 
     def check(self) -> Iterator[str]:
-        if self.max_rows and self.max_rows <= self.valid_rows:
+        if self.max_rows and self.valid_rows and self.max_rows <= self.valid_rows:
             yield f"max_rows: got {self.max_rows}, must be above valid_rows ({self.valid_rows})"
 
 
@@ -96,9 +96,8 @@ def resolved(c: Config) -> Config:
 def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""
     found = preferences(c.data, asked=start.asks(start.run_of(c.run)), on_bad_row=c.on_bad_row)
-    train, valid = (found.sample(c.max_rows, c.seed) if c.max_rows else found).split(
-        c.valid_rows, c.seed
-    )
+    chosen = found.sample(c.max_rows, c.seed) if c.max_rows else found
+    train, valid = chosen.split(data.held_out(chosen, c.valid_rows, 100), c.seed)
     template(c).turns(
         answered(train[0], ".")
     )  # a field that rows lack is found before a model loads

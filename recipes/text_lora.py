@@ -51,8 +51,8 @@ class Config:
     )
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 512  # tokens of a window; a longer document is cut into several
-    valid_rows: Count = 50  # held-out documents whose loss is watched
-    test_rows: Count = 50  # held-out documents that base and tuned are judged by at the end
+    valid_rows: Count | None = None  # held out, their loss is watched; none: a tenth, at most 50
+    test_rows: Count | None = None  # held out, base and tuned are judged by them; none: likewise
 
     # Optimisation
     learning_rate: Amount = 2e-4  # at the top of the schedule

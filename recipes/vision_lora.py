@@ -55,8 +55,8 @@ class Config:
     on_bad_row: Literal["error", "skip"] = "error"  # a row that cannot be used
     max_length: Count = 1024  # tokens of a whole example, those of its images included
     length_policy: Literal["drop", "error"] = "drop"  # what happens to a longer one
-    valid_rows: Count = 100  # held-out rows whose loss is watched
-    test_rows: Count = 300  # held-out rows that are answered at the end
+    valid_rows: Count | None = None  # held out, their loss is watched; none: a tenth, at most 100
+    test_rows: Count | None = None  # held out, answered at the end; none: a tenth, at most 300
 
     # Optimisation
     learning_rate: Amount | None = None  # at the top. None: 2e-4; 2e-3 of tiny-vision

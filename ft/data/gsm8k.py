@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ft.data.rows import Row, Rows, checked, fault
+from ft.data.rows import Row, Rows, checked, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 
@@ -36,9 +36,13 @@ def gsm8k(source: str | Path = GSM8K, *, split: str = "train", on_bad_row: str =
 
 
 def splits(
-    source: str | Path = GSM8K, *, valid_rows: int, seed: int, on_bad_row: str = "error"
+    source: str | Path = GSM8K,
+    *,
+    valid_rows: int | None = None,
+    seed: int,
+    on_bad_row: str = "error",
 ) -> dict[str, Rows]:
-    """GSM8K as train, valid (``valid_rows`` held out of its training rows by ``seed``) and test.
+    """GSM8K as train, valid (``valid_rows`` held out of its training rows by ``seed``; else a tenth, 100 at most) and test.
 
     Raises ``UserError`` as ``gsm8k`` does, and for a single file: it has no test split.
     """
@@ -47,7 +51,7 @@ def splits(
             f"{source} is one file; name the folder that holds train.jsonl and test.jsonl"
         )
     rows, test = (gsm8k(source, split=s, on_bad_row=on_bad_row) for s in ("train", "test"))
-    train, valid = rows.split(valid_rows, seed)
+    train, valid = rows.split(held_out(rows, valid_rows, 100), seed)
     return {"train": train, "valid": valid, "test": test}
 
 

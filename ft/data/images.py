@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft import files
 from ft.data import pictures as drawn
-from ft.data.rows import Record, Row, Rows, checked, digest, fault
+from ft.data.rows import Record, Row, Rows, checked, digest, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError
 
@@ -74,21 +74,25 @@ def splits(
     source: str | Path = DRAWN,
     *,
     pictures: int,
-    valid_rows: int,
-    test_rows: int,
+    valid_rows: int | None = None,
+    test_rows: int | None = None,
     seed: int,
     on_bad_row: str = "error",
 ) -> dict[str, Rows]:
     """``read``'s rows as train, valid and test, drawn by ``seed``.
 
-    Of ``pictures``, which are drawn into the user's cache, that many are to train on. Raises UserError
+    Of ``pictures``, which are drawn into the user's cache, that many are to train on. Without
+    ``valid_rows`` and ``test_rows`` each is a tenth of the rows, 100 and 300 at most. Raises UserError
     as ``read`` does, and where no row is left to train on.
     """
     if source == DRAWN:
+        valid_rows, test_rows = valid_rows or 100, test_rows or 300
         n = pictures + valid_rows + test_rows
         source = drawn.write(files.cache_dir() / f"pictures-v{drawn.VERSION}-{n}-{seed}", n, seed)
-    train, held = read(source, on_bad_row=on_bad_row).split(valid_rows + test_rows, seed)
-    valid, test = held.split(test_rows, seed)
+    rows = read(source, on_bad_row=on_bad_row)
+    of_test = held_out(rows, test_rows, 300)
+    train, held = rows.split(held_out(rows, valid_rows, 100) + of_test, seed)
+    valid, test = held.split(of_test, seed)
     return {"train": train, "valid": valid, "test": test}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ft.data import mixture
 from ft.data.doubles import duplicates, overlap
 from ft.data.places import listed
-from ft.data.rows import Faulty, Row, Rows, checked, fault
+from ft.data.rows import Faulty, Row, Rows, checked, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation
@@ -240,14 +240,15 @@ def splits(
     categories: Sequence[str] = (),
     no_context: bool = False,
     drop_duplicates: bool = False,
-    valid_rows: int,
-    test_rows: int,
+    valid_rows: int | None = None,
+    test_rows: int | None = None,
     seed: int,
     on_bad_row: str = "error",
     max_rows: int | None = None,
 ) -> dict[str, Rows]:
     """``dolly``'s rows as train, valid and test, drawn by ``seed``.
 
+    Without ``valid_rows`` and ``test_rows`` each is a tenth of the rows, 100 at most.
     ``drop_duplicates`` leaves out rows that stand there twice, and training rows that ask what a row
     of valid or test asks. Raises UserError as ``dolly`` does, and where no row is left to train on.
     """
@@ -261,8 +262,9 @@ def splits(
     )
     if drop_duplicates and (found := duplicates(rows)):
         rows = rows.without(found, f"without {len(found)} duplicates")
-    train, held = rows.split(valid_rows + test_rows, seed)
-    valid, test = held.split(test_rows, seed)
+    of_test = held_out(rows, test_rows, 100)
+    train, held = rows.split(held_out(rows, valid_rows, 100) + of_test, seed)
+    valid, test = held.split(of_test, seed)
     if drop_duplicates and (found := overlap(train, held)):
         train = train.without(found, f"without {len(found)} that ask what a held-out row asks")
     return {"train": train, "valid": valid, "test": test}

@@ -119,7 +119,8 @@ class Rows(Sequence[Row]):
         """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
         if not 0 < n < len(self):
             raise UserError(
-                f"{n} rows are to be held out of the {len(self)} of {self.origin}; that must leave some"
+                f"{n} rows are to be held out of the {len(self)} of {self.origin}; that must leave some to "
+                "train on: give more rows, or lower --valid-rows or --test-rows"
             )
         held = set(random.Random(seed).sample(range(len(self)), n))
         rest = [i for i in range(len(self)) if i not in held]
@@ -131,6 +132,11 @@ class Rows(Sequence[Row]):
         if n >= len(self):
             return self
         return self.chosen(range(n), f"the first {n} rows of {self.origin}", str(n))
+
+
+def held_out(rows: Rows, asked: int | None, most: int) -> int:
+    """How many rows to hold out: as many as are asked for, or else a tenth, ``most`` at most."""
+    return asked or min(most, max(1, len(rows) // 10))
 
 
 def changed(rows: Some, change: Callable[[Row], Row]) -> Some:

@@ -13,7 +13,7 @@ from typing import Any
 from ft.data import mixture, shards, tables
 from ft.data.encodings import suffix_of, text_lines, text_of
 from ft.data.places import Places, listed
-from ft.data.rows import Record, Row, Rows, checked, digest, fault
+from ft.data.rows import Record, Row, Rows, checked, digest, fault, held_out
 from ft.errors import UserError, hub_errors, nearest
 from ft.files import read_bytes
 from ft.text.meaning import blank
@@ -67,18 +67,21 @@ def splits(
     test_data: str | None = None,
     text_field: str = "text",
     on_bad_row: str = "error",
-    valid_rows: int,
-    test_rows: int,
+    valid_rows: int | None = None,
+    test_rows: int | None = None,
     seed: int,
     max_rows: int | None = None,
 ) -> dict[str, Rows]:
     """``texts`` as train, valid and test, drawn by ``seed``; the test documents are ``test_data``'s, if given.
 
+    Without ``valid_rows`` and ``test_rows`` each is a tenth of the documents, 50 at most.
+
     Raises ``UserError`` where that leaves nothing to train on.
     """
     common: dict[str, Any] = {"text_field": text_field, "on_bad_row": on_bad_row, "seed": seed}
     rows = texts(data, **common, max_rows=max_rows)
-    count = valid_rows + (0 if test_data else test_rows)
+    of_valid, of_test = (held_out(rows, asked, 50) for asked in (valid_rows, test_rows))
+    count = of_valid + (0 if test_data else of_test)
     if count >= len(rows):
         raise UserError(
             f"{count} documents are to be held out of the {len(rows)} of {rows.origin}; that must leave some. "
@@ -87,8 +90,12 @@ def splits(
         )
     train, held = rows.split(count, seed)
     if test_data:
-        return {"train": train, "valid": held, "test": texts(test_data, **common).head(test_rows)}
-    valid, test = held.split(test_rows, seed)
+        return {
+            "train": train,
+            "valid": held,
+            "test": texts(test_data, **common).head(test_rows or 50),
+        }
+    valid, test = held.split(of_test, seed)
     return {"train": train, "valid": valid, "test": test}
 
 

@@ -15,6 +15,7 @@ from ft.score.translation import RATIO
 
 READING, ANSWERING = "while it reads the evaluation's prompts", "while it answers in the evaluation"
 MOST = 256  # tokens of an answer, where a recipe has no setting for them
+HELD_OUT = 300  # rows that are answered at most, where a recipe holds out a tenth
 # what a layer's code has names for stays until it returns: measured on a CPU, with tiny models
 NAMED = {"gemma2": 1.3, "gemma3n_text": 1.7}
 
@@ -51,6 +52,7 @@ def of(settings: Mapping[str, Any], longest: int) -> Evaluation | None:
         new = min(new, int(RATIO * longest) + 16)
         each = BEAM.width if BEAM in ways else 1
     rows = settings.get("eval_limit") or settings.get("test_rows")
+    rows = rows or (HELD_OUT if "test_rows" in settings else None)
     return Evaluation(longest, new, rows, each)
 
 

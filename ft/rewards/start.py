@@ -57,16 +57,15 @@ def rows(
     """Rows to draw answers to, and held-out ones: those of ``source``, or of the data that the run learnt.
 
     Of a run that translates ``source`` is MTNT, or as for any other run a table of prompts
-    (``ft.data.preferences.prompts``), of which ``eval_limit`` drawn by ``seed`` are held out.
+    (``ft.data.preferences.prompts``), of which a third drawn by ``seed``, ``eval_limit`` at most, is held out.
     """
     settings = begun.asked
     if not source and not settings.get("data"):
         raise UserError(f"the settings of {begun.name} name no data: give --data")
     given = source not in (None, settings.get("data"))  # else it is what the run learnt from
     if source and given and (begun.task != "translation" or _is_table(source)):
-        train, valid = prompts(source, asked=asks(begun), on_bad_row=on_bad_row).split(
-            eval_limit, seed
-        )
+        rows = prompts(source, asked=asks(begun), on_bad_row=on_bad_row)
+        train, valid = rows.split(min(eval_limit, max(1, len(rows) // 3)), seed)
         return {"train": train, "valid": valid}
     if begun.task == "translation":
         kept = ("language_pair", "quoting", "max_rows") + ("valid_data", "test_data") * (not given)

@@ -148,8 +148,14 @@ def test_duplicates_and_overlap_are_left_out_on_request(tmp_path):
     assert "without 1 duplicates" in splits["train"].origin
 
 
+@pytest.mark.parametrize(("n", "held"), [(3, 1), (30, 3), (999, 99), (1001, 100), (5000, 100)])
+def test_a_small_file_is_held_out_of_by_tenths(tmp_path, n, held):
+    found = drawn(jsonl(tmp_path, *dolly(n)), seed=1)
+    assert [len(found[s]) for s in ("train", "valid", "test")] == [n - 2 * held, held, held]
+
+
 def test_rows_that_cannot_be_held_out(tmp_path):
-    with pytest.raises(UserError, match="30 rows are to be held out of the 30"):
+    with pytest.raises(UserError, match="30 rows are to be held out of the 30.*lower --valid-rows"):
         drawn(jsonl(tmp_path, *dolly()), valid_rows=20, test_rows=10, seed=0)
 
 

@@ -203,11 +203,11 @@ def instructed(tmp_path_factory):
 def test_a_reward_of_ones_own_on_prompts_of_ones_own(stem, instructed, tmp_path):
     place, options = instructed.parent, {"mtnt_grpo": GRPO, "mtnt_reject": REJECT}[stem]
     own = ["--data", str(place / "prompts.jsonl"), "--reward", f"{place / 'mine.py'}:early"]
-    found = go(stem, instructed, tmp_path / "out", *options, *own)
+    found = go(stem, instructed, tmp_path / "out", *options, *own, "--eval-limit", "200")
     assert changed(found, instructed)
     assert found.task == "instructions"
     assert found.record["reward"]["sha256"] == sha256(place / "mine.py")
     values = found.record["evaluation"]["valid"]
-    assert values["n"] == 4
+    assert values["n"] == 4  # a third of few
     assert {"low", "high", "score"} <= values["tuned"]["reward"].keys()
     assert "loss" not in values["tuned"]
