@@ -32,7 +32,7 @@ MAY_IMPORT = {  # each row also its own package
 }
 FACES = {  # the public names of each package, for recipes and users
     "chat": "Chat Conversation Partner load",
-    "data": "Rows SPLITS dolly duplicates instructions mtnt normalize_punctuation one_line "
+    "data": "Rows SPLITS dolly duplicates held_out instructions mtnt normalize_punctuation one_line "
     "open_pairs overlap pairs parallel summary translation_splits",
     "generate": "Answer Banned Beam Chain Contrastive Filter Forced Greedy MinP Prompt "
     "RepetitionPenalty Sample TopK TopP generate of_rows stream write",

@@ -1,4 +1,4 @@
-"""Train by a recipe: `accelerate launch` on its file, with its own flags."""
+"""Train by a recipe, with its own flags; `accelerate launch` where several GPUs train together."""
 
 import argparse
 import os
@@ -28,15 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(recipe: Path, rest: list[str], processes: int, fsdp: bool) -> None:
-    """Start the launcher."""
+    """Start the recipe, of several processes their launcher.
+
+    One process needs none: Accelerate's would take all GPUs, and end a user's mistake with a traceback and status 1.
+    """
     if not recipe.is_file():
         raise files.no_recipe(recipe)
     if processes < 1:
         raise UserError(f"--processes {processes}: must be 1 or more")
-    launch = ["-m", "accelerate.commands.launch"]
+    launch = []
     if fsdp or processes > 1:
         file = files.bundled() / f"accelerate_{'fsdp' if fsdp else 'config'}.yaml"
-        launch += ["--config_file", str(file), "--num_processes", str(processes)]
+        launch = ["-m", "accelerate.commands.launch", "--config_file", str(file)]
+        launch += ["--num_processes", str(processes)]
     os.environ["FT_COMMAND"] = shlex.join(["ft", *sys.argv[1:]])  # for the run's record
     _become([*launch, str(recipe), *rest])
 

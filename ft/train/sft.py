@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from ft.machine import (
 from ft.runs import checkpoints
 from ft.runs.folder import Run, adopted, go_on, signals
 from ft.runs.launch import own_precision, prepare_sharding
+from ft.runs.record import COMMAND
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import first_batch, graph_room, graphed
@@ -245,6 +247,8 @@ def on_one_gpu(args: Any) -> Any:
     """
     if args.n_gpu > 1:
         launch = f"accelerate launch --num_processes {args.n_gpu} {' '.join(sys.argv)}"
+        if given := os.environ.get(COMMAND):
+            launch = f"{given} --processes {args.n_gpu}"
         say(f"one of {args.n_gpu} GPUs is used; all of them: {launch}")
         args._n_gpu = 1
     return args

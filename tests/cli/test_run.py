@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,16 +14,17 @@ from ft import files
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mtnt_lora.py"
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+PYTHON = [sys.executable]
+LAUNCH = [*PYTHON, "-m", "accelerate.commands.launch"]
 
 
 @pytest.fixture
 def started(monkeypatch):
     """The words of the process that `ft run` becomes, given its own words."""
-    monkeypatch.delenv("FT_COMMAND", raising=False)
+    monkeypatch.setenv("FT_COMMAND", "")  # so that what the command sets there goes with the test
+    monkeypatch.delenv("FT_COMMAND")
 
     def become(_, words):
-        monkeypatch.setenv("FT_COMMAND", os.environ.get("FT_COMMAND", ""))
         raise SystemExit(words)
 
     monkeypatch.setattr(os, "execv", become)
@@ -36,17 +38,17 @@ def started(monkeypatch):
     return of
 
 
-def test_a_name_is_launched_with_its_own_flags(started):
-    assert started("mtnt_lora", "--max-steps", "4") == [*LAUNCH, str(RECIPE), "--max-steps", "4"]
+def test_a_name_is_started_with_its_own_flags(started):
+    assert started("mtnt_lora", "--max-steps", "4") == [*PYTHON, str(RECIPE), "--max-steps", "4"]
     assert os.environ["FT_COMMAND"] == "ft run mtnt_lora --max-steps 4"
 
 
 def test_so_is_a_file_before_a_name(started, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").touch()
-    assert started("mine.py") == [*LAUNCH, "mine.py"]
+    assert started("mine.py") == [*PYTHON, "mine.py"]
     Path("mtnt_lora").touch()
-    assert started("mtnt_lora") == [*LAUNCH, "mtnt_lora"]
+    assert started("mtnt_lora") == [*PYTHON, "mtnt_lora"]
 
 
 def test_several_processes_have_accelerates_settings(started):
@@ -69,6 +71,15 @@ def test_what_cannot_be_started_is_said(started, capsys):
     assert "Did you mean 'mtnt_lora'?" in said
     assert started("mtnt_lora", "--processes", "0") == 2
     assert "--processes 0" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_recipes_flags_ends_it_with_status_2_and_one_message():
+    command = [*PYTHON, "-m", "ft", "run", "mtnt_lora", "--max-stps", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: command line: unknown option '--max-stps'. Did you mean '--max_steps'?"
+    ]
 
 
 def test_recipes_are_listed_by_their_first_lines(capsys):

@@ -337,6 +337,10 @@ def test_a_process_takes_one_gpu_of_several(method, base, r, finished, monkeypat
         self._n_gpu = 2
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", beside_another)
+    said = "accelerate launch --num_processes 2"
+    if method == "rloo":
+        monkeypatch.setenv("FT_COMMAND", "ft run mtnt_grpo")
+        said = "ft run mtnt_grpo --processes 2"
     if method == "dpo":
         rows = [{"prompt_ids": [2, 5], "chosen_ids": [6, 1], "rejected_ids": [7, 1]}] * 2
         options = {"learning_rate": 1e-2, "beta": 0.1, "per_device_train_batch_size": 2}
@@ -344,7 +348,7 @@ def test_a_process_takes_one_gpu_of_several(method, base, r, finished, monkeypat
     else:
         found = trainer(base, r, finished, method=method)
     assert found.args.n_gpu == 1
-    assert "one of 2 GPUs is used; all of them: accelerate launch" in capsys.readouterr().out
+    assert f"one of 2 GPUs is used; all of them: {said}" in capsys.readouterr().out
 
 
 def test_time_is_over(base, r, finished):
