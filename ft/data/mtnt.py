@@ -120,7 +120,9 @@ def _find(split: str, pair: str, source: str | Path) -> tuple[str, bytes]:
         if name := next((name for name in names if name in members), None):
             return f"{root}/{name}", members[name]
     else:
-        raise UserError(f"no MTNT at {root}: there is no such folder or archive. {_OTHERWISE}")
+        raise UserError(
+            f"no MTNT at {root}: there is no such folder or archive ('release' fetches it once). {_OTHERWISE}"
+        )
     raise UserError(f"{root} has no {pair} {split}: there is no {' or '.join(names)} in it")
 
 

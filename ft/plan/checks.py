@@ -74,8 +74,8 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        """The texts of the checks that found an error."""
-        return [each.text for each in self.seen if each.status == "ERROR"]
+        """The texts of the checks that found an error, each once."""
+        return [*dict.fromkeys(each.text for each in self.seen if each.status == "ERROR")]
 
     @property
     def warned(self) -> bool:

@@ -256,8 +256,8 @@ def scores(
             mean, half = float(found.mean), float(found.ci)
             result[name][key] = {
                 "score": float(found.score),
-                "low": mean - half,
-                "high": mean + half,
+                "low": max(mean - half, 0.0),  # of few lines half of it may be wider
+                "high": min(mean + half, 100.0),
             }
             if found.p_value is not None:
                 same = (

@@ -34,6 +34,14 @@ def test_scores_equal_sacrebleu():
         assert "version:" in found["signatures"][metric]
 
 
+def test_an_interval_of_few_lines_stays_within_what_a_score_can_be():
+    references = ["a b c d e f g", "h i j k l m", "n o p q", "r s t u v w"]
+    some = ["a b c d e x", "z z z z z", "y", "r q q q q"]
+    found = translation.scores({"base": ["q"] * 4, "tuned": some}, references)
+    for metric in ("bleu", "chrf"):
+        assert 0 <= found["tuned"][metric]["low"] < found["tuned"][metric]["high"] <= 100
+
+
 def test_two_systems_that_are_as_good_do_not_differ():
     even = [TUNED[i] if i % 2 else BASE[i] for i in range(40)]
     odd = [BASE[i] if i % 2 else TUNED[i] for i in range(40)]
