@@ -340,7 +340,16 @@ API cudaError_t cudaStreamCreateWithPriority(cudaStream_t* found, unsigned, int)
 API cudaError_t cudaStreamGetPriority(cudaStream_t, int* found) { *found = 0; return cudaSuccess; }
 OK(cudaStreamDestroy, cudaStream_t)
 OK(cudaStreamQuery, cudaStream_t)
-OK(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
+// an event: its time, and the number of the capture that it was recorded in
+struct Event { double time; unsigned long long capture; };
+static bool captured_on(cudaStream_t stream) { return state().capturing && stream == state().stream; }
+API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  State& s = state();
+  const bool within = s.capturing && ((Event*)event)->capture == s.captures, legacy = !stream || stream == cudaStreamLegacy;
+  if (within == captured_on(stream) || (within && !legacy)) return cudaSuccess;
+  s.spoiled = true;  // work inside a capture and work outside wait for one another
+  return within ? cudaErrorStreamCaptureImplicit : cudaErrorStreamCaptureIsolation;
+}
 API cudaError_t cudaStreamSynchronize(cudaStream_t) {
   CAPTURABLE("cudaStreamSynchronize");
   count("wait for a stream");
@@ -350,7 +359,10 @@ API cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t run, void* given) 
 API cudaError_t cudaEventCreate(cudaEvent_t* found) { return make(found); }
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* found, unsigned) { return make(found); }
 OK(cudaEventDestroy, cudaEvent_t)
-API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) { *(double*)event = milliseconds(); return cudaSuccess; }
+API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *(Event*)event = {milliseconds(), captured_on(stream) ? state().captures : 0};
+  return cudaSuccess;
+}
 API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) { return cudaEventRecord(event, stream); }
 API cudaError_t cudaEventQuery(cudaEvent_t) { CAPTURABLE("cudaEventQuery"); return cudaSuccess; }
 API cudaError_t cudaEventSynchronize(cudaEvent_t) {
@@ -359,15 +371,14 @@ API cudaError_t cudaEventSynchronize(cudaEvent_t) {
   return cudaSuccess;
 }
 API cudaError_t cudaEventElapsedTime(float* found, cudaEvent_t from, cudaEvent_t to) {
-  *found = float(*(double*)to - *(double*)from);
+  *found = float(((Event*)to)->time - ((Event*)from)->time);
   return cudaSuccess;
 }
 
 // ---- graphs
 
 API cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* found) {
-  const bool here = state().capturing && stream == state().stream;
-  *found = here ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *found = captured_on(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* found, unsigned long long* id,

@@ -55,6 +55,7 @@ class HiddenStates(Graphs):
         )
         self.weights = ""  # the name of those of the row at hand
         self.waits = self.rehearsing = False
+        self.pending = False  # whether rows that are to go back ran without a graph
         self.refused = False  # of rows without gradients, for lack of room
         self.anchor = torch.zeros((), requires_grad=True)  # by which autograd comes here
 
@@ -64,7 +65,7 @@ class HiddenStates(Graphs):
 
     def begin(self) -> None:
         """Begin a step: what waited for a backward that never came is forgotten."""
-        self.waits = False
+        self.waits = self.pending = False
         if not self.gradients:
             self.gradients = {p: p.grad for p in self.parameters if p.grad is not None}
         self._place_gradients()
@@ -89,6 +90,7 @@ class HiddenStates(Graphs):
             return self.body(given)
         row = self._row(tensors_of(given))
         if row is None:
+            self.pending |= self.learns
             return self.body(given)
         row.forward.replay()
         if not self.learns:
@@ -101,7 +103,9 @@ class HiddenStates(Graphs):
         key = self._key(tensors)
         if self.learns and self.waits:
             return None
-        if key not in self.rows and self._wanted(key, tensors["input_ids"].numel()):
+        # autograd holds on to the stream of what is to go back, and a capture may not wait for another
+        able = not (self.learns and self.pending)
+        if key not in self.rows and able and self._wanted(key, tensors["input_ids"].numel()):
             if self._unproven():
                 self._try_out(key, tensors)
             else:
