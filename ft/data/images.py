@@ -13,6 +13,7 @@ from ft.data import pictures as drawn
 from ft.data.rows import Record, Row, Rows, checked, digest, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError
+from ft.text.meaning import AROUND, surrounds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,16 +52,23 @@ def read(source: str | Path, *, on_bad_row: str = "error") -> Rows:
                 known[path] = _judged(path, written)
             if not known[path].startswith("sha256:"):
                 faults.append(known[path])
-        if beyond := [name for name in _BEYOND if record.get(name)]:
+        if beyond := [name for name in record if _beyond(name) and record[name]]:
             faults.append(f"the column {beyond[0]!r} has no place beside images; remove it")
         marks = str(record.get("prompt", "")).count(MARKER)
         if marks and marks != len(found):
             faults.append(f"the prompt has {MARKER} {marks} times, the row {len(found)} images")
+        if MARKER in str(record.get("completion", "")):
+            faults.append(
+                f"the completion has {MARKER}, which stands for an image in a prompt alone"
+            )
         row: Row = {"images": [str(path) for path in found], "where": record[_WHERE]}
         return "; ".join(faults) or row | {key: record[key] for key in ("prompt", "completion")}
 
     numbered = _numbered(records, where)
-    made = {"read": one, "used": ("image", "images", "prompt", "completion", _WHERE, *_BEYOND)}
+    made = {
+        "read": one,
+        "used": ("image", "images", "prompt", "completion", _WHERE, *_TALKS, *AROUND),
+    }
     rows = checked(numbered, origin, sha256, where, on_bad_row=on_bad_row, **made)
     if not any(row["images"] for row in rows):
         raise UserError(
@@ -97,13 +105,12 @@ def splits(
 
 
 _WHERE = "\0where"  # a key that no table has
-_BEYOND = (
-    "system",
-    "messages",
-    "conversations",
-    "tools",
-    "history",
-)  # what would change what is learnt
+_TALKS = ("messages", "conversations")
+
+
+def _beyond(name: str) -> bool:
+    """Whether a column would change what is learnt."""
+    return surrounds(name) or name in _TALKS
 
 
 def _numbered(records: Iterable[Record], where: str) -> Iterable[Record]:

@@ -12,7 +12,7 @@ from ft.data.rows import Faulty, Row, Rows, checked, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
 from ft.text import messages as conversation
-from ft.text.meaning import IMAGES, is_one, plain, shows, weighs
+from ft.text.meaning import AROUND, IMAGES, is_one, plain, shows, weighs
 from ft.text.messages import VISION, Message, fault_of
 from ft.text.template import Template
 
@@ -30,9 +30,9 @@ _PAIRS = (
 )
 _TOOLS = ("tools", "functions")
 # A column that changes what should be learnt is used or refused by name; any other is ignored and listed.
-_MEANING = {*_TURNS, *_TOOLS, *IMAGES, *conversation.THOUGHTS, "system", "history"}
+_MEANING = {*_TURNS, *AROUND, *IMAGES, *conversation.THOUGHTS}
 _MEANING |= {column for columns in _PAIRS for column in columns if column}
-_MEANING |= {"system_prompt", "system_message", "tool_calls", "function_call", "documents"}
+_MEANING |= {"tool_calls", "function_call"}
 _MEANING |= {"chosen", "rejected", "conversation", "dialog", "dialogue"}
 _ALIKE = {plain(name) for name in _MEANING}
 

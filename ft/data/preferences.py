@@ -8,13 +8,10 @@ from typing import Any
 from ft.data import questions
 from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
-from ft.text.meaning import is_one, plain, shows, weighs
+from ft.text.meaning import is_one, shows, surrounds, weighs
 
 Asked = Callable[[Row], Row | str]
 _ASKED = ("messages", "source", "instruction", "context", "system")
-# what would change how a row reads, and has no place here
-_REFUSED = {"tools", "functions", "history", "chattemplatekwargs", "documents"}
-_REFUSED |= {"system", "systemprompt", "systemmessage"}  # but for `system` itself, which has one
 _TURN = {"role", "content", "from", "value"}
 
 
@@ -132,8 +129,7 @@ def _read(
         if used is not None:
             ignored.update(dict.fromkeys(_unused(record, used)))
         for name, value in record.items():
-            beyond = name != "system" and plain(name) in _REFUSED
-            if value and (beyond or shows(name)):
+            if value and (shows(name) or (surrounds(name) and name != "system")):
                 return f"the column {name!r} has no place in preferences and prompts; remove it"
             if used and weighs(name) and not is_one(value):
                 return f"{name} is {value!r}: preferences have no weights; leave such a row out"

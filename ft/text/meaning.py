@@ -5,6 +5,8 @@ import re
 from typing import Any
 
 IMAGES = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
+AROUND = ("system", "system_prompt", "system_message", "tools", "functions", "history", "documents")
+AROUND += ("chat_template_kwargs",)
 _OF = "|".join(
     ("sample", "example", "row", "turn", "message", "token", "loss", "train", "training")
 )
@@ -35,7 +37,12 @@ def shows(name: str) -> bool:
     return plain(name) in _IMAGES
 
 
-_IMAGES = {plain(name) for name in IMAGES}
+def surrounds(name: str) -> bool:
+    """Whether a name is that of what may stand around an exchange: ``system_prompt``, ``tools``."""
+    return plain(name) in _AROUND
+
+
+_IMAGES, _AROUND = ({plain(name) for name in names} for names in (IMAGES, AROUND))
 
 
 def is_one(weight: Any) -> bool:

@@ -177,3 +177,23 @@ def test_a_table_without_images_and_no_table(photos, tmp_path):
         read(photos(row(img="photos/a.png")))
     with pytest.raises(UserError, match="there is no such file"):
         read(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"system_prompt": "Be brief."}, "the column 'system_prompt' has no place beside images"),
+        ({"messages": [{}]}, "the column 'messages' has no place beside images"),
+        (
+            {"completion": "an <image> of red"},
+            "the completion has <image>, which stands for an image",
+        ),
+        ({"Image": "photo.png"}, "the column 'Image' would change what is learnt"),
+    ],
+)
+def test_what_would_be_lost_beside_images_is_refused(tmp_path, more, why):
+    saved(tmp_path, Image.new("RGB", (16, 16), "red"))
+    row = {"image": "photo.png", "prompt": "What is it?", "completion": "Red."}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | more)}\n")
+    with pytest.raises(UserError, match=rf"a\.jsonl:2: {why}"):
+        read(tmp_path / "a.jsonl")
