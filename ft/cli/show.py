@@ -1,6 +1,7 @@
 """Examples with supervised tokens marked, length histogram, counts."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def command(recipe: Path, rest: list[str], examples: int) -> None:
                 options["seed_parity"] = getattr(config, "second_bos", False)
                 options["supervise_thinking"] = getattr(config, "supervise_thinking", True)
             encoded = encode(rows, template, tokenizer, **options)
+        encoded = dataclasses.replace(encoded, skipped=encoded.skipped + rows.skipped)
         print(f"\n{split}: {encoded.summary(config.max_length)}\n  {rows.origin}")
         print(tokens.histogram(encoded.lengths, config.max_length))
         if split == "train":

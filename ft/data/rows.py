@@ -116,7 +116,10 @@ class Rows(Sequence[Row]):
         return self.chosen(kept, f"{self.origin}, {what}", what)
 
     def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
-        """All rows but ``n`` drawn by ``seed``, and these. ``UserError`` if that leaves none."""
+        """All rows but ``n`` drawn by ``seed``, and these, without the bad ones, which count once.
+
+        ``UserError`` if that leaves none.
+        """
         if not 0 < n < len(self):
             raise UserError(
                 f"{n} rows are to be held out of the {len(self)} of {self.origin}; that must leave some to "
@@ -125,7 +128,8 @@ class Rows(Sequence[Row]):
         held = set(random.Random(seed).sample(range(len(self)), n))
         rest = [i for i in range(len(self)) if i not in held]
         what = f"{n} drawn by seed {seed}"
-        return self.without(held, f"without {what}"), self.without(rest, what)
+        drawn = dataclasses.replace(self, skipped=0).without(rest, what)
+        return self.without(held, f"without {what}"), drawn
 
     def head(self, n: int) -> "Rows":
         """The first ``n`` rows; all of them where there are no more."""

@@ -1,5 +1,6 @@
 """What a translation recipe learns from, watches and is scored on: MTNT, or pairs of the user's own."""
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,5 +135,6 @@ def _held_out(own: Rows, splits: list[str], seed: int) -> dict[str, Rows]:
     found = {"train": own.without(held, f"without {len(held)} held out by seed {seed}")}
     for split, chosen in drawn.items():
         rest = set(range(len(own))) - set(chosen)
-        found[split] = own.without(rest, f"{len(chosen)} held out by seed {seed}")
+        counted = dataclasses.replace(own, skipped=0)  # bad ones are, among those to train on
+        found[split] = counted.without(rest, f"{len(chosen)} held out by seed {seed}")
     return found

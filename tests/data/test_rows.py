@@ -70,3 +70,11 @@ def test_rows_with_images_ask_by_image_and_prompt():
     other = one | {"images": ["b.png"], "where": "2"}
     assert overlap(rows_of(one, other), rows_of(other | {"completion": "A dog."})) == [1]
     assert duplicates(rows_of(one, other, one | {"where": "3"})) == [2]
+
+
+def test_bad_rows_count_once_among_splits():
+    rows = Rows([{"source": str(i), "target": "x"} for i in range(9)], "numbers", "hash", skipped=2)
+    train, held = rows.split(4, seed=1)
+    valid, test = held.split(2, seed=1)
+    assert [len(part) for part in (train, valid, test)] == [5, 2, 2]
+    assert [part.skipped for part in (train, valid, test)] == [2, 0, 0]

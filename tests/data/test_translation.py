@@ -122,3 +122,14 @@ def test_a_line_break_ends_no_answer_that_has_some(tmp_path: Path) -> None:
     assert "note: 1 translations with line breaks: none ends an answer" in checks.summary(found)
     assert MODULE.one_line(found, "tfds")
     assert not MODULE.one_line(MODULE.translation_splits(extra_data=str(file)))
+
+
+def test_bad_rows_of_pairs_count_once(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("source,target\n" + "a,b\n" * 30 + ",c\n")
+    found = MODULE.translation_splits(data=str(file), on_bad_row="skip")
+    assert {split: rows.skipped for split, rows in found.items()} == {
+        "train": 1,
+        "valid": 0,
+        "test": 0,
+    }
