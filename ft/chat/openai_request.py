@@ -213,7 +213,7 @@ def _bias(found: dict[str, Any]) -> tuple[tuple[int, float], ...]:
 
 def _tools(found: Mapping[str, Any]) -> tuple[tuple[dict[str, Any], ...], str | None]:
     """The functions that may be called, and which must be."""
-    from ft.text.messages import tools_of
+    from ft.text.functions import tools_of
 
     try:
         tools = tuple(tools_of(found.get("tools", [])))

@@ -11,6 +11,7 @@ from ft.data.places import listed
 from ft.data.rows import Faulty, Row, Rows, checked, fault, held_out
 from ft.data.tables import read_table
 from ft.errors import UserError, one_of
+from ft.text import functions
 from ft.text import messages as conversation
 from ft.text.meaning import AROUND, IMAGES, is_one, plain, shows, weighs
 from ft.text.messages import VISION, Message, fault_of
@@ -215,7 +216,10 @@ def _of_turns(turns: Any, there: Mapping[str, Any], ignored: dict[str, None]) ->
         return found
     if any("<image>" in m["content"] for m in messages if isinstance(m["content"], str)):
         return f"the text has <image>: {VISION}"
-    tools = next((conversation.tools_of(there[key]) for key in _TOOLS if key in there), [])
+    listed = [functions.tools_of(there[key]) for key in _TOOLS if key in there]
+    if listed[1:] and listed[0] != listed[1]:
+        return f"the columns {' and '.join(map(repr, _TOOLS))} differ; give one"
+    tools = listed[0] if listed else []
     row: Row = {"messages": messages} | ({"tools": tools} if tools else {})
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
     if not any(m["role"] == "assistant" and m.get("learn", True) for m in messages):

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ft.errors import UserError
-from ft.text.messages import call_of
+from ft.text.functions import call_of
 
 PROMPT = """You have access to functions. If you decide to invoke any of the function(s),
 you MUST put it in the format of

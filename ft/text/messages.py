@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ft.errors import UserError
+from ft.text import functions
+from ft.text.functions import without_nulls
 from ft.text.meaning import IMAGES, blank, is_one, shows, weighs
 
 Message: TypeAlias = dict[str, Any]
@@ -23,6 +25,8 @@ WEIGHTS = ("weight", "loss", "train")
 # keys of a turn that would change what is learnt, and that nothing here follows
 UNFOLLOWED = ("mask", "masked", "train_on_turn", "training", "trainable", "train_detail")
 UNFOLLOWED += ("training_detail", "refusal")
+_NAMES = (("role", "from"), ("content", "value"))
+_NOTHING = ("", [], {})
 VISION = "a recipe of text learns nothing from images: use recipes/vision_lora.py"
 
 
@@ -54,14 +58,14 @@ def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message
     if not isinstance(turn, Mapping):
         raise UserError(f"message {number} is not an object with role and content")
     there = {key: value for key, value in turn.items() if value is not None}
-    role = there.pop("role", there.pop("from", None))
-    content = there.pop("content", there.pop("value", None))
-    there.pop("from", None)
-    calls = there.pop("tool_calls", None) or there.pop("function_call", None)
-    there.pop("function_call", None)
-    if role is None or (content is None and not calls and "tool_responses" not in there):
-        raise UserError(f"message {number} is not an object with role and content")
+    role, content = (_one_of(there, names, number) for names in _NAMES)
     kind = ROLES.get(role.strip().lower(), role) if isinstance(role, str) else role
+    calls = _one_of(there, ("tool_calls", "function_call"), number) or None
+    if content is None and kind == "tool" and "content" in turn:
+        content = ""  # a function that gave nothing back
+    if role is None or (content is None and not calls and "tool_responses" not in there):
+        _refuse(there, number)
+        raise UserError(f"message {number} is not an object with role and content")
     message: Message = {"role": kind}
     if isinstance(role, str) and role.strip().lower() in CALLS:
         calls, content = content, ""
@@ -72,7 +76,7 @@ def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message
         message["reasoning_content"] = _thought(thoughts, kind, number)
     if calls:
         try:
-            message["tool_calls"] = [call_of(call) for call in _listed(calls)]
+            message["tool_calls"] = [functions.call_of(call) for call in functions.listed(calls)]
         except UserError as error:
             raise UserError(f"message {number}: {error}") from None
     if _masked(there, number):
@@ -81,10 +85,19 @@ def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message
         if kind == ("assistant" if key == "tool_responses" else "tool") and key in there:
             message[key] = without_nulls(there.pop(key))
     _refuse(there, number)
-    for key in there:
-        if ignored is not None and key not in (*THOUGHTS, *IMAGES):
+    for key, value in there.items():
+        if ignored is not None and value not in _NOTHING and not weighs(key):
             ignored[f"messages.{key}"] = None
     return message
+
+
+def _one_of(there: dict[str, Any], names: tuple[str, str], number: int) -> Any:
+    """What stands under one of two names, both taken out. Raises ``UserError`` where each says something else."""
+    found = [there.pop(name) for name in names if name in there]
+    says = [value for value in found if value not in _NOTHING]
+    if says[1:] and len({ROLES.get(str(value), str(value)) for value in says}) > 1:
+        raise UserError(f"message {number} has {names[0]} and {names[1]}, which differ; give one")
+    return next(iter([*says, *found]), None)
 
 
 def _content(content: Any, number: int, *, tool: bool) -> tuple[Any, list[Any]]:
@@ -139,80 +152,15 @@ def _masked(there: dict[str, Any], number: int) -> bool:
 def _refuse(there: Mapping[str, Any], number: int) -> None:
     """Raise ``UserError`` for a key that changes what should be learnt and that nothing follows."""
     for key, value in there.items():
-        if shows(key) and value not in ([], "", {}):
+        if value in _NOTHING:
+            continue
+        if shows(key):
             raise UserError(f"message {number} has {key}: {VISION}")
         if key in UNFOLLOWED or (weighs(key) and not is_one(value)):
             allowed = f"a turn is left out of what is learnt by {', '.join(WEIGHTS)} 0 or false"
             raise UserError(f"message {number}: {key} = {value!r} is not followed; {allowed}")
-        if key in ("content", "value", "tool_responses"):
+        if key == "tool_responses":
             raise UserError(f"message {number} has a second text under {key!r}")
-
-
-def _listed(value: Any) -> list[Any]:
-    """Calls as a list: JSON is parsed, one alone is a list of one."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise UserError(f"its call is not JSON: {value[:60]!r}") from None
-    return value if isinstance(value, list) else [value]
-
-
-def call_of(call: Any) -> dict[str, Any]:
-    """``{"type": "function", "function": {"name", "arguments"}}``, with ``id`` where it has one.
-
-    Raises ``UserError`` for what is no ``{name, arguments}`` or ``{name, parameters}``.
-    """
-    inner = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise UserError(f"a call is not {{name, arguments}}: {str(call)[:60]}")
-    given = inner.get("arguments", inner.get("parameters"))
-    arguments = {} if given in (None, "") else given
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            arguments = None
-    elif isinstance(arguments, Mapping):
-        arguments = without_nulls(arguments)
-    if not isinstance(arguments, dict):
-        raise UserError(f"the arguments of {inner['name']} are no JSON object: {str(given)[:60]}")
-    found = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
-    return found | ({"id": call["id"]} if call.get("id") is not None else {})
-
-
-def tools_of(value: Any) -> list[dict[str, Any]]:
-    """Functions that may be called, as ``[{"type": "function", "function": {"name", …}}]``; JSON is parsed.
-
-    Raises ``UserError`` for one without a name.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except ValueError:
-            raise UserError(f"tools is no JSON: {value[:60]!r}") from None
-    if not isinstance(value, list):
-        raise UserError(f"tools is not a list but {type(value).__name__}")
-    found = []
-    for number, tool in enumerate(value, 1):
-        try:
-            tool = without_nulls(json.loads(tool) if isinstance(tool, str) else tool)
-        except ValueError:
-            raise UserError(f"tool {number} is no JSON: {tool[:60]!r}") from None
-        if isinstance(tool, dict) and "function" not in tool and "name" in tool:
-            tool = {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
-        inner = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            raise UserError(f"tool {number} is not {{type, function: {{name, …}}}}")
-        found.append(tool)
-    return found
-
-
-def without_nulls(value: Any) -> Any:
-    """A JSON value without the null entries of its objects, which ``datasets`` puts there."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(v) for key, v in value.items() if v is not None}
-    return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def beyond_text(row: Mapping[str, Any]) -> str:

@@ -26,6 +26,11 @@ def jsonl(place, *rows):
     return file
 
 
+FUNCTION = {"name": "f", "description": "d"}
+TWO_CALLS = {"tool_calls": [FUNCTION | {"arguments": {}}], "function_call": {"name": "g"}}
+REFUSAL = {"role": "assistant", "content": None, "refusal": "no"}
+
+
 def dolly(n=30):
     rows = [
         {"instruction": f"q{i % 25}", "context": "c" * (i % 3 == 0), "response": f"a{i}"}
@@ -89,6 +94,20 @@ def test_every_format_of_users_data(record, row, tmp_path):
         ({"messages": TALK, "sample_weight": 0.5}, "sample_weight is 0.5 for the whole row"),
         ({"messages": TALK, "Image": "a.png"}, "it has Image: "),
         ({"prompt": "hi", "completion": "no", "label": False}, "label is false, .*preference"),
+        ({"messages": [TALK[0] | {"from": "gpt"}, TALK[1]]}, "message 1 has role and from, which"),
+        (
+            {"messages": [TALK[0] | {"value": "x"}, TALK[1]]},
+            "message 1 has content and value, which",
+        ),
+        (
+            {"messages": [TALK[0], TALK[1] | TWO_CALLS]},
+            "message 2 has tool_calls and function_call",
+        ),
+        ({"messages": [TALK[0], REFUSAL]}, "message 2: refusal = 'no' is not followed"),
+        (
+            {"messages": TALK, "tools": [FUNCTION], "functions": [FUNCTION | {"name": "g"}]},
+            "differ",
+        ),
         ({"question": "hi", "answer": "yo"}, "'question', 'answer' are of no known format"),
     ],
 )
@@ -284,3 +303,15 @@ def test_a_cell_of_a_table_has_alpacas_history_as_json(tmp_path):
     file.write_text('instruction\toutput\thistory\nq\ta\t[["x", "y"]]\n')
     (row,) = instructions(file)
     assert [m["content"] for m in row["messages"]] == ["x", "y", "q", "a"]
+
+
+def test_null_and_empty_values_of_a_turn_are_nothing(tmp_path):
+    empty = {"refusal": "", "annotations": [], "from": None, "value": "", "function_call": {}}
+    row = {"messages": [m | empty for m in TALK], "functions": [], "tools": ""}
+    rows = instructions(jsonl(tmp_path, row))
+    assert (rows.rows, rows.ignored) == ([{"messages": TALK}], ())
+    call = {"tool_calls": [], "function_call": {"name": "f", "arguments": "{}"}, "content": None}
+    result = {"role": "function", "name": "f", "content": None}
+    (row,) = instructions(jsonl(tmp_path, {"messages": [TALK[0], TALK[1] | call, result, TALK[1]]}))
+    assert row["messages"][1]["tool_calls"][0]["function"]["name"] == "f"
+    assert row["messages"][2]["content"] == ""
