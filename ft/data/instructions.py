@@ -9,7 +9,7 @@ from ft.data import mixture
 from ft.data.doubles import duplicates, overlap
 from ft.data.places import listed
 from ft.data.rows import Faulty, Row, Rows, checked, fault, held_out
-from ft.data.tables import read_table
+from ft.data.tables import read_table, table_in
 from ft.errors import UserError, one_of
 from ft.text import functions
 from ft.text import messages as conversation
@@ -91,9 +91,7 @@ def instructions(source: str | Path, *, split: str = "train", on_bad_row: str = 
     place = Path(source).expanduser()
     if place.is_dir():
         found = sorted(place.glob("*.jsonl"))
-        if len(found) != 1:
-            raise UserError(f"{source} holds {len(found)} .jsonl files; name the file itself")
-        place = found[0]
+        place = found[0] if len(found) == 1 else table_in(place)
     records, origin, sha256, where = read_table(place if place.exists() else source, split=split)
     ignored: dict[str, None] = {}
 

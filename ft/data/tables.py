@@ -51,7 +51,8 @@ def open_pairs(
     - a table or a dataset on the Hub, as ``pairs`` takes it: ``my.jsonl``, ``owner/name``;
     - two line-aligned files with a colon between: ``news.eng:news.fra``; where their suffixes are
       the codes of the two languages, these say which is the source;
-    - a folder of such files, two of each name: for en-fr ``*.en``/``*.eng`` and ``*.fr``/``*.fra``.
+    - a folder of such files, two of each name: for en-fr ``*.en``/``*.eng`` and ``*.fr``/``*.fra``; or
+      of one table, wherever in it that lies.
     """
     direction = languages.pair(pair)
     named = {"source_column": source_column, "target_column": target_column}
@@ -59,7 +60,9 @@ def open_pairs(
     def one(part: str, split: str) -> Rows:
         path = Path(part).expanduser()
         if path.is_dir():
-            return _folder(path, direction, on_bad_row)
+            if aligned := _folder(path, direction, on_bad_row):
+                return aligned
+            part = str(table_in(path))
         if ":" in part.removeprefix("hub:") and not path.exists():
             source, target = _directed(part, direction)
             return parallel(source, target, on_bad_row=on_bad_row)
@@ -192,12 +195,24 @@ def _directed(part: str, direction: tuple[Language, Language]) -> tuple[str, str
     return source, target
 
 
-def _folder(folder: Path, direction: tuple[Language, Language], on_bad_row: str) -> Rows:
-    """Line-aligned files of a folder, those of one stem together, in the order of their names."""
+def table_in(folder: Path) -> Path:
+    """The one table of a folder, such as a copy of a dataset. ``UserError`` that names them if it is not one."""
+    found = [f for f in sorted(folder.rglob("*")) if suffix_of(f) in FORMATS and f.is_file()]
+    names = [str(f.relative_to(folder)) for f in found]
+    if len(found) != 1:
+        named = f" ({', '.join(names[:9])}{', …' * bool(names[9:])})" if names else ""
+        raise UserError(
+            f"{folder} holds {len(found)} tables{named}; name a file itself, or several with commas between"
+        )
+    return found[0]
+
+
+def _folder(folder: Path, direction: tuple[Language, Language], on_bad_row: str) -> Rows | None:
+    """Line-aligned files of a folder, those of one stem together, in the order of their names; or none."""
     files = [(f, suffix_of(f).removeprefix(".")) for f in sorted(folder.iterdir()) if f.is_file()]
     source, target = (
         {
-            re.sub(r"\.gz$", "", f.name)[: -len(code) - 1]: f
+            re.sub(r"\.(gz|zst)$", "", f.name, flags=re.IGNORECASE)[: -len(code) - 1]: f
             for f, code in files
             if code and who.is_called(code)
         }
@@ -206,6 +221,8 @@ def _folder(folder: Path, direction: tuple[Language, Language], on_bad_row: str)
     pair = f"{direction[0].code}-{direction[1].code}"
     if alone := sorted(source.keys() ^ target.keys()):
         raise UserError(f"{folder}: no {pair} partner for {', '.join(alone)}")
+    if not source and any(suffix_of(f) in FORMATS for f in folder.rglob("*")):
+        return None
     if not source:
         wanted = " and one in ".join(" or ".join(f".{c}" for c in who.codes) for who in direction)
         raise UserError(f"{folder} has no files for {pair}: of each name, one in {wanted}")

@@ -139,8 +139,17 @@ def test_nothing_without_context_is_said(tmp_path):
         open_dolly(jsonl(tmp_path, PLAIN | {"context": "x"}), no_context=True)
 
 
-def test_a_folder_must_hold_one_file(tmp_path):
-    with pytest.raises(UserError, match="holds 0 .jsonl files"):
+def test_a_folder_must_hold_one_table(tmp_path):
+    with pytest.raises(UserError, match="holds 0 tables; name a file itself"):
+        open_dolly(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("# A copy of a dataset")
+    (tmp_path / "data/train.csv").write_text("instruction,output\nhi,yo\n")
+    assert open_dolly(tmp_path).rows == [PLAIN]
+    (tmp_path / "data/test.csv").write_text("instruction,output\nhi,yo\n")
+    with pytest.raises(
+        UserError, match=r"2 tables \(data/test\.csv, data/train\.csv\); name a file"
+    ):
         open_dolly(tmp_path)
 
 

@@ -375,3 +375,20 @@ def test_a_json_file_may_be_one_conversation(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"messages": talk, "system": "s"}, indent=1))
     (row,) = instructions(tmp_path / "a.json")
     assert [m["content"] for m in row["messages"]] == ["s", "q", "a"]
+
+
+def test_a_folder_of_one_table_is_that_table(tmp_path: Path) -> None:
+    table = write(tmp_path / "data" / "train.jsonl", json.dumps({"en": "a", "fr": "b"}))
+    (row,) = open_pairs(str(tmp_path))
+    assert row == {"source": "a", "target": "b"}
+    write(tmp_path / "data" / "test.jsonl", table.read_bytes())
+    with pytest.raises(UserError, match=r"2 tables \(data/test\.jsonl, data/train\.jsonl\); name"):
+        open_pairs(str(tmp_path))
+
+
+def test_a_folder_of_aligned_files_may_be_packed(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    for code, text in (("en", b"one\n"), ("fr", b"un\n")):
+        packed = pyarrow.compress(text, codec="zstd", asbytes=True)
+        write(tmp_path / f"a.{code}.zst", packed)
+    assert open_pairs(str(tmp_path)).rows == [{"source": "one", "target": "un"}]
