@@ -97,7 +97,8 @@ def rows(c: Config) -> dict[str, data.Rows]:
     """The rows of each split, which the template can read. Needs no model, so `ft check` runs it in a moment."""
     found = preferences(c.data, asked=start.asks(start.run_of(c.run)), on_bad_row=c.on_bad_row)
     chosen = found.sample(c.max_rows, c.seed) if c.max_rows else found
-    train, valid = chosen.split(data.held_out(chosen, c.valid_rows, 100), c.seed)
+    held = data.held_out(chosen, c.valid_rows, 100)
+    train, valid = chosen.split(held, c.seed, "--valid-rows")
     template(c).turns(
         answered(train[0], ".")
     )  # a field that rows lack is found before a model loads

@@ -51,7 +51,7 @@ def splits(
             f"{source} is one file; name the folder that holds train.jsonl and test.jsonl"
         )
     rows, test = (gsm8k(source, split=s, on_bad_row=on_bad_row) for s in ("train", "test"))
-    train, valid = rows.split(held_out(rows, valid_rows, 100), seed)
+    train, valid = rows.split(held_out(rows, valid_rows, 100), seed, "--valid-rows")
     return {"train": train, "valid": valid, "test": test}
 
 

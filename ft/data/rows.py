@@ -115,15 +115,17 @@ class Rows(Sequence[Row]):
             raise UserError(f"no row of {self.origin} is left: {what}")
         return self.chosen(kept, f"{self.origin}, {what}", what)
 
-    def split(self, n: int, seed: int) -> tuple["Rows", "Rows"]:
+    def split(
+        self, n: int, seed: int, flags: str = "--valid-rows and --test-rows"
+    ) -> tuple["Rows", "Rows"]:
         """All rows but ``n`` drawn by ``seed``, and these, without the bad ones, which count once.
 
-        ``UserError`` if that leaves none.
+        ``UserError`` if that leaves none, which names the ``flags`` that say how many.
         """
         if not 0 < n < len(self):
             raise UserError(
                 f"{n} rows are to be held out of the {len(self)} of {self.origin}; that must leave some to "
-                "train on: give more rows, or lower --valid-rows or --test-rows"
+                f"train on: give more rows, or lower {flags}"
             )
         held = set(random.Random(seed).sample(range(len(self)), n))
         rest = [i for i in range(len(self)) if i not in held]

@@ -65,7 +65,8 @@ def rows(
     given = source not in (None, settings.get("data"))  # else it is what the run learnt from
     if source and given and (begun.task != "translation" or _is_table(source)):
         rows = prompts(source, asked=asks(begun), on_bad_row=on_bad_row)
-        train, valid = rows.split(min(eval_limit, max(1, len(rows) // 3)), seed)
+        held = min(eval_limit, max(1, len(rows) // 3))
+        train, valid = rows.split(held, seed, "--eval-limit")
         return {"train": train, "valid": valid}
     if begun.task == "translation":
         kept = ("language_pair", "quoting", "max_rows") + ("valid_data", "test_data") * (not given)

@@ -1,7 +1,10 @@
 """Rows: a sequence that knows its origin, and what two splits share."""
 
+import pytest
+
 from ft.data.doubles import duplicates, overlap
 from ft.data.rows import Rows, summary
+from ft.errors import UserError
 
 ROW = {"source": "idk lol", "target": "jsp mdr"}
 OTHER = {"source": 'he said "hi', "target": 'il a dit "salut, ça va'}
@@ -78,3 +81,9 @@ def test_bad_rows_count_once_among_splits():
     valid, test = held.split(2, seed=1)
     assert [len(part) for part in (train, valid, test)] == [5, 2, 2]
     assert [part.skipped for part in (train, valid, test)] == [2, 0, 0]
+
+
+def test_more_held_out_rows_than_there_are_name_what_to_lower() -> None:
+    told = "9 rows are to be held out of the 2 of here; that must leave some: lower --eval-limit"
+    with pytest.raises(UserError, match=told):
+        rows_of(ROW, OTHER).split(9, 0, "--eval-limit")
