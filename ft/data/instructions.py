@@ -154,8 +154,9 @@ def _of_pair(
 ) -> Row | Faulty | str:
     """A question and its answer, as texts or as messages, with the turns before."""
     asked, context, answer = columns
-    if isinstance(record[asked], list) or isinstance(record[answer], list):
-        sides = ((record[asked], "user"), (record[answer], "assistant"))
+    both = conversation.talks_in([record[asked], record[answer]])
+    if any(isinstance(side, list) for side in both):
+        sides = zip(both, ("user", "assistant"), strict=True)
         turns = [
             turn
             for side, role in sides

@@ -8,6 +8,7 @@ from typing import Any
 from ft.data import questions
 from ft.data.rows import Row, Rows, checked, fault
 from ft.data.tables import read_table
+from ft.text import messages as conversation
 from ft.text.meaning import is_one, shows, surrounds, weighs
 
 Asked = Callable[[Row], Row | str]
@@ -123,6 +124,7 @@ def _read(
 
     def row_of(record: dict[str, Any]) -> Row | str:
         record = {k: v for k, v in record.items() if v is not None and v != []}  # null is nothing
+        record = _read_cells(record)
         if asked != "source" and "source" in record and questions.asks_otherwise(record):
             ignored["source"] = None  # it says where the row is from
             del record["source"]
@@ -137,6 +139,17 @@ def _read(
 
     found = checked(records, origin, sha256, where, on_bad_row=on_bad_row, read=row_of)
     return dataclasses.replace(found, ignored=tuple(ignored))
+
+
+def _read_cells(record: Row) -> Row:
+    """A row whose answers are conversations that a table's cells hold as JSON, with these read."""
+    for names in (("chosen", "rejected"), ("prompt", "completion")):
+        sides = [record.get(name) for name in names]
+        if (found := conversation.talks_in(sides)) is not sides:
+            record = record | dict(zip(names, found, strict=True))
+    if isinstance(record.get("chosen"), list) and "prompt" in record:
+        record = record | {"prompt": conversation.talks_in([record["prompt"]])[0]}
+    return record
 
 
 def _unused(record: Row, used: set[str]) -> Iterator[str]:

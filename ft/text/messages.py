@@ -25,6 +25,7 @@ WEIGHTS = ("weight", "loss", "train")
 # keys of a turn that would change what is learnt, and that nothing here follows
 UNFOLLOWED = ("mask", "masked", "train_on_turn", "training", "trainable", "train_detail")
 UNFOLLOWED += ("training_detail", "refusal")
+OTHER_THOUGHTS = ("thought", "thoughts", "think", "reasoning_details", "thinking_blocks")
 _NAMES = (("role", "from"), ("content", "value"))
 _NOTHING = ("", [], {})
 VISION = "a recipe of text learns nothing from images: use recipes/vision_lora.py"
@@ -52,6 +53,15 @@ def in_cell(value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
+
+
+def talks_in(values: list[Any]) -> list[Any]:
+    """Values of which each is a conversation as JSON, read; as they are where one is not, and so is a text."""
+    found = [in_cell(v) if isinstance(v, str) and v.lstrip().startswith("[") else v for v in values]
+    turns = [turn for value in found for turn in (value if isinstance(value, list) else [None])]
+    return (
+        found if all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in turns) else values
+    )
 
 
 def _message(turn: Any, number: int, ignored: dict[str, None] | None) -> Message:
@@ -156,6 +166,10 @@ def _refuse(there: Mapping[str, Any], number: int) -> None:
             continue
         if shows(key):
             raise UserError(f"message {number} has {key}: {VISION}")
+        if key in OTHER_THOUGHTS:
+            raise UserError(
+                f"message {number} has {key}; a thought stands under {', '.join(THOUGHTS)}"
+            )
         if key in UNFOLLOWED or (weighs(key) and not is_one(value)):
             allowed = f"a turn is left out of what is learnt by {', '.join(WEIGHTS)} 0 or false"
             raise UserError(f"message {number}: {key} = {value!r} is not followed; {allowed}")

@@ -51,6 +51,14 @@ def dolly(n=30):
         ),
         ({"prompt": "hi", "completion": "yo"}, PLAIN),
         ({"prompt": TALK[:1], "completion": TALK[1:]}, {"messages": TALK}),
+        (
+            {"prompt": json.dumps(TALK[:1]), "completion": json.dumps(TALK[1:])},
+            {"messages": TALK},
+        ),
+        (
+            {"prompt": "hi", "completion": json.dumps(TALK[1:])},
+            PLAIN | {"response": json.dumps(TALK[1:])},
+        ),
         ({"instruction": "hi", "input": "", "output": "yo"}, PLAIN),
         ({"instruction": "hi", "input": "x", "output": "yo"}, PLAIN | {"context": "x"}),
         ({"instruction": "hi", "output": "yo", "system": "s"}, PLAIN | {"system": "s"}),
@@ -102,6 +110,10 @@ def test_every_format_of_users_data(record, row, tmp_path):
         (
             {"messages": [TALK[0], TALK[1] | TWO_CALLS]},
             "message 2 has tool_calls and function_call",
+        ),
+        (
+            {"messages": [TALK[0], TALK[1] | {"thought": "x"}]},
+            "message 2 has thought; a thought stands",
         ),
         ({"messages": [TALK[0], REFUSAL]}, "message 2: refusal = 'no' is not followed"),
         (

@@ -184,3 +184,19 @@ def test_a_prompt_in_sharegpts_words_has_its_answer(tmp_path):
 def test_a_run_that_translates_is_not_asked_something_else_than_the_source(tmp_path):
     with pytest.raises(UserError, match="one column of a prompt is needed"):
         preferences(write(tmp_path, PAIR | {"source": "Blue."}), asked="source")
+
+
+def test_cells_of_a_table_have_conversations_as_json(tmp_path):
+    import csv
+
+    file = tmp_path / "a.csv"
+    wanted = {"messages": ASKED, "chosen": "Blue.", "rejected": "Seven."}
+    texts = [json.dumps(turns) for turns in (ASKED, BLUE, SEVEN, ASKED + BLUE, ASKED + SEVEN)]
+    for prompt, chosen, rejected in (texts[:3], [ASKED[0]["content"], *texts[3:]]):
+        with file.open("w", newline="") as stream:
+            rows = [["prompt", "chosen", "rejected"], [prompt, chosen, rejected]]
+            csv.writer(stream).writerows(rows)
+        assert preferences(file).rows == [wanted]
+    plain = {"prompt": "Write JSON.", "chosen": texts[0], "rejected": "no"}
+    (found,) = preferences(write(tmp_path, plain))
+    assert found["chosen"] == texts[0]
