@@ -3,7 +3,8 @@
 import argparse
 import ast
 import contextlib
-import importlib
+import importlib.util
+import json
 import re
 import shlex
 import textwrap
@@ -125,6 +126,21 @@ def test_a_command_that_is_shown_can_be_parsed(words):
         if re.match(r"--?[a-z]", flag):
             plain = flag.replace("-no-", "-", 1).replace("-", "_").replace("__", "--", 1)
             assert {flag, plain} & known, f"{flag} of {' '.join(words)}"
+
+
+def test_the_notebook_installs_the_wheel_beside_it(tmp_path, monkeypatch):
+    notebook = json.loads((ROOT / "notebooks/mtnt_qlora.ipynb").read_text(encoding="utf-8"))
+    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    asked = []
+    cell = re.sub(r"%pip install -q (.+)", r"asked.append(f\1)", "".join(first["source"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip wheel --no-deps"):  # no index has the package
+        exec(cell, {"asked": asked})
+    wheel = tmp_path / "gemma_ft-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    exec(cell, {"asked": asked})
+    assert asked == [f"{wheel}[embedded]"]
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -84,6 +84,6 @@ def test_bad_rows_count_once_among_splits():
 
 
 def test_more_held_out_rows_than_there_are_name_what_to_lower() -> None:
-    told = "9 rows are to be held out of the 2 of here; that must leave some: lower --eval-limit"
+    told = "9 rows are to be held out of the 2 of here; that must leave some to train on: give more rows, or lower --eval-limit"
     with pytest.raises(UserError, match=told):
         rows_of(ROW, OTHER).split(9, 0, "--eval-limit")
