@@ -86,6 +86,9 @@ class Config:
     def check(self) -> Iterator[str]:
         if self.n < 2:
             yield f"n: got {self.n}, must be 2 or more: an answer is compared with others"
+        answers, batch = self.prompts * self.n, self.per_device_train_batch_size
+        if answers % batch:
+            yield f"per_device_train_batch_size: got {batch}, must divide the {answers} answers of a step (prompts x n)"
         if self.max_steps is None and self.max_minutes is None:
             yield "max_steps or max_minutes must be given: nothing else ends the run"
 

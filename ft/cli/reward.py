@@ -82,5 +82,6 @@ def command(
     file = out / reward_model.RECORD
     made = json.loads(file.read_text(encoding="utf-8"))
     write_json(file, made | {"accuracy": right, "held_out": held, "pairs": rows.sha256})
-    use = "accelerate launch recipes/mtnt_grpo.py --run" if translates else "ft eval"
+    recipe = "accelerate launch recipes/mtnt_grpo.py --run"
+    use = "ft eval" if start.task == "reasoning" else recipe
     print(f"use it: {use} {run_folder} --reward {out}")

@@ -42,6 +42,12 @@ DPO += ["--per-device-train-batch-size", "2", "--max-steps", "2"]
 GRPO = ["--prompts", "2", "--n", "2", "--per-device-train-batch-size", "4", "--max-steps", "2"]
 
 
+def test_answers_of_a_step_that_no_batch_divides_are_refused_before_anything_is_loaded():
+    said = "per_device_train_batch_size: got 16, must divide the 4 answers of a step"
+    with pytest.raises(UserError, match=said):
+        config.parse(load(BY_NAME["mtnt_grpo"]).Config, ["--prompts", "2", "--n", "2"])
+
+
 @pytest.fixture(scope="module")
 def rejected(start, tmp_path_factory):
     return go("mtnt_reject", start, tmp_path_factory.mktemp("reject") / "out", *REJECT)
@@ -211,3 +217,16 @@ def test_a_reward_of_ones_own_on_prompts_of_ones_own(stem, instructed, tmp_path)
     assert values["n"] == 4  # a third of few
     assert {"low", "high", "score"} <= values["tuned"]["reward"].keys()
     assert "loss" not in values["tuned"]
+
+
+@learner.needs_trl
+def test_a_reward_model_of_instructions_names_a_command_that_takes_it(instructed, tmp_path, capsys):
+    rows = [{"prompt": f"Say {i}.", "chosen": "ab", "rejected": "ba"} for i in range(8)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "reward"
+    cli.main(
+        ["reward", str(file), "--run", str(instructed), "--out", str(out), "--batch-size", "4"]
+    )
+    said = capsys.readouterr().out
+    assert f"recipes/mtnt_grpo.py --run {instructed} --reward {out}" in said
