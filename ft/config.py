@@ -111,6 +111,14 @@ def to_yaml(config: Any) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+def to_repeat(config: Any) -> str:
+    """The options as YAML by which another run starts as this one did: from its first step, over no other's folder."""
+    fresh = {"overwrite_output_dir": False, "resume_from_checkpoint": None}
+    return to_yaml(
+        dataclasses.replace(config, **{k: v for k, v in fresh.items() if hasattr(config, k)})
+    )
+
+
 def pick(config: Any, function: Callable) -> dict[str, Any]:
     """The options that are parameters of ``function``, by name, to call it with."""
     wanted = inspect.signature(function).parameters

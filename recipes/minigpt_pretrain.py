@@ -188,7 +188,7 @@ def main(c: Config) -> None:
     read |= {"shuffle_buffer": c.shuffle_buffer, "workers": c.workers}
     windows = corpus.windows(texts["train"], tokenizer, **read)
     r = record.begin(
-        target, recipe=__file__, config_yaml=config.to_yaml(c), seed=c.seed, task="pretraining"
+        target, recipe=__file__, config_yaml=config.to_repeat(c), seed=c.seed, task="pretraining"
     )
     may_change = MAY_CHANGE - {"data", "valid_data"}  # which are read as a stream, and have no hash
     same = {k: v for k, v in config.to_dict(c).items() if k not in may_change}

@@ -15,7 +15,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ft.config import ALIASES, Amount, Count, differences, parse, pick, to_dict, to_yaml
+from ft.config import (
+    ALIASES,
+    Amount,
+    Count,
+    differences,
+    parse,
+    pick,
+    to_dict,
+    to_repeat,
+    to_yaml,
+)
 from ft.errors import UserError
 
 
@@ -417,6 +427,11 @@ def test_yaml_and_json_round_trips(tmp_path: Path, config: Config) -> None:
 def test_yaml_of_odd_text_comes_back(from_yaml, text: str) -> None:
     config = Config(model_name_or_path=text, lora_target_modules=(text, "x"))
     assert from_yaml(to_yaml(config)) == config
+
+
+def test_what_repeats_a_run_neither_resumes_nor_replaces_one(from_yaml) -> None:
+    given = replace(Config(lora_r=4), resume_from_checkpoint="last")
+    assert from_yaml(to_repeat(given)) == Config(lora_r=4)
 
 
 def test_yaml_keeps_letters_readable() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ft import __version__
-from ft.config import to_dict, to_yaml
+from ft.config import to_dict, to_repeat
 from ft.files import sampled_hash, sha256
 from ft.machine import (
     git_commit,
@@ -81,7 +81,7 @@ def start(
         say(f"memory that this needs:\n{plan}")
     if task != "text":
         chat_template.install(base.tokenizer, template)
-    settings = {"config_yaml": to_yaml(config), "seed": config.seed}
+    settings = {"config_yaml": to_repeat(config), "seed": config.seed}
     run = begin(target, recipe=recipe, task=task, **settings)
     adapter = lora.describe(model) if hasattr(model, "peft_config") else {}
     describe(run, base=base, adapter=adapter, template=template, splits=splits, encoded=encoded)
