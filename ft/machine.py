@@ -244,7 +244,7 @@ def use_all_cores() -> str:
 def launched() -> dict[str, Any]:
     """How many processes the launcher started, and whether they share out the parameters (FSDP)."""
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return {"processes": int(os.environ.get("WORLD_SIZE", "1")), "sharded": sharded}
+    return {"processes": int(os.environ.get("WORLD_SIZE") or "1"), "sharded": sharded}
 
 
 def check_not_sharded(why: str) -> None:
@@ -257,10 +257,16 @@ def check_not_sharded(why: str) -> None:
 
 
 def state() -> Any:
-    """Accelerate's view of this process among the others."""
+    """Accelerate's view of this process among the others. Raises ``UserError`` where a launcher's words are incomplete."""
     from accelerate import PartialState
 
-    return PartialState()
+    try:
+        return PartialState()
+    except ValueError as error:
+        raise UserError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK in the environment start no processes: {error}. Where no launcher set "
+            "them, start with `env -u RANK -u WORLD_SIZE -u LOCAL_RANK`"
+        ) from None
 
 
 def apart() -> bool:

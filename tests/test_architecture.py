@@ -22,7 +22,7 @@ MAY_IMPORT = {  # each row also its own package
     "models": {"text", "data", "kernels", "minigpt", "machine"},
     "generate": {"text", "kernels", "models", "machine"},
     "runs": {"text", "kernels", "models", "generate", "config", "machine"},
-    "score": {"text", "data", "kernels", "models", "generate", "runs"},
+    "score": {"text", "data", "kernels", "models", "generate", "runs", "machine"},
     "train": {"text", "kernels", "models", "runs", "machine"},
     "rewards": {"text", "data", "kernels", "models", "generate", "runs", "score", "train"}
     | {"config", "machine"},

@@ -1,6 +1,7 @@
 """What a run finds and sets of the machine and the process that it runs in."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -145,19 +146,60 @@ def test_only_the_first_process_speaks(monkeypatch, capsys):
     assert capsys.readouterr().out == "one\n"
 
 
-@pytest.mark.parametrize(("rank", "world"), [("1", None), ("2", "2"), ("x", "2")])
-def test_a_rank_that_no_launcher_gave_is_refused(rank, world, monkeypatch):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", False)
-    with pytest.raises(UserError, match=f"RANK={rank}.*left them over"):
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _environment(monkeypatch, *values: str | None) -> None:
+    for name, value in itertools.zip_longest(LAUNCHER, values):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("1",),
+        ("",),
+        ("2", "2", "0", "localhost", "29500"),
+        ("x", "2", "0", "localhost", "29500"),
+        ("0", "2", "2", "localhost", "29500"),
+        (None, "2"),
+        (None, None, "0"),
+        ("0", "1", "0"),
+        ("0", "2", None, "localhost", "29500"),
+    ],
+)
+def test_a_part_of_what_launchers_set_is_refused(values, monkeypatch):
+    _environment(monkeypatch, *values)
+    said = " ".join(f"{n}={v}" for n, v in zip(LAUNCHER, values, strict=False) if v is not None)
+    with pytest.raises(UserError, match=f"says {said} and .*left them over.*-u LOCAL_RANK`"):
         launch.check_launch()
 
 
-@pytest.mark.parametrize(("rank", "world"), [("0", None), ("1", "2"), (None, None), (None, "2")])
-def test_what_launchers_say_is_taken(rank, world, monkeypatch):
-    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
-        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        ("0",),
+        ("0", "1", "-1"),
+        (None, None, None, "localhost", "29500"),
+        ("0", "1", "0", "localhost", "29500"),
+        ("1", "2", "1", "localhost", "29500"),
+    ],
+)
+def test_what_launchers_say_is_taken(values, monkeypatch):
+    _environment(monkeypatch, *values)
     launch.check_launch()
+
+
+def test_what_computes_in_processes_says_which_of_their_words_are_missing(monkeypatch):
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    _environment(monkeypatch, None, None, "0")
+    with pytest.raises(UserError, match="LOCAL_RANK.*RANK expected"):
+        machine.state()
 
 
 def test_garbage_is_collected_again_as_it_was_before():

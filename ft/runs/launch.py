@@ -9,20 +9,22 @@ from ft.errors import UserError
 from ft.machine import launched, say
 
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what launchers set
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}  # of one process without a launcher
 _PARENT = os.getppid()
 
 
 def check_launch() -> None:
-    """Raise ``UserError`` for a rank that no launcher gave: it would be silent, and save nothing."""
-    rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
-    if rank in (None, "0"):
+    """Raise ``UserError`` for a part of what launchers set: Accelerate fails by it, or one trains in silence and saves nothing."""
+    said = {name: os.environ.get(name) for name in (*_ALONE, "MASTER_ADDR", "MASTER_PORT")}
+    if all(said[name] in (None, value) for name, value in _ALONE.items()):
         return
-    numbers = [int(text) if text and text.isdigit() else None for text in (rank, world)]
-    if numbers[0] is None or numbers[1] is None or numbers[0] >= numbers[1]:
+    numbers = [int(text) if (text := said[name]) and text.isdigit() else -1 for name in _ALONE]
+    rank, world, local = numbers
+    if min(numbers) < 0 or max(rank, local) >= world or not all(said.values()):
+        words = " ".join(f"{name}={value}" for name, value in said.items() if value is not None)
         raise UserError(
-            f"the environment says RANK={rank or 'nothing'} and WORLD_SIZE={world or 'nothing'}, which no "
-            "launcher does; something left them over. Start with `env -u RANK -u WORLD_SIZE`, or by "
-            "`accelerate launch`"
+            f"the environment says {words} and nothing else, which no launcher does; something left them over. "
+            f"Start with `env {' '.join(f'-u {name}' for name in _ALONE)}`, or by `accelerate launch`"
         )
 
 

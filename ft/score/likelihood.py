@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ft import machine
 from ft.errors import UserError
 from ft.score import logits
 from ft.text import row_inputs
@@ -66,13 +67,12 @@ def of_examples(
     ``UserError`` when nothing is supervised.
     """
     import torch
-    from accelerate import PartialState
     from accelerate.utils import reduce
     from tqdm import tqdm
 
     from ft.kernels.recurrent import packs_exactly
 
-    state = PartialState()
+    state = machine.state()
     quiet = not (progress and state.is_main_process)
     lengths = lengths_of(examples)
     packing, capacity = batch is None and packs_exactly(model), _row(model)
@@ -141,10 +141,9 @@ def of_windows(
 ) -> Validation:
     """Over windows [N, T + 1] that predict ``size`` bytes; each process takes its share of them."""
     import torch
-    from accelerate import PartialState
     from accelerate.utils import reduce
 
-    state = PartialState()
+    state = machine.state()
     total = torch.zeros(3, dtype=torch.float64, device=state.device)
     starts = range(0, len(windows), batch_size)[state.process_index :: state.num_processes]
     for start in starts:

@@ -414,7 +414,9 @@ def test_the_older_version_of_fsdp_is_refused(tmp_path, monkeypatch):
 
 
 def test_another_number_of_processes_does_not_resume(whole, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
+    for name, value in (launcher | {"MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="processes: 1 -> 2"):
         toy.go(whole, resume="last", dropout=0.1)
 
