@@ -128,7 +128,7 @@ def rows(c: Config) -> dict[str, Rows]:
     """The shards of each split, a row each. Needs no model, so `ft check` runs it in a moment."""
     found = {}
     for split, text in sources(c).items():
-        names = [{"shard": shard.name} for shard in shards.find(text)]
+        names = [{"shard": shard.name, "part": shard.part} for shard in shards.find(text)]
         found[split] = Rows(
             names, ", ".join(text), pretraining.digest(shards.hashes(shards.find(text)))
         )

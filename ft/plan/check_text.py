@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ft.data.doubles import doubles
+from ft.data.rows import Rows
 from ft.errors import UserError
 from ft.models import tokenizer as reader
 from ft.plan.case import SAMPLE, Case, Seen, share, some
@@ -38,6 +39,11 @@ def data(case: Case) -> Seen:
         texts.append(f"{twice:,} duplicates; {shared:,} training rows ask a held-out question")
         if "drop_duplicates" in case.settings:
             texts.append("--drop-duplicates leaves them out")
+    if found := [] if case.reads else _seen_before(case.splits):
+        status = "WARN"
+        texts.append(
+            f"{', '.join(found)} to train on and to validate on: its loss will say nothing"
+        )
     if ignored := list(
         dict.fromkeys(name for rows in case.splits.values() for name in rows.ignored)
     ):
@@ -46,6 +52,15 @@ def data(case: Case) -> Seen:
         if CARRY & set(ignored):
             status = "WARN"
     return Seen(status, "data", "; ".join(texts))
+
+
+def _seen_before(splits: Mapping[str, Rows]) -> list[str]:
+    """The shards to validate on that are trained on too, in whole or in the same part."""
+    learnt: dict[str, set[str]] = {}
+    for row in splits.get("train", ()):
+        learnt.setdefault(row["shard"], set()).add(row["part"])
+    held = ((row["shard"], row["part"]) for row in splits.get("valid", ()))
+    return [n for n, part in held if n in learnt and (not part or {part, ""} & learnt[n])]
 
 
 def template(case: Case) -> Seen | None:

@@ -10,6 +10,7 @@ import pytest
 from support import faults
 from support.fake_hub import FakeHub
 
+from ft.data.rows import Rows
 from ft.errors import UserError
 from ft.plan import check_environment as around
 from ft.plan import check_text
@@ -150,3 +151,17 @@ def test_room_is_needed_for_states_of_the_adapter_that_a_run_starts_with(tmp_pat
 
     with_states = needed(run=str(tmp_path)) - needed()
     assert with_states == pytest.approx(9 * (checkpoints.KEPT + 2) + 3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "shared"),
+    [("", "", True), ("train", "valid", False), ("", "valid", True), ("train", "", True)],
+)
+def test_a_shard_to_train_on_and_to_validate_on_is_told(train, valid, shared):
+    splits = {
+        split: Rows([{"shard": name, "part": part}], "here", "0")
+        for split, name, part in (("train", "a.txt", train), ("valid", "a.txt", valid))
+    }
+    seen = check_text.data(Case({}, lambda: splits, None, Path("nowhere")))
+    assert seen.status == ("WARN" if shared else "ok")
+    assert ("a.txt to train on and to validate on" in seen.text) == shared
