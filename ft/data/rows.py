@@ -266,7 +266,7 @@ def fault(record: dict[str, Any], column: str) -> str:
         kind = "null" if value is None else type(value).__name__
         return f"{column} is not a string but {kind}"
     if blank(value):
-        return f"{column} is empty"
+        return f"{column} " + ("has no character that can be seen" if value.strip() else "is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half

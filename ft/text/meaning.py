@@ -2,22 +2,22 @@
 
 import functools
 import re
+import unicodedata
 from typing import Any
 
 IMAGES = ("images", "image", "image_url", "videos", "video", "audios", "audio", "input_audio")
 AROUND = ("system", "system_prompt", "system_message", "tools", "functions", "history", "documents")
 AROUND += ("chat_template_kwargs",)
+_UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # Unicode's categories
 _OF = "|".join(
     ("sample", "example", "row", "turn", "message", "token", "loss", "train", "training")
 )
 _WEIGHT = re.compile(rf"loss|train|(?:{_OF})?weights?|(?:{_OF}|label|completion|assistant)?masks?")
-_BLANK = "".join(filter(str.isspace, map(chr, range(0x3001))))
-_BLANK += "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u2061\u2062\u2063\u2064\ufeff"  # of no width
 
 
 def blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
-    return not text.strip(_BLANK)
+    """Whether nothing of a text can be seen: it has spaces and characters of no width alone."""
+    return all(unicodedata.category(c) in _UNSEEN for c in text)
 
 
 @functools.lru_cache(maxsize=4096)

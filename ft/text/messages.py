@@ -236,7 +236,9 @@ def fault_of(messages: Any) -> str:
         if role != "tool" and not isinstance(content, str):
             return f"message {number}: content is not a string but {type(content).__name__}"
         if not _says(message) and not (role == "system" and number == 1):
-            return f"message {number}: the {role}'s content is empty"
+            unseen = isinstance(content, str) and content.strip()
+            why = "has no character that can be seen" if unseen else "is empty"
+            return f"message {number}: the {role}'s content {why}"
         try:
             json.dumps(message, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:  # JSON may say "\ud83d" without its other half

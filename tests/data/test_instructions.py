@@ -78,10 +78,10 @@ def test_every_format_of_users_data(record, row, tmp_path):
     [
         ({"instruction": "hi", "response": " "}, "response is empty"),
         ({"instruction": "", "output": "yo"}, "instruction is empty"),
-        ({"instruction": "hi", "output": "\u200b \ufeff"}, "output is empty"),
+        ({"instruction": "hi", "output": "\u200b \ufeff"}, "output has no character that can be"),
         (
             {"messages": [TALK[0], TALK[1] | {"content": "\u200b"}]},
-            "message 2: .* content is empty",
+            "message 2: .* content has no character that can",
         ),
         ({"prompt": "hi", "completion": 3}, "completion is not a string but int"),
         ({"instruction": "hi", "input": 4, "output": "yo"}, "input is not a string but int"),
