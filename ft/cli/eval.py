@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     a("--split", default="test", help="train, valid or test (default test)")
     a("--limit", type=int, help="score only the first rows")
     a("--precision", default="auto", help="auto, fp32, bf16 or nf4 (default auto)")
-    a("--max-new-tokens", type=int, help=f"longest answer (default {LONGEST})")
+    a("--max-new-tokens", type=int, help=f"longest answer (default: the run's, or {LONGEST})")
     a("--json", type=Path, help="also write the result to this file")
     a("--n", type=int, help="a run of gsm8k_lora.py: chains for each question (default 16)")
     a("--reward", help="a run of gsm8k_lora.py: folder of `ft reward` that picks the best chain")
@@ -185,7 +185,9 @@ def _split(
         run.template,
         tokenizer,
         max_length=run.settings["max_length"],
+        policy="truncate" if run.settings.get("length_policy") == "truncate" else "drop",
         seed_parity=run.settings.get("second_bos", False),
+        supervise_thinking=run.settings.get("supervise_thinking", True),
     )
     rows, encoded = tokens.without_bad(rows, encoded)
     common: dict[str, Any] = {
@@ -205,6 +207,7 @@ def _split(
         common["max_new_tokens"] = max_new_tokens or run.asked["max_new_tokens"]
     else:
         judge, common["ask"] = instructions, {"instruction": "How can I make brownies?"}
+        common["max_new_tokens"] = max_new_tokens or run.asked.get("max_new_tokens", LONGEST)
     return judge.before_after(model, tokenizer, run.template, scored, encoded.examples, **common)
 
 

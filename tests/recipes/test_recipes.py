@@ -203,6 +203,18 @@ def test_a_full_run_is_a_plain_model_that_the_commands_take(whole, capsys, tmp_p
     assert found["tuned"]["loss"] < found["base"]["loss"]
 
 
+def test_eval_repeats_the_scores_of_a_run_of_instructions(tmp_path):
+    flags = ["--max-length", "114", "--length-policy", "truncate", "--max-new-tokens", "3"]
+    folder, result = train("dolly_qlora", tmp_path, *flags), tmp_path / "result.json"
+    cli.main(["eval", str(folder), "--precision", "fp32", "--json", str(result)])
+    of_run = json.loads((folder / run.RECORD).read_text())["evaluation"]["test"]
+    found = json.loads(result.read_text())
+    for model in ("base", "tuned"):
+        assert found[model]["loss"] == pytest.approx(of_run[model]["loss"], rel=1e-5)
+        for same in ("answer", "answer_tokens", "rouge_l", "chrf"):
+            assert found[model][same] == of_run[model][same]
+
+
 def test_a_full_run_in_bf16_answers_as_it_does_when_opened_again(tmp_path, capsys):
     folder = train("mtnt_full", tmp_path, "--precision", "bf16", "--learning-rate", "1e-2")
     tuned = (folder / "samples.txt").read_text().splitlines()[2].removeprefix("tuned   ")
