@@ -77,7 +77,8 @@ class Config:
     resume_from_checkpoint: str | None = None  # `last`, or a checkpoint's folder
     # optimizer steps between validations, each with a checkpoint. None: a tenth, at least 30
     eval_steps: Count | None = None
-    accept_loss: bool = False  # train although the first loss says that model and data do not fit
+    # train although the first loss says that model and data do not fit. None: of tiny-vision
+    accept_loss: bool | None = None
     keep: Literal["best", "last"] = "best"  # weights of the best validation, or of the last step
     early_stopping_patience: Count | None = None  # validations without a better one, then it ends
     max_new_tokens: Count = 64  # of an answer at the end
@@ -89,6 +90,7 @@ class Config:
         automatic = {
             "lora_r": 0 if tiny else 16,
             "train_vision": tiny,
+            "accept_loss": tiny,  # which begins with a guess
             "learning_rate": 2e-3 if tiny else 2e-4,
         }
         for name, value in automatic.items():

@@ -174,3 +174,16 @@ def test_the_tiny_model_has_gemmas_own_ids(monkeypatch, tmp_path):
         262144,
     )
     assert found.text_config.vocab_size == 262_208
+
+
+@pytest.mark.real
+def test_its_command_without_a_model_trains(tmp_path):
+    """Random weights guess among 262,208 words, which is no reason to stop where they are asked for."""
+    module = load(RECIPE)
+    words = ["--pictures", "4", "--valid-rows", "2", "--test-rows", "2", "--max-steps", "1"]
+    words += ["--max-new-tokens", "1", "--output-dir", str(tmp_path / "run")]
+    module.main(config.parse(module.Config, words))
+    found = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert found["training"]["steps"] == 1
+    assert [c["status"] for c in found["checks"] if c["name"] == "start loss"] == ["WARN"]
+    assert not config.parse(module.Config, ["--model", "google/gemma-3-4b-it"]).accept_loss
