@@ -1,9 +1,11 @@
 """What a run needs around it: packages, the Hub, room on the disk, a folder to write to, a checkpoint to go on from."""
 
 import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +42,7 @@ KNOWN_BAD = {
     ("peft", "0.15."): "fails at the first step with this transformers",
     ("trl", "0."): "has no SFTConfig that these settings fit",
 }
+COMPANIONS = ("torchvision", "torchaudio")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 TIMEOUT = 3.0  # seconds for the Hub to answer
 TOKENIZER = 40_000_000  # bytes, in each checkpoint, where it is not here to be measured
@@ -62,7 +65,7 @@ def versions(case: Case) -> Seen:
             )
         elif found.partition("+")[0] != tested:
             other.append(f"{name} {found} (tested {tested})")
-    bad += _missing(case.settings)
+    bad += _missing(case.settings) + _misfits()
     if bad:
         return Seen("ERROR", "versions", "; ".join(bad))
     adapts = ["peft"] * bool(case.settings.get("lora_r", 1))
@@ -94,6 +97,30 @@ def _missing(settings: Mapping[str, Any]) -> list[str]:
         for name, asked in wanted
         if name is None or importlib.util.find_spec(name) is None
     ]
+
+
+def _misfits() -> list[str]:
+    """Companions of PyTorch that were built for another of its versions, and fail: transformers imports them with a model's code."""
+    wrong, torch = [], importlib.metadata.version("torch")
+    for name in COMPANIONS:
+        try:
+            found, needs = importlib.metadata.version(name), importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        built = next(
+            (m[1] for each in needs if (m := re.match(r"torch *\(?== *([\d.]+)", each))), ""
+        )
+        if not built or _numbers(built)[:2] == _numbers(torch)[:2]:
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever its library says
+            why = " ".join(str(error).split())[:100]
+            wrong.append(
+                f"{name} {found} is for torch {built} and fails with {torch} ({why}): pip install --upgrade {name}, "
+                f"or pip uninstall {name}"
+            )
+    return wrong
 
 
 def _numbers(version: str) -> tuple[int, ...]:

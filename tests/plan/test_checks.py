@@ -1,5 +1,6 @@
 """The checks before a run: what the Hub is asked, what is loaded, what a run keeps of them."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ from ft.plan.case import Case, Seen, no_network, share
 from ft.runs import checkpoints
 
 ROOT = Path(__file__).parents[2]
+TORCH = ".".join(importlib.metadata.version("torch").split(".")[:2])
 TOKEN = "hf_" + "tokenOfMorgane" * 2
 
 
@@ -42,6 +44,31 @@ def server(tmp_path, monkeypatch):
         fake.create("google/some", private=False).add("main", "model", weights)
         yield fake
         close_session()
+
+
+@pytest.mark.parametrize(
+    ("built", "code", "wrong"),
+    [
+        ("2.9.0", "raise RuntimeError('operator torchvision::nms does not exist')", True),
+        ("2.9.0", "", False),  # which works all the same
+        (f"{TORCH}.7", "raise RuntimeError", False),
+    ],
+)
+def test_a_companion_of_another_pytorch_is_named(built, code, wrong, tmp_path, monkeypatch):
+    """As pip leaves it where it replaces PyTorch alone; transformers fails at it with the import of a model's code."""
+    metadata = f"Name: sight\nVersion: 0.24.0\nRequires-Dist: torch=={built}\n"
+    files = {"sight/__init__.py": code, "sight-0.24.0.dist-info/METADATA": metadata}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "torchvision" in around.COMPANIONS
+    monkeypatch.setattr(around, "COMPANIONS", ("sight", "hearing"))
+    seen = around.versions(case())
+    sys.modules.pop("sight", None)
+    assert (seen.status == "ERROR") == wrong
+    assert (f"sight 0.24.0 is for torch {built} and fails with {TORCH}" in seen.text) == wrong
+    assert ("nms does not exist): pip install --upgrade sight" in seen.text) == wrong
 
 
 def test_the_hub_is_asked_once_for_each_thing(server):
