@@ -289,7 +289,9 @@ def test_17_answers_that_no_one_can_see(check, bench, answer):
         "--all",
         data=bench.data(one, "one.jsonl"),
     )
-    names(seen["data"], r"(?s)ERROR 1 bad row .*one\.jsonl:41: response has no character that can be")
+    names(
+        seen["data"], r"(?s)ERROR 1 bad row .*one\.jsonl:41: response has no character that can be"
+    )
 
 
 def test_17_a_template_whose_answer_is_an_absent_field(check, bench, tmp_path):
