@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 import reprlib
 import shutil
 import sys
@@ -218,8 +219,8 @@ def _read_yaml(path: str, options: _Options, mistakes: list[str]) -> list[_Given
         for key, node in root.value:
             place, label = f"{path}:{key.start_mark.line + 1}", str(key.value)
             value = loader.construct_object(node, deep=True)
-            if isinstance(value, int | float) and ":" in str(node.value):
-                value = node.value  # 1:30, which YAML 1.1 takes for 90
+            if isinstance(value, int | float) and re.match(r"[-+]?0\d|.*:", str(node.value)):
+                value = node.value  # 1:30 and 010, which YAML 1.1 takes for 90 and 8
             before = first.setdefault(options.get(label.replace("-", "_"), [label])[0], place)
             if isinstance(value, dict):
                 mistakes.append(f"{place}: {label}: nested; every option is a key at the top")

@@ -278,6 +278,8 @@ def test_mistakes_on_the_command_line(flags: str, message: str) -> None:
         ("\nlora_r: abc", "run.yaml:2: lora_r: got 'abc' (str), expected int"),
         ("lora_r: '16'", "run.yaml:1: lora_r: got '16' (str), expected int"),
         ("lora_r: 2.0", "run.yaml:1: lora_r: got 2.0 (float), expected int"),
+        ("lora_r: 010", "run.yaml:1: lora_r: got '010' (str), expected int"),  # not octal
+        ("lora_r: 1:30", "run.yaml:1: lora_r: got '1:30' (str), expected int"),  # nor of base 60
         ("lora_r: true", "run.yaml:1: lora_r: got True (bool), expected int"),
         ("lora_r:", "run.yaml:1: lora_r: got None (NoneType), expected int"),
         ("lora_r: [1]", "run.yaml:1: lora_r: got [1] (list), expected int"),

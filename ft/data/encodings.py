@@ -15,9 +15,10 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that tells a file's format, in lower case: ``.tsv`` of ``pairs.TSV.gz``."""
+    """The suffix that tells a file's format, in lower case: ``.tsv`` of ``pairs.TSV.gz``, ``.jsonl`` of its other names."""
     *_, before, last = ["", "", *(suffix.lower() for suffix in file.suffixes)]
-    return before if last in (".gz", ".zst") else last
+    found = before if last in (".gz", ".zst") else last
+    return ".jsonl" if found in (".ndjson", ".jsonlines") else found
 
 
 def unpacked(data: bytes, name: object) -> bytes:

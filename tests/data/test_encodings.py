@@ -103,6 +103,12 @@ def test_zstd_is_told_by_its_bytes(tmp_path: Path) -> None:
         pairs(tmp_path / "c.csv.zst")
 
 
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONLINES", "a.ndjson.gz"])
+def test_json_lines_have_other_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(encoded(".jsonl").encode())
+    assert pairs(tmp_path / name).rows == ROWS
+
+
 def test_carriage_returns_alone_end_lines(tmp_path: Path) -> None:
     (tmp_path / "a.en").write_bytes(b"one\rtwo\r")
     (tmp_path / "a.de").write_bytes(b"eins\rzwei")

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import faults, finished_run, tiny, tiny_gguf
 
 from ft import __main__ as cli
@@ -127,6 +128,13 @@ def test_15_another_base_of_the_same_shapes_is_not_merged_into(run, tmp_path, ca
     assert not out.exists()
     cli.main(["merge", str(run), str(out), "--any-base"])
     assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_merge_is_stored_as_asked(run, tmp_path, dtype, stored):
+    cli.main(["merge", str(run), str(tmp_path / "out"), "--dtype", dtype])
+    weights = load_file(tmp_path / "out/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {stored}
 
 
 def test_13_a_merge_tells_how_far_it_is_from_the_4_bit_model_that_was_trained(
