@@ -12,7 +12,7 @@ from ft.errors import exit_cleanly
 VERBS: dict[str, dict[str, str]] = {
     "train": {
         "recipes": "List the recipes that come along, or copy one here to change it.",
-        "run": "Train by a recipe: `accelerate launch` on its file, with its own flags.",
+        "run": "Train by a recipe, with its own flags; `accelerate launch` where several GPUs train together.",
     },
     "before training": {
         "show": "Examples with supervised tokens marked, length histogram, counts.",
