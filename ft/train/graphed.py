@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ft.kernels import joined
 from ft.machine import say
 from ft.text.row_inputs import HEAD
 from ft.train.graphs import Graphs
@@ -132,6 +133,7 @@ class Graphed:
             return
         say(ON)
         model: Any = self.model
+        joined.lay_plain(model)  # as answers would between two steps, under the graphs
         self._without_ddp()
         self.graphs = Graphs(
             *halves(model, self.compute_loss_context_manager, self._back),

@@ -547,6 +547,30 @@ def test_after_a_training_its_graphs_are_gone(tmp_path, monkeypatch):
     assert not any(graph() for graph in alive)
 
 
+def test_answers_between_steps_move_no_weight_that_graphs_read(tmp_path, monkeypatch):
+    """In 16 bits, of a model without an adapter whose frozen layers would be laid together at its first answer."""
+    build, moved = tiny.build, []
+
+    def partly(kind: str):
+        model = build(kind).bfloat16()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("down_proj" in name)
+        return model
+
+    class Answers(toy.TrainerCallback):
+        def on_step_end(self, *_, model, **__) -> None:
+            before = [p.data_ptr() for p in model.parameters()]
+            with joined.fast(model):
+                moved.append(before != [p.data_ptr() for p in model.parameters()])
+
+    monkeypatch.setattr(tiny, "build", partly)
+    monkeypatch.setattr(joined, "DEVICES", ("cpu",))
+    monkeypatch.setattr(graphed, "refusal", lambda *_, **__: "")
+    options = {"full": True, "epochs": 1, "rows": 8, "callbacks": [Answers()]}
+    toy.go(tmp_path / "run", make_graph=Replayed, accept_loss=True, **options)
+    assert moved == [False] * 2
+
+
 def lines(folder, key) -> list[float]:
     return [line[key] for line in run.read_lines(folder / run.METRICS) if key in line]
 
