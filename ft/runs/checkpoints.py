@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ft.models.lora import settle_config
 
 STATE = "ft_state.json"  # what a checkpoint was made with and holds; its presence says that it is complete
 KEPT = 2  # the newest, and one to go back to where that was harmed
+_NAME = re.compile(r"checkpoint-(\d+)")
 LOOKS, APART = 10, 30  # validations of a run, optimizer steps between them at least
 
 
@@ -52,14 +54,19 @@ def keep(made: Path, place: Path, made_with: dict[str, Any], also: Iterable[int]
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints of a run that were written to their end, oldest first."""
+    """Checkpoints of a run that were written to their end, oldest first; a copy under another name is the user's own."""
     found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
-    return sorted(found, key=step_of)
+    return sorted((place for place in found if _NAME.fullmatch(place.name)), key=step_of)
 
 
 def step_of(place: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
-    return int(place.name.rpartition("-")[2])
+    """The optimizer step after which a checkpoint was written, by its name. Raises ``UserError`` for another name."""
+    if not (found := _NAME.fullmatch(place.name)):
+        raise UserError(
+            f"{place}: a checkpoint is named after its step, checkpoint-N, and goes on under that name alone; "
+            "name it so again"
+        )
+    return int(found[1])
 
 
 def fault(place: Path) -> str:
@@ -120,12 +127,13 @@ def resumable(
     if resume == "last":
         place = _newest(folder)
     else:
-        place = Path(resume)
+        place = Path(resume).resolve()  # a link, or `.`
         if not (place / STATE).exists():
-            raise UserError(f"--resume {place}: not a complete checkpoint (no {STATE} in it)")
+            raise UserError(f"--resume {resume}: not a complete checkpoint (no {STATE} in it)")
+        step_of(place)
         if found := fault(place):
             raise UserError(
-                f"--resume {place}: {found}, so going on would not continue that run; name an older "
+                f"--resume {resume}: {found}, so going on would not continue that run; name an older "
                 "checkpoint, or `last` for the newest that is whole"
             )
     then = json.loads((place / STATE).read_text(encoding="utf-8"))["made_with"]

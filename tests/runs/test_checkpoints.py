@@ -1,6 +1,8 @@
 """Checkpoints: sealed, found whole again, and never gone on from where anything of them is missing or changed."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,27 @@ def test_going_on_from_an_older_one_takes_the_newer_ones_away(tmp_path, capsys):
     checkpoints.rewind(tmp_path, tmp_path / "checkpoint-4")
     assert [p.name for p in checkpoints.complete(tmp_path)] == ["checkpoint-4"]
     assert "checkpoint-8 is deleted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["checkpoint-4-copy", "checkpoint-4 (1)", "checkpoint-best"])
+def test_a_copy_under_another_name_is_the_users_own(name, tmp_path):
+    make(tmp_path, 2, 4, 6)
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / name)
+    assert checkpoints.resumable(tmp_path, "last", MADE_WITH) == tmp_path / "checkpoint-6"
+    checkpoints.rewind(tmp_path, tmp_path / "checkpoint-2")
+    checkpoints.prune(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-2", name}
+    with pytest.raises(UserError, match=f"{re.escape(name)}: a checkpoint is named after its step"):
+        checkpoints.resumable(tmp_path, str(tmp_path / name), MADE_WITH)
+
+
+def test_a_link_to_a_checkpoint_is_that_checkpoint(tmp_path, monkeypatch):
+    make(tmp_path / "run", 2, 4)
+    (tmp_path / "newest").symlink_to(tmp_path / "run" / "checkpoint-4")
+    found = checkpoints.resumable(tmp_path / "other", str(tmp_path / "newest"), MADE_WITH)
+    assert found == tmp_path / "run" / "checkpoint-4"
+    monkeypatch.chdir(found)
+    assert checkpoints.resumable(tmp_path / "other", ".", MADE_WITH) == found
 
 
 def test_going_on_elsewhere_takes_what_was_along_and_leaves_it_there(tmp_path):
