@@ -76,6 +76,7 @@ class Journal(TrainerCallback):
         else:
             self._recall(state)
             say(f"Resumed after step {state.global_step}")
+            control.should_training_stop = self._ends()  # as it had before it was killed
         start, accept = self.start_loss, self.accept_loss or state.global_step > 0
         seen = first_batch.check(self.trainer.model, start, self.validate, accept=accept)
         self.run.note(checks=[*self.run.record.get("checks", []), seen])
@@ -133,10 +134,15 @@ class Journal(TrainerCallback):
             self._judge(step, found)
             if self.keep_best and self.best_step == state.global_step:
                 control.should_save = True
-            if self.patience and self.since_best >= self.patience:
-                say(f"no validation was better in {self.since_best}: the training ends here")
-                control.should_training_stop = True
+            control.should_training_stop |= self._ends()
             self._mark()
+
+    def _ends(self) -> bool:
+        """Whether as many validations as were asked for have not been better, and say so."""
+        ends = self.patience is not None and self.since_best >= self.patience
+        if ends:
+            say(f"no validation was better in {self.since_best}: the training ends here")
+        return ends
 
     def _judge(self, step: int, found: dict[str, float]) -> None:
         """Compare what the last validation found with the best one after a step."""

@@ -136,9 +136,9 @@ class Trainer(Graphed, Trial, Reading, Staged, SFTTrainer):
         return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def _run_epoch(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """An epoch, unless all steps are done: a run killed after its last one learns no more."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+        """An epoch, unless the training is over: a run killed after its last step learns no more."""
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if self.control.should_training_stop:
             return
         model.train()
         with contextlib.ExitStack() as meanwhile:

@@ -595,6 +595,17 @@ def test_a_training_ends_when_nothing_gets_better(best, tmp_path):
     assert trained.steps == trained.best_step + 2 * 4
 
 
+def test_a_run_that_had_ended_early_learns_no_more_when_it_goes_on(tmp_path, capsys):
+    ended = toy.go(tmp_path / "run", **RISING, early_stopping_patience=2)
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in (ADAPTER, run.METRICS)}
+    again = toy.go(tmp_path / "run", **RISING, early_stopping_patience=2, resume="last")
+    assert (again.steps, again.kept_step) == (ended.steps, ended.kept_step)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+    assert "no validation was better in 2" in capsys.readouterr().out
+    more = toy.go(tmp_path / "run", **RISING, early_stopping_patience=3, resume="last")
+    assert more.steps == ended.steps + 4
+
+
 def test_the_only_step_learns(tmp_path):
     trained = toy.go(tmp_path / "run", rows=3, epochs=1, warmup_ratio=0.5)
     assert trained.steps == 1
