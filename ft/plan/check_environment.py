@@ -16,7 +16,7 @@ from ft.files import sha256
 from ft.models import sources
 from ft.plan.case import Case, Seen
 from ft.runs import checkpoints, folder, hub
-from ft.runs.record import made_with
+from ft.runs.record import made_with, trackers
 
 # package: the oldest version that ft works with, and the one of constraints.txt, which its tests ran with
 TESTED = {
@@ -80,13 +80,14 @@ def versions(case: Case) -> Seen:
 def _missing(settings: Mapping[str, Any]) -> list[str]:
     """What the settings ask for and is not installed."""
     wanted = []
-    for tracker in str(settings.get("report_to") or "none").split(","):
-        if tracker not in (*TRACKERS, "none", "all"):
+    asked = trackers(settings.get("report_to", "none"))
+    for tracker in asked if asked != ["all"] else ():
+        if tracker in TRACKERS:
+            wanted.append((tracker, f"--report-to {tracker}"))
+        else:
             known = ", ".join((*TRACKERS, "none"))
             hint = nearest(tracker, TRACKERS)
             wanted.append((None, f"--report-to {tracker}: allowed are {known}.{hint}"))
-        elif tracker in TRACKERS:
-            wanted.append((tracker, f"--report-to {tracker}"))
     if settings.get("backend") == "unsloth":
         wanted.append(("unsloth", "--backend unsloth"))
     for key, start in (("precision", "nf4"), ("optim", "adamw_8bit"), ("optim", "paged_")):

@@ -21,7 +21,7 @@ from ft.machine import (
 from ft.runs import checkpoints
 from ft.runs.folder import Run, adopted, go_on, signals
 from ft.runs.launch import own_precision, prepare_sharding
-from ft.runs.record import COMMAND
+from ft.runs.record import COMMAND, trackers
 from ft.text import batches
 from ft.text.tokens import Example
 from ft.train import first_batch, graph_room, graphed
@@ -142,7 +142,7 @@ def sft(
         max_steps=max_steps if max_steps is not None else -1,
         per_device_train_batch_size=per_device_train_batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        report_to=report_to,
+        report_to=trackers(report_to),
         seed=seed,
         ddp_find_unused_parameters=batch is not None,  # an image tower, of rows without images
         max_length=None,

@@ -16,7 +16,8 @@ from support.faults import chats, instructions
 
 from ft import __main__ as cli
 from ft.kernels import cache
-from ft.runs import checkpoints
+from ft.plan import check_environment
+from ft.runs import checkpoints, record
 from ft.text import prompts
 from ft.text.template import to_record
 
@@ -599,6 +600,23 @@ def test_a_tracker_that_is_not_installed(check):
     seen, status, _ = check("--report-to", "wandbb")
     names(seen["versions"], "ERROR --report-to wandbb: allowed are .*Did you mean 'wandb'")
     assert status == 2
+
+
+def test_several_trackers(check, monkeypatch):
+    monkeypatch.setattr(check_environment, "TRACKERS", ("json", "csv", "wandb"))
+    seen, status, _ = check("--report-to", "json, csv,none")
+    names(seen["versions"], "ok")
+    assert status == 0
+    seen, status, _ = check("--report-to", "json, wandb")
+    names(seen["versions"], "ERROR --report-to wandb needs wandb, which is not installed")
+    seen, status, _ = check("--report-to", "all,json")
+    names(seen["versions"], "ERROR --report-to all: allowed are json, csv, wandb, none")
+    assert [*map(record.trackers, ("json, csv", "none", "", "none,csv"))] == [
+        ["json", "csv"],
+        [],
+        [],
+        ["csv"],
+    ]
 
 
 def test_a_push_without_a_token_or_with_a_bad_name(check, monkeypatch, tmp_path):
