@@ -211,6 +211,10 @@ def finished(
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{folder / CONFIG} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(settings, dict):
         raise UserError(f"{folder / CONFIG} holds no settings")
     if "template" not in record:

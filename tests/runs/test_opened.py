@@ -52,6 +52,13 @@ def test_a_finished_run_says_what_it_was_made_of(run_folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("text", [b"seed: 'cut", b"seed: \xff", b"a: b: c"])
+def test_settings_that_are_no_yaml(run_folder: Path, text: bytes) -> None:
+    (run_folder / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
+        opened.finished(run_folder)
+
+
 def test_a_run_that_had_hardly_begun(run_folder: Path) -> None:
     record = {key: value for key, value in finished_run.RUN.items() if key != "template"}
     (run_folder / "run.json").write_text(json.dumps(record))
