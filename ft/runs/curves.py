@@ -49,7 +49,8 @@ def curve(folder: Path) -> None:
         if step == kept_step(folder):
             label = f"kept: step {step}"
             axes.plot(step, loss, "*", color="tab:red", markersize=14, label=label)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title=folder.name)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
+    axes.set_title(folder.name, parse_math=False)  # a `$` is one
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, folder / "loss.png")
@@ -113,7 +114,8 @@ def learning_rate(folder: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 2.5), layout="constrained")
     axes.plot(*zip(*points(_metrics(folder), "learning_rate"), strict=True))
-    axes.set(xlabel="optimizer step", ylabel="learning rate", title=folder.name)
+    axes.set(xlabel="optimizer step", ylabel="learning rate")
+    axes.set_title(folder.name, parse_math=False)
     axes.grid(alpha=0.3)
     _save(figure, folder / "learning_rate.png")
 

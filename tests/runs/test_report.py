@@ -180,6 +180,13 @@ def test_a_drawing_has_the_colours_of_its_page() -> None:
     assert curves.svg({"run": METRICS[:1]}, {}) == ""
 
 
+def test_a_folder_named_after_variables_that_no_shell_read_has_its_curves(tmp_path: Path) -> None:
+    folder = made(tmp_path / "$MODEL_$SEED")  # as `output_dir: runs/$MODEL_$SEED` of a YAML file
+    for draw in (curves.curve, curves.learning_rate):
+        draw(folder)
+        assert (folder / {curves.curve: "loss.png"}.get(draw, "learning_rate.png")).is_file()
+
+
 def test_runs_are_compared(tmp_path: Path) -> None:
     found = RUN["evaluation"]["test"] | {"signatures": {"bleu": "nrefs:1|case:mixed|tok:13a"}}
     worse = found | {"samples": [sample | {"tuned": "z"} for sample in SAMPLES]}
