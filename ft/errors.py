@@ -64,8 +64,8 @@ def exit_cleanly() -> Iterator[None]:
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
         print(
-            f"error: the disk is full{where}. Nothing half-written was kept; free some space or "
-            "choose another --output-dir, then run again.",
+            f"error: the disk is full{where}, or takes no file so large (FAT, `ulimit -f`). Nothing half-written "
+            "was kept; free some space or choose another --output-dir, then run again.",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -100,13 +100,16 @@ def lack_of_memory(error: Exception) -> str:
 
 
 # what torch.save and safetensors say, which raise errors of their own
-_FULL = re.compile(r"PytorchStreamWriter failed|inline_container|No space left|Disk quota exceeded")
+_FULL = re.compile(
+    r"PytorchStreamWriter failed|inline_container|No space left|Disk quota exceeded|File too large"
+)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a write failed as the disk is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether a write failed as the disk is full, or takes no file as large."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno in _NO_ROOM
     return bool(_FULL.search(str(error)))
 
 
@@ -128,7 +131,7 @@ def hub_errors(
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, http_error) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
             raise
         cause: BaseException = error
         while cause.__cause__ and isinstance(cause, RuntimeError | errors.LocalEntryNotFoundError):

@@ -97,6 +97,21 @@ def test_what_the_system_says_of_a_path_is_one_line(number, capsys):
     assert capsys.readouterr().err == f"error: some/place: {os.strerror(number)}\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as stopped, exit_cleanly():
+        raise error
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the disk is full, or takes no file so large")
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch's own is called."""
 
