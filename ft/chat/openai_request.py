@@ -12,7 +12,8 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "logit_bia
 SAMPLING += ("presence_penalty", "frequency_penalty", "repetition_penalty")
 HEARD = ("model", "max_tokens", "n", "stream", "stream_options", "logprobs", *SAMPLING)
 OF_CHAT = ("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice")
-OF_CHAT += ("response_format", "chat_template_kwargs", "include_reasoning")
+OF_CHAT += ("response_format", "chat_template_kwargs", "include_reasoning", "reasoning_effort")
+OF_CHAT += ("parallel_tool_calls",)
 OF_TEXT = ("prompt", "echo")
 # keys that change nothing about an answer
 UNHEARD = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
@@ -21,11 +22,9 @@ UNHEARD += ("prompt_cache_retention", "prediction")
 ABSENT: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "parallel_tool_calls": (True,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "reasoning_effort": ("none",),
 }
 # of a message: what templates read, and what clients send back of an answer
 MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -67,6 +66,7 @@ class Request:
     echo: bool = False
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: str | None = None  # none, auto, required, or the name of the function to call
+    parallel: bool = True  # whether an answer may have several calls
     schema: dict[str, Any] | None = field(default=None)  # of the JSON that the answer must be
     thinking: bool | None = None  # whether thoughts are asked for; none: as the template has it
     thoughts: bool = True  # whether they are shown
@@ -115,8 +115,9 @@ def parse(body: bytes, *, chat: bool) -> Request:
         echo=echo,
         tools=tools,
         tool_choice=choice,
+        parallel=_of(found, "parallel_tool_calls", bool, True),
         schema=_schema(_of(found, "response_format", dict, {"type": "text"})),
-        thinking=_thinking(_of(found, "chat_template_kwargs", dict, {})),
+        thinking=_thinking(found),
         thoughts=_of(found, "include_reasoning", bool, True),
     )
     if other := set(options) - {"include_usage", "include_obfuscation"}:
@@ -247,12 +248,22 @@ def _schema(wanted: dict[str, Any]) -> dict[str, Any] | None:
     raise _wrong("response_format", wanted, "text, json_object, or json_schema with its schema")
 
 
-def _thinking(options: dict[str, Any]) -> bool | None:
+def _thinking(found: Mapping[str, Any]) -> bool | None:
+    """Whether thoughts are asked for; none: as the template has it, which OpenAI's default, medium, leaves alone."""
+    options = _of(found, "chat_template_kwargs", dict, {})
     if other := set(options) - {"enable_thinking"}:
         raise Refused(
             f"chat_template_kwargs: {min(other)!r} cannot be had here", key="chat_template_kwargs"
         )
-    return _of(options, "enable_thinking", bool, False) if options else None
+    asked = _of(options, "enable_thinking", bool, False) if options else None
+    effort = _of(found, "reasoning_effort", str, "medium")
+    if effort not in ("none", "medium") or (asked and effort == "none"):
+        raise Refused(
+            f"reasoning_effort = {json.dumps(effort)[:80]} cannot be had here; none goes without thoughts, and "
+            'chat_template_kwargs = {"enable_thinking": true} asks for them',
+            key="reasoning_effort",
+        )
+    return False if effort == "none" else asked
 
 
 def _of(found: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:

@@ -148,6 +148,7 @@ def _said(request: Request, answer: "Answer", form: "Form | None") -> dict[str, 
             found.append(native_calls.read(text, form.quote if form else ""))
         except native_calls.NoCall:
             content += text
+    found = found if request.parallel else found[:1]
     said: dict[str, Any] = {"content": content or (None if found else ""), "refusal": None}
     if found:
         said["tool_calls"] = [

@@ -159,6 +159,7 @@ def test_what_asks_for_nothing_is_allowed(server):
     quiet |= {"model": None, "top_k": -1, "min_p": 0, "store": True, "prompt_cache_key": "k"}
     quiet |= {"parallel_tool_calls": True, "tool_choice": "auto", "safety_identifier": "s"}
     quiet |= {"response_format": {"type": "text"}, "metadata": {"a": "b"}, "top_logprobs": None}
+    quiet |= {"reasoning_effort": "medium"}
     assert (
         post(server, "/v1/chat/completions", ASK | quiet)["choices"]
         == post(server, "/v1/chat/completions", ASK)["choices"]
@@ -246,8 +247,13 @@ def refused(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         ({"tools": [TOOL | {"type": "web_search"}]}, "tools", "other than functions"),
         ({"tool_choice": "required"}, "tool_choice", "a function of tools"),
         ({"tool_choice": {"function": {"name": "g"}}}, "tool_choice", "that tools lacks"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "cannot be had"),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "cannot be had"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls", "true or false"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "cannot be had.*enable_thinking"),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            "reasoning_effort",
+            "none goes without thoughts",
+        ),
         ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs", "'x' cannot be had"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "messages", "asks for thoughts"),
         ({"response_format": {"type": "xml"}}, "response_format", "text, json_object, or"),

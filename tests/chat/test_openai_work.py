@@ -11,7 +11,7 @@ import torch
 from support import gemma_tokens, tiny
 from support.serving import events, post, send, serving
 
-from ft.chat import openai_work, partner
+from ft.chat import openai_request, openai_work, partner
 from ft.chat.conversation import Conversation
 from ft.generate import answers, constraints
 from ft.generate.samplers import Beam, Chain, Greedy, MinP, TopK, TopP
@@ -248,6 +248,29 @@ def test_a_call_comes_back_as_a_call_whole_and_streamed(jinja, call, said, monke
         found, reason = streamed(server, body)
         assert found["calls"] == [made["function"]]
         assert (found["content"], reason) == (said.strip(), "tool_calls")
+
+
+@pytest.mark.parametrize(("jinja", "call"), [(GEMMA4, CALL), (GEMMA3, BY_PROMPT)])
+def test_of_several_calls_a_client_may_want_the_first_alone(jinja, call, monkeypatch):
+    body = {"messages": ASK["messages"], "tools": [WEATHER]}
+    with writing(jinja, f"{call}\n{call}", monkeypatch) as server:
+        for options, count in (({}, 2), ({"parallel_tool_calls": False}, 1)):
+            (choice,) = post(server, CHATS, body | options)["choices"]
+            assert len(choice["message"]["tool_calls"]) == count
+            assert choice["message"]["content"] is None
+            found, reason = streamed(server, body | options)
+            assert (len(found["calls"]), found["content"], reason) == (count, "", "tool_calls")
+
+
+def test_no_effort_goes_without_the_thoughts_that_a_run_asks_for():
+    tokenizer = gemma_tokens.tokenizer_of(GEMMA4)
+    template = prompts.by_name("chat", tokenizer, enable_thinking=True)
+    who: Any = types.SimpleNamespace(template=template, tokenizer=tokenizer, context=2048)
+    read = lambda **more: openai_work.prompts(  # noqa: E731
+        who, openai_request.parse(json.dumps(ASK | more).encode(), chat=True)
+    )
+    off = read(chat_template_kwargs={"enable_thinking": False})
+    assert read(reasoning_effort="none") == off != read(reasoning_effort="medium") == read()
 
 
 def test_what_a_tool_said_is_read_as_the_chat_template_shows_it(monkeypatch):
