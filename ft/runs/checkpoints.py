@@ -152,8 +152,11 @@ def resumable(
 def _newest(folder: Path) -> Path:
     found = complete(folder)
     if not found:
+        begun = (folder / "run.json").exists()  # else a start without --resume would send back here
         raise UserError(
             f"--resume last: {folder} holds no complete checkpoint; start without --resume"
+            + ", and with --overwrite-output-dir for the run that ended there before its first"
+            * begun
         )
     harmed = []
     for place in reversed(found):

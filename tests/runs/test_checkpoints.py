@@ -69,6 +69,14 @@ def test_a_harmed_one_is_refused_by_name(how, tmp_path):
             checkpoints.resumable(tmp_path, resume, MADE_WITH)
 
 
+def test_a_run_that_ended_before_its_first_is_not_sent_in_a_circle(tmp_path):
+    with pytest.raises(UserError, match="complete checkpoint; start without --resume$"):
+        checkpoints.resumable(tmp_path, "last", MADE_WITH)
+    (tmp_path / folder.RECORD).write_text("{}")
+    with pytest.raises(UserError, match="start without --resume, and with --overwrite-output-dir"):
+        checkpoints.resumable(tmp_path, "last", MADE_WITH)
+
+
 def test_what_differs_is_named(tmp_path):
     make(tmp_path, 4)
     with pytest.raises(UserError, match=r"something else.*\n  learning_rate: 0.1 -> 0.2"):
