@@ -295,7 +295,8 @@ def _whole_function() -> Any:
             results = [*whole.split(heights, -1)] if len(heights) > 1 else [whole]
             if apart:
                 results[-1] = results[-1].clone()
-            return tuple(results)
+            # no views, which nothing may write into: Gemma 3n scales what projects its inputs of layers
+            return tuple(each.new_empty(0).set_(each) for each in results)
 
         @staticmethod
         def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205

@@ -15,7 +15,8 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         views = [r.alias_info and not r.alias_info.is_write for r in function._schema.returns]
         name = function.overloadpacket.__name__
-        self.count += not any(views) and "empty" not in name and not name.startswith("lift")
+        without = "empty" in name or name == "set_" or name.startswith("lift")
+        self.count += not any(views) and not without
         return function(*args, **(kwargs or {}))
 
 
