@@ -240,7 +240,7 @@ def _function() -> Any:
             x, dtype = x.to(result.dtype), result.dtype
             low_a, low_b = cast(a, dtype), cast(b, dtype)
             flat = x.reshape(-1, x.shape[-1])
-            low = flat @ low_a.T  # [N, R]
+            low = (flat @ low_a.T).to(dtype)  # [N, R]; autocast would leave it in 16 bits
             result.view(-1, result.shape[-1]).addmm_(low, low_b.T, alpha=scale)
             ctx.mark_dirty(result)
             ctx.save_for_backward(flat, low, low_a, low_b)

@@ -122,6 +122,19 @@ def test_results_may_be_written_into(monkeypatch):
         assert a.grad is None or torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [torch.no_grad, torch.enable_grad])
+def test_a_layer_in_fp32_answers_so_under_autocast(rows):
+    """As one in 4 bits does for an input in fp32, which Gemma 3n's sparse layers have."""
+    x, made = torch.randn(5, 8), torch.randn(5, 6)
+    a, b = torch.randn(4, 8, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    with rows(), torch.autocast("cpu", torch.bfloat16):
+        found = lora_linear.add_low_rank(made.clone(), x, a, b, 2.0)
+    assert torch.allclose(found, made + 2 * x @ a.T @ b.T, atol=0.2)
+    if found.requires_grad:
+        found.sum().backward()
+        assert torch.allclose(b.grad, 2 * (x @ a.T).sum(0).expand(6, 4), atol=0.2)
+
+
 def test_a_result_that_nothing_reads_has_no_part_in_the_gradient(monkeypatch):
     monkeypatch.setattr(joined, "DEVICES", ("cpu",))
     torch.manual_seed(0)
