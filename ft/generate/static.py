@@ -258,8 +258,9 @@ def _places() -> Any:
             if flash_decode.usable(keys, *new) and flash_decode.works(*place, self.capped):
                 flash_decode.put(keys, self.values, *new, self.at)
             else:
-                keys.index_copy_(2, self.at, key_states)
-                self.values.index_copy_(2, self.at, value_states)
+                # autocast may leave those of one token in another dtype than the prefill's
+                for places, each in zip((keys, self.values), new, strict=True):
+                    places.index_copy_(2, self.at, each.to(places.dtype))
             return keys, self.values
 
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -263,3 +263,16 @@ def test_a_token_of_gemma_2_2b_starts_few_operations(monkeypatch):
     two, three = (launches(n, monkeypatch) for n in (2, 3))
     assert three - two == 15
     assert two + 24 * (three - two) <= 420
+
+
+def test_a_token_in_another_dtype_than_the_prefill_has_its_place():
+    """Under autocast, as in a training of Gemma 3n that draws answers, keys of one token come in bf16."""
+    import types
+
+    made = torch.randn(2, 1, 3, 4)
+    at = torch.tensor([3])
+    places = static._places()(types.SimpleNamespace(keys=made, values=made), at, 2, 5, False)
+    new = torch.randn(2, 1, 1, 4, dtype=torch.bfloat16)
+    keys, values = places.update(new, new)
+    assert torch.equal(keys[:, :, 3:4], new.float())
+    assert torch.equal(values[:, :, 3:4], new.float())
