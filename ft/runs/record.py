@@ -42,7 +42,7 @@ MAY_CHANGE = {
 
 def trackers(report_to: str) -> list[str]:
     """The names in a setting ``report_to``, which are parted by commas; empty for ``none``."""
-    names = [name.strip() for name in report_to.split(",")]
+    names = dict.fromkeys(name.strip() for name in report_to.split(","))
     return [name for name in names if name not in ("", "none")]
 
 

@@ -611,7 +611,7 @@ def test_several_trackers(check, monkeypatch):
     names(seen["versions"], "ERROR --report-to wandb needs wandb, which is not installed")
     seen, status, _ = check("--report-to", "all,json")
     names(seen["versions"], "ERROR --report-to all: allowed are json, csv, wandb, none")
-    assert [*map(record.trackers, ("json, csv", "none", "", "none,csv"))] == [
+    assert [*map(record.trackers, ("json, csv,json", "none", "", "none,csv"))] == [
         ["json", "csv"],
         [],
         [],
