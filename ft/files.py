@@ -18,10 +18,16 @@ OLD = "old"  # in a hidden folder: what a new one takes the place of
 
 
 def cache_dir() -> Path:
-    """The user's cache of ``ft``: ``$FT_CACHE``, else ``$XDG_CACHE_HOME/ft``, else ``~/.cache/ft``."""
+    """The user's cache of ``ft``: ``$FT_CACHE``, else ``$XDG_CACHE_HOME/ft``, else ``~/.cache/ft``.
+
+    Raises ``UserError`` for a user without a home, as a container's may be.
+    """
     if path := os.environ.get("FT_CACHE"):
         return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ft"
+    except RuntimeError:
+        raise UserError("this user has no home folder: name a cache with FT_CACHE") from None
 
 
 def sha256(path: Path) -> str:

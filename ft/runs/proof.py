@@ -33,7 +33,10 @@ def of(made_with: Mapping[str, Any], settings: Mapping[str, Any], attention: str
 def keep(holds_for: Mapping[str, Any], seen: Sequence[Check]) -> str:
     """Keep what was seen, in place of what was before; returns what is to be said of it, also if it cannot be."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    file = _file(holds_for)
+    try:
+        file = _file(holds_for)
+    except UserError as error:
+        return f"no run will carry this: {error}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"measured": now, "seen": list(seen), "of": holds_for})

@@ -1,6 +1,7 @@
 """What `ft check --weights` saw goes with the very run that it is of, and with no other."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,20 @@ def test_the_same_run_takes_it_with_when_and_where_it_was_measured():
     assert checks[1].keys() - OK == {"measured", "device"}
     assert f"{proof.moment(checks[1])}, taken into the record: packed" in said
     assert "ERROR" not in said
+
+
+def test_a_user_without_a_home_has_no_proof_and_trains_all_the_same(monkeypatch):
+    def homeless():  # as a container's user, of whom /etc/passwd knows nothing
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    wanted = "this user has no home folder: name a cache with FT_CACHE"
+    assert proof.keep(holds_for(), [OK]) == f"no run will carry this: {wanted}"
+    checks, said = proof.taken(BEFORE, holds_for())
+    assert checks == BEFORE
+    assert said.startswith(wanted)
 
 
 def test_what_a_failed_one_found_is_said_and_kept():
