@@ -51,6 +51,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    lora.check_kind(folder / "adapter_config.json")
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False  # as in training: the adapter trains
     config.base_model_name_or_path = None  # PEFT warns where it has moved

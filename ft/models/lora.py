@@ -219,6 +219,8 @@ _BEYOND = {  # what PEFT's LoRA can have beside its matrices, and is not done he
 def check_kind(file: Path) -> None:
     """Raise ``UserError`` for another adapter than LoRA, one without a scale, and one whose start is lost."""
     values = read_json(file)
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is not the configuration of an adapter: no object")
     merged = "merge it with PEFT's merge_and_unload and give that folder"
     if (kind := values.get("peft_type", "LORA")) != "LORA":
         raise UserError(

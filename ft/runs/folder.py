@@ -216,9 +216,41 @@ def adopted(run: Run, name: str = ".adapter") -> Iterator[Path]:
 def read(folder: str | Path) -> dict[str, Any]:
     """The ``run.json`` of a run's folder. Raises ``UserError`` if there is none."""
     try:
-        return read_json(Path(folder) / RECORD)
+        found = read_json(Path(folder) / RECORD)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: not a run's folder, it has no {RECORD}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{Path(folder) / RECORD} is no run's record: no object")
+    return found
+
+
+class Settings(dict[str, Any]):
+    """A run's settings; one that is asked for and not there, as in a file that was cut, is named: ``UserError``."""
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(
+            f"{self.file} has no {key}: it was cut, or is of another version of ft; add a line `{key}: value`"
+        )
+
+
+def read_settings(folder: Path) -> Settings:
+    """The ``config.yaml`` of a run's folder. Raises ``UserError`` for one that is not there or holds no settings."""
+    import yaml
+
+    file = folder / CONFIG
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: not a run's folder, it has no {CONFIG}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no settings")
+    return Settings(file, found)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -189,10 +189,8 @@ def finished(
     goes on the base that is there, whatever its weights. An adapter that was made elsewhere takes ``template``,
     which it is asked with, and ``model``, its base where it names another; a run has both.
     """
-    import yaml
-
     from ft.runs import hub
-    from ft.runs.folder import CONFIG, RECORD, read
+    from ft.runs.folder import RECORD, read, read_settings
 
     local = Path(run).expanduser()
     folder = local if elsewhere.is_alone(local) else hub.pull(local if local.is_dir() else run)
@@ -207,16 +205,7 @@ def finished(
             "other weights there"
         )
     record = read(folder)
-    try:
-        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{run}: not a run's folder, it has no {CONFIG}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{folder / CONFIG} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder / CONFIG} holds no settings")
+    settings = read_settings(folder)
     if "template" not in record:
         raise UserError(f"{folder / RECORD} names no template: that run ended before it had begun")
     found = Finished(folder, record, settings, from_record(record["template"]), str(run), any_base)

@@ -147,6 +147,9 @@ def _read(folder: Path) -> dict[str, Any]:
         record = json.loads(without_paths(text["run.json"], "run.json"))
         config = without_paths(text["config.yaml"], "config.yaml")
         settings = yaml.safe_load(config) or {}
+        for name, value in (("run.json", record), ("config.yaml", settings)):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name} holds nothing of a run")
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder}: {error}") from None
     lines = json_lines(text["metrics.jsonl"])

@@ -1,5 +1,6 @@
 """A recipe opened by its file, and a finished run by its folder."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -57,6 +58,32 @@ def test_settings_that_are_no_yaml(run_folder: Path, text: bytes) -> None:
     (run_folder / "config.yaml").write_bytes(text)
     with pytest.raises(UserError, match=r"config\.yaml is not valid YAML"):
         opened.finished(run_folder)
+
+
+def test_a_setting_that_is_not_there_is_named(run_folder: Path) -> None:
+    (run_folder / "config.yaml").write_text("seed: 1\n")  # cut behind a line
+    found = opened.finished(run_folder)
+    assert found.settings.get("length_policy") is None
+    with pytest.raises(UserError, match=r"config\.yaml has no model_name_or_path: it was cut"):
+        _ = found.base
+
+
+@pytest.mark.parametrize("verb", ["report", "eval", "merge", "summary"])
+@pytest.mark.parametrize("file", ["run.json", "config.yaml", "adapter_config.json"])
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": '])
+def test_a_damaged_file_of_a_run_is_one_line(
+    verb: str, file: str, text: str, tmp_path: Path, capsys
+) -> None:
+    finished_run.write_real(tmp_path / "run")
+    config = f"model_name_or_path: {tmp_path / 'base'}\n"
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    (tmp_path / "run" / file).write_text(text)
+    words = [verb, str(tmp_path / "run"), *[str(tmp_path / "out")] * (verb == "merge")]
+    with contextlib.suppress(SystemExit):
+        cli.main(words)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("error: ") <= 1
 
 
 def test_a_run_that_had_hardly_begun(run_folder: Path) -> None:
