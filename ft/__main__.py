@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import os
+import re
 import sys
 from collections.abc import Sequence
 
 from ft import __version__
-from ft.errors import exit_cleanly
+from ft.errors import UserError, exit_cleanly
 
 # verb -> what it does, the first sentence of its file in ft/cli/, which is imported when it is asked for
 VERBS: dict[str, dict[str, str]] = {
@@ -78,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             module.arguments(its)
             its.set_defaults(run=module.command)
     with exit_cleanly():
+        _check_words(words)
         options, rest = parser.parse_known_args(argv)
         if options.command in TAKE_RECIPE_FLAGS:
             options.rest = rest
@@ -86,6 +89,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = vars(options)
         del arguments["command"]
         arguments.pop("run")(**arguments)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise ``UserError`` for a word that no tokenizer reads: its bytes are not of the locale, and it is no file."""
+    for word in words:
+        if not word.isascii() and re.search("[\ud800-\udfff]", word) and not os.path.exists(word):
+            raise UserError(
+                f"command line: {word.encode(errors='surrogateescape')!r} is not {sys.getfilesystemencoding()}; write "
+                "it so, or set LANG to a locale of UTF-8"
+            )
 
 
 if __name__ == "__main__":

@@ -112,6 +112,16 @@ def test_a_disk_that_takes_no_more_is_one_line(error, capsys):
     assert capsys.readouterr().err.startswith("error: the disk is full, or takes no file so large")
 
 
+def test_words_of_another_encoding_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["generate", "embedded", "caf\udce9"])
+    assert stopped.value.code == 2
+    assert "command line: b'caf\\xe9' is not utf-8" in capsys.readouterr().err
+    Path("caf\udce9").mkdir()  # a name may be of any bytes
+    cli._check_words(["report", "caf\udce9"])
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch's own is called."""
 
