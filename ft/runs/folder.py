@@ -58,8 +58,9 @@ def check_folder(folder: Path, overwrite: bool = False, resume: str | None = Non
     target = Target(folder, overwrite, resume)
     if not is_main():  # the main process may already have made it
         return target
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output folder {folder}: that is a file; choose another --output-dir")
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = "a file" if folder.exists() else "a link that leads nowhere"
+        raise UserError(f"output folder {folder}: that is {what}; choose another --output-dir")
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(

@@ -41,6 +41,12 @@ def test_a_file_in_the_way_is_named(tmp_path):
         start(tmp_path / "run" / "below")
 
 
+def test_a_link_that_leads_nowhere_is_named_before_anything_is_loaded(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="link: that is a link that leads nowhere; choose another"):
+        run.check_folder(tmp_path / "link")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)
