@@ -292,7 +292,7 @@ def _whole_function() -> Any:
             ctx.save_for_backward(flat, low, a, *b)
             ctx.set_materialize_grads(False)
             ctx.parts, ctx.sizes, ctx.shape, ctx.below = parts, (ranks, heights), x.shape, below
-            results = [*whole.split(heights, -1)] if len(heights) > 1 else [whole]
+            results: list[Any] = [*whole.split(heights, -1)] if len(heights) > 1 else [whole]
             if apart:
                 results[-1] = results[-1].clone()
             # no views, which nothing may write into: Gemma 3n scales what projects its inputs of layers
