@@ -63,6 +63,7 @@ class LogProbs(graphed.Graphed):
         if why:
             return say(f"CUDA graphs: off, as {why}")
         say(graphed.ON)
+        graphed.leave_nothing_shared(self.model)
         self._without_ddp()
         drops, parameters = graphed.drops(self.model), self.model.parameters()
         self.graphs = HiddenStates(self._hidden, parameters, say, drops=drops, make=make)

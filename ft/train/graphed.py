@@ -42,6 +42,27 @@ def recomputes(model: Any, args: Any) -> bool:
     return bool(getattr(model, there, False)) or any(getattr(args, n, False) is True for n in names)
 
 
+def leave_nothing_shared(model: Any) -> None:
+    """Let layers of Gemma 3n and 4 drop the keys and values that others share once they are computed again.
+
+    The others, which come later, have gone back by then. Kept, these would hold their own way back for ever: of what leads
+    to no parameter ``row.accumulate`` goes through nothing, and autograd drops what it went through.
+    """
+    for module in model.modules():
+        if getattr(module, "store_full_length_kv", False):
+            module.register_forward_pre_hook(_aside, with_kwargs=True)
+
+
+def _aside(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    import torch
+
+    going_back = torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]
+    if going_back and (shared := kwargs.get("shared_kv_states")) is not None:
+        shared.clear()
+        return args, kwargs | {"shared_kv_states": {}}
+    return None
+
+
 def halves(
     model: Any, context: Callable[[], Any], back: Callable[["Tensor"], None]
 ) -> "tuple[Callable[[Mapping[str, Any]], Tensor], Callable[[Tensor, Mapping[str, Any]], None]]":
@@ -133,6 +154,7 @@ class Graphed:
             return
         say(ON)
         model: Any = self.model
+        leave_nothing_shared(model)
         joined.lay_plain(model)  # as answers would between two steps, under the graphs
         self._without_ddp()
         self.graphs = Graphs(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import random
 import sys
 
@@ -28,6 +29,7 @@ from ft.runs import folder as run
 from ft.text import batches, row_inputs
 from ft.text.examples import lengths_of
 from ft.train import graph_room, graphed, graphs, optim, trainer
+from ft.train.row import accumulate
 
 
 @pytest.fixture(autouse=True)
@@ -569,6 +571,35 @@ def test_answers_between_steps_move_no_weight_that_graphs_read(tmp_path, monkeyp
     options = {"full": True, "epochs": 1, "rows": 8, "callbacks": [Answers()]}
     toy.go(tmp_path / "run", make_graph=Replayed, accept_loss=True, **options)
     assert moved == [False] * 2
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3n", "gemma4_text"])
+def test_nothing_stays_of_a_row_that_was_computed_again(kind):
+    """Layers that share keys and values would hold on to one layer's activations of every row."""
+    model = lora.attach(tiny.build(kind), r=4, alpha=8).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    body, ids = model.get_base_model().model, torch.arange(5, 25)[None]
+
+    def learn() -> list[torch.Tensor]:
+        out = body(input_ids=ids, use_cache=False).last_hidden_state
+        accumulate(out, torch.ones_like(out), trained)
+        found = [p.grad for p in trained if p.grad is not None]
+        model.zero_grad()
+        return found
+
+    def there() -> int:
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+        return sum(each.grad_fn is not None for each in tensors)
+
+    plain, before = learn(), there()
+    model.gradient_checkpointing_enable(graphed.recomputing(model))
+    graphed.leave_nothing_shared(model)
+    graphed.leave_nothing_shared(model)
+    again = learn()
+    assert there() == before
+    torch.testing.assert_close(again, plain)
 
 
 def lines(folder, key) -> list[float]:
