@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ft.kernels import joined
 from ft.machine import say
 from ft.text.row_inputs import HEAD
 from ft.train.graphs import Graphs
@@ -142,6 +141,8 @@ class Graphed:
 
     def _use_graphs(self, make: Any) -> None:
         """Run rows as CUDA graphs, where that is possible."""
+        from ft.kernels import joined
+
         why = refusal(
             self.model,
             packing=self.packing and self.batch is None,
