@@ -60,19 +60,24 @@ def text_lines(data: bytes, name: object) -> tuple[list[str], dict[int, str]]:
     What is packed is unpacked; UTF-16 and UTF-32 are told by their byte-order mark; where there is no
     "\n" at all, "\r" ends lines. Raises ``UserError`` for what has so many NUL bytes that it is no UTF-8.
     """
-    lines, bad = lines_of(data := _utf8(data, name))
+    return _lines(_utf8(data, name))
+
+
+def text_of(data: bytes, name: object) -> tuple[str, dict[int, str]]:
+    r"""A file's bytes as one text of lines ended by "\n", without those that are none, and why, by number."""
+    lines, bad = _lines(data := _utf8(data, name))
+    kept = [line.removesuffix("\r") for number, line in enumerate(lines, 1) if number not in bad]
+    return "\n".join(kept) + "\n" * data.endswith(b"\n"), bad
+
+
+def _lines(data: bytes) -> tuple[list[str], dict[int, str]]:
+    """``lines_of``, where a NUL byte is no text either."""
+    lines, bad = lines_of(data)
     if 0 in data:
         for number, line in enumerate(lines, 1):
             if "\0" in line and number not in bad:
                 bad[number] = f"a NUL byte at character {line.index(chr(0)) + 1} of the line"
     return lines, bad
-
-
-def text_of(data: bytes, name: object) -> tuple[str, dict[int, str]]:
-    r"""A file's bytes as one text of lines ended by "\n", without those that are none, and why, by number."""
-    lines, bad = text_lines(data := _utf8(data, name), name)
-    kept = [line.removesuffix("\r") for number, line in enumerate(lines, 1) if number not in bad]
-    return "\n".join(kept) + "\n" * data.endswith(b"\n"), bad
 
 
 def _utf8(data: bytes, name: object) -> bytes:

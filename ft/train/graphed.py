@@ -49,6 +49,7 @@ def leave_nothing_shared(model: Any) -> None:
     """
     for module in model.modules():
         if getattr(module, "store_full_length_kv", False):
+            # it does nothing but in a backward, and stays
             module.register_forward_pre_hook(_aside, with_kwargs=True)
 
 
